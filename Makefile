@@ -1,0 +1,34 @@
+# The course in one-line commands; everything runs in .venv, which `install` makes (and leaves alone when it is up to date).
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+PORT ?= 8888
+RUN := .venv/bin/python
+
+.PHONY: lab test install build grade bench model lock clean
+
+lab: install  ## open the course in JupyterLab, on unit 00 (PORT=8899 for another port)
+	@$(RUN) lab/start.py --port "$(PORT)"
+
+test: install  ## run every test: helpers, release, misconceptions, grading, notebooks
+	@$(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests solutions
+
+install:
+	@command -v $(PYTHON) >/dev/null || { echo "No Python found. Install Python 3.11, then: make lab PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) lab/install.py
+
+build: install  ## solutions/*/*.py -> executed solutions -> learners' notebooks (FORCE=1 executes what is unchanged, too)
+	@$(RUN) -m grading.build $(if $(FORCE),--force) $(UNITS)
+
+grade: install  ## grade gradebook/submitted/STUDENT/UNIT/UNIT.ipynb; writes feedback and gradebook/grades.csv
+	@$(RUN) -m grading.grade $(UNITS)
+
+bench: install  ## measure what the course cites; writes benchmarks/results/
+	@$(RUN) -m benchmarks.round_to_nearest
+
+model: install  ## train the course model again (about an hour on two cores; resumes after an interruption)
+	@$(RUN) -m helpers.train_course_model
+
+lock: install  ## pin every dependency of pyproject.toml again, in requirements.lock
+	@$(RUN) -m grading.lock
+
+clean:  ## remove what make made (not your notebooks, not the gradebook)
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

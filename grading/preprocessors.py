@@ -1,0 +1,53 @@
+"""Two steps of nbgrader's pipeline that this course does its own way."""
+
+from __future__ import annotations
+
+from nbformat.notebooknode import NotebookNode
+from nbgrader import utils
+from nbgrader.preprocessors import ClearSolutions, OverwriteCells
+
+STUB = '# YOUR CODE HERE\nraise NotImplementedError("Exercise {number} is not solved yet: replace this line.")'
+
+
+def exercise_number(grade_id: str) -> str:
+    """ "ex_1_2" and "ex_1_2_check" are "1.2"."""
+    return ".".join(part for part in grade_id.split("_") if part.isdigit())
+
+
+class StubWithNumber(ClearSolutions):
+    """Replace each solution by a stub that names its exercise."""
+
+    def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple[NotebookNode, dict]:
+        number = exercise_number(cell.metadata.get("nbgrader", {}).get("grade_id", ""))
+        self.code_stub = {"python": STUB.format(number=number)}
+        return super().preprocess_cell(cell, resources, index)
+
+
+class RestoreCells(OverwriteCells):
+    """Overwrite changed test cells, and put deleted ones back where the learner's code for them has run.
+
+    nbgrader's own version puts a deleted cell right behind its predecessor, so it misses code that the learner
+    moved to a new cell, and stops with KeyError when the predecessor is gone as well.
+    """
+
+    def add_missing_grade_cells(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+        source = self.gradebook.find_notebook(self.notebook_id, self.assignment_id)
+        names = [cell.name for cell in source.source_cells]
+        grade_cells = {cell.name: cell for cell in source.grade_cells}
+        solutions = {cell.name for cell in source.solution_cells}
+        for at in reversed(range(len(names))):
+            name = names[at]
+            present = {
+                cell.metadata.nbgrader["grade_id"]: index
+                for index, cell in enumerate(nb.cells)
+                if (utils.is_grade(cell) or utils.is_solution(cell)) and "grade_id" in cell.metadata.nbgrader
+            }
+            if name not in grade_cells or name in present:
+                continue
+            self.log.warning("Missing grade cell %s encountered, adding to notebook", name)
+            cell = self.missing_cell_transform(
+                source.source_cells[at], grade_cells[name].max_score, is_solution=name in solutions
+            )
+            before = min((present[later] for later in names[at + 1 :] if later in present), default=len(nb.cells))
+            nb.cells.insert(before, cell)
+        return nb, resources

@@ -1,0 +1,188 @@
+"""Friendly checks for the visible part of a test cell: they say what passed and name the likely mistake.
+
+A grade never depends on this module: hidden tests are plain assertions, and a progress file that cannot be
+written is only mentioned. Introduced in unit 00.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PROGRESS_FILE = Path(__file__).resolve().parent.parent / "progress.json"
+
+
+class CheckFailed(AssertionError):
+    """A check that did not pass; its text is written for the learner."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for this: the sentence, not a page of frames
+        return [str(self)]
+
+
+class NotSolvedYet(CheckFailed):
+    """The exercise still holds its stub: neither right nor wrong."""
+
+
+@contextmanager
+def check(exercise: str, passed: str) -> Iterator[None]:
+    """Run the visible checks of `exercise`; print `passed` and record progress when all of them hold.
+
+    Raises
+    ------
+    NotSolvedYet
+        If the learner's code is still the stub.
+    CheckFailed
+        If a check fails or the learner's code raises; the sentence names the likely mistake.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        if type(error) is not NotImplementedError:
+            raise  # a missing kernel in PyTorch is a subclass, and a different story
+        if "is not solved yet" not in str(error):
+            raise CheckFailed(f"Exercise {exercise}: your code stops with NotImplementedError: {error}") from error
+        message = f"Exercise {exercise} is not solved yet: write your code where the cell above says YOUR CODE HERE, run it, then run this cell again."
+        _record(exercise, "untouched")
+        raise NotSolvedYet(message) from None
+    except AssertionError as error:
+        _record(exercise, "tried")
+        raise CheckFailed(f"Exercise {exercise}: not yet. {error}") from None
+    except NameError as error:
+        _record(exercise, "tried")
+        raise CheckFailed(
+            f"Exercise {exercise}: {error}. Either your code uses a name that does not exist, or the cell that "
+            "defines it has not run: use Run > Run All Above Selected Cell, then run this cell again."
+        ) from error
+    except Exception as error:
+        _record(exercise, "tried")
+        error.add_note(f"Exercise {exercise}: your code raised this error, so the check could not finish.")
+        raise
+    _record(exercise, "solved")
+    print(f"Exercise {exercise} passed: {passed}.")
+
+
+def close(
+    answer: Tensor,
+    expected: Tensor,
+    what: str,
+    mistakes: Mapping[str, Tensor] | None = None,
+    atol: float = 1e-5,
+    rtol: float = 1e-5,
+) -> None:
+    """Assert that a tensor equals the expected one up to rounding, else say what is wrong with it.
+
+    Parameters
+    ----------
+    answer, expected : Tensor
+        The learner's result and an independent one.
+    what : str
+        What `answer` is, for the message: "your output for 2 heads".
+    mistakes : mapping of str to Tensor
+        A sentence for each known mistake, with the value that this mistake gives.
+    atol, rtol : float
+        Allowed is ``atol + rtol * abs(expected)``, for every element (the maximum counts, not the mean).
+
+    Raises
+    ------
+    AssertionError
+    """
+    tensor(answer, expected.shape, what)
+    if _same(answer, expected, atol, rtol):
+        return
+    for sentence, wrong in (mistakes or {}).items():
+        if wrong.shape == expected.shape and _same(answer, wrong, atol, rtol):
+            raise AssertionError(f"{what} is wrong: {sentence}")
+    if not torch.isfinite(answer.double()).all():
+        raise AssertionError(f"{what} holds nan or inf.")
+    error = (answer.double() - expected.double()).abs()
+    worst = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    raise AssertionError(
+        f"{what} differs from the expected value by up to {error.max():.3g}; at index {list(worst)} it is "
+        f"{answer[worst]:.6g} and should be {expected[worst]:.6g}."
+    )
+
+
+def tensor(answer: object, shape: torch.Size | tuple[int, ...], what: str, dtype: torch.dtype | None = None) -> None:
+    """Assert that `answer` is a tensor of this shape (and dtype)."""
+    given(answer, what)
+    assert isinstance(answer, Tensor), f"{what} should be a tensor, not {type(answer).__name__}."
+    assert answer.shape == shape, f"{what} has shape {tuple(answer.shape)}; expected is {tuple(shape)}."
+    assert dtype is None or answer.dtype == dtype, f"{what} has dtype {answer.dtype}; expected is {dtype}."
+
+
+def number(answer: object, expected: float, what: str, mistakes: Mapping[str, float] | None = None, rtol: float = 1e-5) -> None:
+    """Assert that `answer` is a number equal to `expected` up to `rtol`, else name the likely mistake."""
+    given(answer, what)
+    try:
+        value = float(answer)
+    except (TypeError, ValueError):
+        raise AssertionError(f"{what} should be a number, not {type(answer).__name__}.") from None
+    near = lambda other: abs(value - other) <= rtol * max(abs(other), 1e-12)  # noqa: E731
+    if near(expected):
+        return
+    for sentence, wrong in (mistakes or {}).items():
+        if near(wrong):
+            raise AssertionError(f"{what} is wrong: {sentence}")
+    raise AssertionError(f"{what} is {value:.6g}; expected is {expected:.6g}.")
+
+
+def given(answer: object, what: str) -> None:
+    """Assert that there is an answer at all."""
+    assert answer is not None, f"{what} is None: does your function end with `return`?"
+
+
+def raises(kind: type[Exception], call: Callable[[], object], otherwise: str) -> None:
+    """Assert that `call` raises `kind`; `otherwise` is the sentence for the learner when it does not."""
+    try:
+        call()
+    except kind:
+        return
+    except Exception as error:
+        raise AssertionError(f"{otherwise} (It raised {type(error).__name__}: {error})") from None
+    raise AssertionError(otherwise)
+
+
+def show_progress(unit: str, exercises: int) -> None:
+    """Print which of the unit's exercises have passed their visible check on this computer."""
+    state = _read()
+    names = [f"{unit}.{i}" for i in range(1, exercises + 1)]
+    solved = [name for name in names if state.get(name, {}).get("state") == "solved"]
+    open_ones = [name for name in names if name not in solved]
+    print(f"Unit {unit}: {len(solved)} of {exercises} exercises solved.")
+    if open_ones:
+        print(f"Still open: {', '.join(open_ones)}.")
+
+
+def _same(a: Tensor, b: Tensor, atol: float, rtol: float) -> bool:
+    return bool(torch.allclose(a.double(), b.double(), atol=atol, rtol=rtol))
+
+
+def _read() -> dict[str, dict[str, object]]:
+    try:
+        state = json.loads(PROGRESS_FILE.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _record(exercise: str, state: str) -> None:
+    """Note the outcome in the local progress file; never while grading, and never fatal."""
+    if os.environ.get("NBGRADER_EXECUTION") == "autograde" or os.environ.get("COURSE_PROGRESS") == "off":
+        return
+    progress = _read()
+    before = progress.get(exercise, {"state": "untouched", "tries": 0})
+    tries = before["tries"] + (state != "untouched")
+    solved = "solved" in (before["state"], state)
+    progress[exercise] = {"state": "solved" if solved else state, "tries": tries}
+    part = PROGRESS_FILE.with_suffix(".part")
+    try:
+        part.write_text(json.dumps(progress, indent=1, sort_keys=True))
+        part.replace(PROGRESS_FILE)
+    except OSError as error:
+        print(f"(Your progress could not be written to {PROGRESS_FILE.name}: {error.strerror}. Your answer is not affected.)")

@@ -1,0 +1,64 @@
+"""How good is a language model, and how large: bits per byte, perplexity, SQNR, bytes on disk."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def next_byte_bits(model: nn.Module, ids: Tensor) -> Tensor:
+    """Bits that `model` needs for each byte of `ids` but the first of a row.
+
+    Parameters
+    ----------
+    model : Module
+        Maps ids (batch, time) to logits (batch, time, vocab_size).
+    ids : Tensor, int64, (batch, time)
+        At least two bytes a row.
+
+    Returns
+    -------
+    Tensor, float64, (batch, time - 1)
+        ``-log2 p(byte | bytes before it)``.
+    """
+    if ids.shape[-1] < 2:
+        raise ValueError("a row needs at least two bytes: one to read and one to predict.")
+    logits, targets = model(ids[:, :-1]), ids[:, 1:]  # (batch, time - 1, vocab_size), (batch, time - 1)
+    nats = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.view(targets.shape) / math.log(2)
+
+
+def bits_per_byte(model: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Mean bits per predicted byte over all batches (batch, time), every byte counted alike; lower is better."""
+    model.eval()
+    total, count = 0.0, 0
+    for ids in batches:
+        bits = next_byte_bits(model, ids)
+        total, count = total + bits.sum().item(), count + bits.numel()
+    if count == 0:
+        raise ValueError("there is nothing to measure: the list of batches is empty.")
+    return total / count
+
+
+def perplexity(bits: float) -> float:
+    """Perplexity per byte of a model that needs `bits` bits per byte."""
+    return 2.0**bits
+
+
+def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
+    """Signal-to-quantization-noise ratio in dB: ``20 log10(|signal| / |signal - quantized|)``; inf if equal."""
+    noise = torch.linalg.vector_norm((signal - quantized).double())
+    return math.inf if noise == 0 else 20 * math.log10(torch.linalg.vector_norm(signal.double()) / noise)
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Bytes that the model's state_dict takes when saved with ``torch.save`` (weights, scales and all)."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.getbuffer().nbytes

@@ -1,0 +1,92 @@
+"""Small plot functions: axes in, axes out, nothing computed. One style, colours that survive colour blindness.
+
+`show` is the last step of every figure: it gives the picture a text alternative and a caption.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Image, Markdown, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, "Color Universal Design" (2008): distinguishable with every common colour vision.
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
+
+STYLE = {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.prop_cycle": plt.cycler(color=PALETTE),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": False,
+    "image.cmap": "cividis",
+    "legend.frameon": False,
+}
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.0) -> tuple[Figure, np.ndarray | Axes]:
+    """A figure in the course's style, with its axes (one, or an array of them)."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(rows, columns, figsize=(width, height))
+
+
+def show(fig: Figure, caption: str, alt: str) -> None:
+    """Display `fig` with a caption below it and `alt` as its text alternative, then close it."""
+    if not alt.strip():
+        raise ValueError("a figure needs a text alternative: one sentence that says what can be seen.")
+    picture = io.BytesIO()
+    with plt.rc_context(STYLE):
+        fig.savefig(picture, format="png", metadata={"Software": None})
+    plt.close(fig)
+    display(Image(picture.getvalue(), format="png", alt=alt))
+    display(Markdown(f"*{caption}*"))
+
+
+def heat_map(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Axes:
+    """Matrix (rows, columns) as colours, each row and column labelled."""
+    picture = ax.imshow(values, aspect="equal", vmin=0)
+    ax.set_xticks(range(len(columns)), columns, family="monospace", fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, family="monospace", fontsize=8)
+    ax.tick_params(length=0)
+    ax.set_title(title)
+    ax.figure.colorbar(picture, ax=ax, shrink=0.8)
+    return ax
+
+
+def bars(ax: Axes, values: Mapping[str, float], unit: str, decimals: int = 1) -> Axes:
+    """Horizontal bars, the value written at the end of each."""
+    names = list(values)
+    drawn = ax.barh(names, list(values.values()), color=[PALETTE[i % len(PALETTE)] for i in range(len(names))])
+    ax.bar_label(drawn, fmt=f"%.{decimals}f", padding=3)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.set_xlabel(unit)
+    return ax
+
+
+def loss_curve(ax: Axes, steps: Sequence[int], bits: Sequence[float], label: str = "") -> Axes:
+    """Bits per byte against training steps."""
+    ax.plot(steps, bits, label=label)
+    ax.set_xlabel("training step")
+    ax.set_ylabel("bits per byte")
+    return ax
+
+
+def agreement(ax: Axes, reference: np.ndarray, other: np.ndarray, names: tuple[str, str]) -> Axes:
+    """Each value of `other` against the same value of `reference`, with the line of perfect agreement."""
+    low, high = float(reference.min()), float(reference.max())
+    ax.plot([low, high], [low, high], color=GREY, linewidth=1)
+    ax.plot(reference, other, ".", markersize=2, alpha=0.4, color=BLUE)
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
+    ax.set_aspect("equal")
+    return ax

@@ -1,0 +1,79 @@
+"""Create .venv with the locked versions. Run by make with the system's Python, so: standard library only.
+
+Idempotent: a stamp file holds the hash of the lock, and an unchanged lock installs nothing.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+LOCK = os.path.join(ROOT, "requirements.lock")
+STAMP = os.path.join(VENV, "installed-lock")
+OLDEST, TOO_NEW = (3, 11), (3, 14)
+
+
+def stop(sentence):
+    sys.exit("\nThe course could not be installed: " + sentence)
+
+
+def check_python():
+    here = sys.version_info[:2]
+    if not OLDEST <= here < TOO_NEW:
+        stop("it needs Python 3.11, 3.12 or 3.13 and this is Python %d.%d. Install one of them (python.org, pyenv or "
+             "your system's packages), then name it: make lab PYTHON=python3.11" % here)  # fmt: skip
+
+
+def lock_hash():
+    digest = hashlib.sha256()
+    for name in ("requirements.lock", "pyproject.toml"):
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def installed():
+    try:
+        with open(STAMP) as file:
+            return file.read() == lock_hash()
+    except OSError:
+        return False
+
+
+def run(arguments, otherwise):
+    print("+ " + " ".join(arg.replace(ROOT + os.sep, "") for arg in arguments), flush=True)
+    try:
+        done = subprocess.call(arguments, cwd=ROOT)
+    except OSError as error:
+        stop("%s (%s)" % (otherwise, error))
+    if done != 0:
+        stop(otherwise)
+
+
+def main():
+    check_python()
+    if installed():
+        print("The course is installed in .venv (nothing to do).")
+        return
+    if not os.path.exists(PYTHON):
+        run([sys.executable, "-m", "venv", VENV],
+            "Python cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv python3-pip. "
+            "If .venv was left half made, remove it first: make clean")  # fmt: skip
+    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    run([*pip, "-r", LOCK],
+        "pip could not install the locked packages: read pip's last lines above. Usual causes: no network, a full "
+        "disk (2 GB are needed), or no pip in .venv (make clean, then try again).")  # fmt: skip
+    run([*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT],
+        "the course's own package (helpers, grading) could not be installed: make clean, then try again.")  # fmt: skip
+    run([PYTHON, "-m", "ipykernel", "install", "--sys-prefix"],
+        "the Jupyter kernel could not be registered: make clean, then try again.")  # fmt: skip
+    with open(STAMP, "w") as file:
+        file.write(lock_hash())
+    print("Installed.")
+
+
+if __name__ == "__main__":
+    main()

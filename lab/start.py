@@ -1,0 +1,53 @@
+"""Open JupyterLab on unit 00, quiet for learners; prints the address for machines without a browser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = "notebooks/00_start_here/00_start_here.ipynb"
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", default="8888")
+    port = parser.parse_args().port
+    if not port.isdigit() or not 1 <= int(port) <= 65535:
+        sys.exit(f"PORT={port} is not a port number: choose one from 1024 to 65535, as in make lab PORT=8899")
+    if not port_is_free(int(port)):
+        sys.exit(
+            f"Port {port} cannot be used: another program, perhaps an earlier JupyterLab, has it. "
+            f"Choose another one: make lab PORT={int(port) % 65000 + 11}"
+        )
+    programs = Path(sys.executable).parent
+    os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    # The committed settings come first; the learner's own settings still count for what these do not name.
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(
+        [str(ROOT / "lab"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    )
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.chdir(ROOT)
+    print(f"JupyterLab starts on port {port}. Stop it with Ctrl-C. If no browser opens, copy the address with the "
+          "token that appears below into one.", flush=True)  # fmt: skip
+    arguments = ["jupyter-lab", f"--port={port}", "--ServerApp.port_retries=0", FIRST]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--allow-root")  # containers
+    os.execv(programs / "jupyter-lab", arguments)
+
+
+if __name__ == "__main__":
+    main()
