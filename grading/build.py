@@ -59,7 +59,7 @@ def execute(nb: NotebookNode, path: Path) -> None:
     client = NotebookClient(nb, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
     try:
-        client.execute(env=os.environ | {"COURSE_PROGRESS": "off"})
+        client.execute(env=os.environ | {"COURSE_PROGRESS": "off", "OMP_WAIT_POLICY": "passive"})
     except CellTimeoutError as error:
         raise BuildError(f"{path.name}: a cell ran for more than {CELL_SECONDS} s.\n{error}") from None
     except CellExecutionError as error:
@@ -108,7 +108,7 @@ def write(nb: NotebookNode, path: Path) -> None:
 
 
 def release(sources: dict[str, NotebookNode], into: Path) -> None:
-    """Write nbgrader's release version of each unit to ``into/NAME/NAME.ipynb``: no solutions, hidden tests, outputs."""
+    """Write nbgrader's release of each unit to ``into/NAME/NAME.ipynb``: no solutions, hidden tests or outputs."""
     with tempfile.TemporaryDirectory() as folder:
         course = Path(folder)
         for name, nb in sources.items():

@@ -20,7 +20,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "requirements.lock"
         command = [
-            sys.executable, "-m", "piptools", "compile", "--quiet", "--extra", "dev", "--strip-extras", "--allow-unsafe",
+            sys.executable, "-m", "piptools", "compile", "--quiet", "--extra", "dev",
+            "--strip-extras", "--allow-unsafe",
             "--no-header", "--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links",
             "--annotation-style", "line", "--output-file", str(made), "pyproject.toml",
         ]  # fmt: skip

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -41,15 +42,18 @@ def check(exercise: str, passed: str) -> Iterator[None]:
         If a check fails or the learner's code raises; the sentence names the likely mistake.
     """
     try:
-        yield
+        with redirect_stderr(sys.stdout):  # nbgrader takes a warning on stderr for a failure
+            yield
     except NotImplementedError as error:
         if type(error) is not NotImplementedError:
             raise  # a missing kernel in PyTorch is a subclass, and a different story
         if "is not solved yet" not in str(error):
             raise CheckFailed(f"Exercise {exercise}: your code stops with NotImplementedError: {error}") from error
-        message = f"Exercise {exercise} is not solved yet: write your code where the cell above says YOUR CODE HERE, run it, then run this cell again."
         _record(exercise, "untouched")
-        raise NotSolvedYet(message) from None
+        raise NotSolvedYet(
+            f"Exercise {exercise} is not solved yet: write your code where the cell above says YOUR CODE HERE, run "
+            "that cell, then run this one again."
+        ) from None
     except AssertionError as error:
         _record(exercise, "tried")
         raise CheckFailed(f"Exercise {exercise}: not yet. {error}") from None
@@ -116,7 +120,9 @@ def tensor(answer: object, shape: torch.Size | tuple[int, ...], what: str, dtype
     assert dtype is None or answer.dtype == dtype, f"{what} has dtype {answer.dtype}; expected is {dtype}."
 
 
-def number(answer: object, expected: float, what: str, mistakes: Mapping[str, float] | None = None, rtol: float = 1e-5) -> None:
+def number(
+    answer: object, expected: float, what: str, mistakes: Mapping[str, float] | None = None, rtol: float = 1e-5
+) -> None:
     """Assert that `answer` is a number equal to `expected` up to `rtol`, else name the likely mistake."""
     given(answer, what)
     try:
@@ -154,6 +160,9 @@ def show_progress(unit: str, exercises: int) -> None:
     names = [f"{unit}.{i}" for i in range(1, exercises + 1)]
     solved = [name for name in names if state.get(name, {}).get("state") == "solved"]
     open_ones = [name for name in names if name not in solved]
+    if os.environ.get("COURSE_PROGRESS") == "off":
+        print("Progress is not recorded in this run.")
+        return
     print(f"Unit {unit}: {len(solved)} of {exercises} exercises solved.")
     if open_ones:
         print(f"Still open: {', '.join(open_ones)}.")
@@ -185,4 +194,4 @@ def _record(exercise: str, state: str) -> None:
         part.write_text(json.dumps(progress, indent=1, sort_keys=True))
         part.replace(PROGRESS_FILE)
     except OSError as error:
-        print(f"(Your progress could not be written to {PROGRESS_FILE.name}: {error.strerror}. Your answer is not affected.)")
+        print(f"(Your progress was not saved in {PROGRESS_FILE.name}: {error.strerror}. Your answer is not affected.)")

@@ -100,7 +100,9 @@ def library_documents() -> list[Document]:
             seen.update(fresh)
             if fresh:
                 title = ".".join((*parts, name)).rstrip(".")
-                documents.append(Document(f"library:{title}", SEPARATOR.join(t.encode(errors="replace") for t in fresh)))
+                documents.append(
+                    Document(f"library:{title}", SEPARATOR.join(t.encode(errors="replace") for t in fresh))
+                )
     if len(documents) < 1000:
         raise FileNotFoundError(
             f"only {len(documents)} documented classes and functions were found in {root}: this Python ships "
@@ -153,7 +155,9 @@ def decode(ids: Tensor) -> str:
     return bytes(ids.tolist()).decode(errors="replace")
 
 
-def random_batches(ids: Tensor, context: int, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def random_batches(
+    ids: Tensor, context: int, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (inputs, targets), each (batch_size, context); a target is the byte after its input."""
     if len(ids) <= context:
         raise ValueError(f"the text has {len(ids)} bytes, too few for windows of {context} bytes and their targets.")

@@ -155,7 +155,9 @@ class TransformerLM(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 writes_residual = name.endswith(("attention.out", "ffn.down"))
-                nn.init.normal_(module.weight, std=0.02 / (math.sqrt(2 * self.config.n_layers) if writes_residual else 1))
+                nn.init.normal_(
+                    module.weight, std=0.02 / (math.sqrt(2 * self.config.n_layers) if writes_residual else 1)
+                )
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
@@ -189,7 +191,9 @@ class TransformerLM(nn.Module):
         return maps
 
     @torch.no_grad()
-    def generate(self, ids: Tensor, new_tokens: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    def generate(
+        self, ids: Tensor, new_tokens: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Append `new_tokens` sampled bytes to `ids` (batch, time); temperature 0 takes the likeliest byte."""
         if ids.shape[1] == 0:
             raise ValueError("the prompt is empty: give at least one byte to start from.")

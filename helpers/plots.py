@@ -33,7 +33,9 @@ STYLE = {
 }
 
 
-def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.0) -> tuple[Figure, np.ndarray | Axes]:
+def figure(
+    columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.0
+) -> tuple[Figure, np.ndarray | Axes]:
     """A figure in the course's style, with its axes (one, or an array of them)."""
     with plt.rc_context(STYLE):
         return plt.subplots(rows, columns, figsize=(width, height))

@@ -56,7 +56,9 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None, symmetri
     return ((codes - zero_point) * scale).reshape(weight.shape)
 
 
-def with_rounded_linears(model: nn.Module, bits: int, group_size: int | str | None, symmetric: bool = True) -> nn.Module:
+def with_rounded_linears(
+    model: nn.Module, bits: int, group_size: int | str | None, symmetric: bool = True
+) -> nn.Module:
     """A copy of `model` whose every Linear weight is rounded; `group_size` "channel" means one scale a row.
 
     A weight shared with an embedding is rounded in the Linear only: the copy's tie is cut.

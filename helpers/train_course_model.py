@@ -32,6 +32,7 @@ WARMUP_STEPS, DECAY_SHARE, SAVE_EVERY = 100, 0.5, 250
 
 def add_dropout(model: TransformerLM, probability: float) -> list[torch.utils.hooks.RemovableHandle]:
     """Dropout on what each attention and feed-forward part writes into the residual stream."""
+
     def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return F.dropout(output, probability, training=module.training)
 
@@ -78,7 +79,9 @@ def train(steps: int, resume: Path = RESUME) -> tuple[TransformerLM, dict[str, f
     if resume.is_file():
         state = torch.load(resume, weights_only=True)
         if state["steps"] != steps:
-            raise SystemExit(f"{resume} belongs to a run of {state['steps']} steps: finish it, or delete it to start anew.")
+            raise SystemExit(
+                f"{resume} belongs to a run of {state['steps']} steps: finish it, or delete it to start anew."
+            )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
@@ -113,7 +116,9 @@ def train(steps: int, resume: Path = RESUME) -> tuple[TransformerLM, dict[str, f
     return model.eval(), {"seconds": seconds}
 
 
-def train_step(model: TransformerLM, opts: list[torch.optim.Optimizer], batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+def train_step(
+    model: TransformerLM, opts: list[torch.optim.Optimizer], batches: Iterator[tuple[Tensor, Tensor]]
+) -> float:
     """One step on one batch; returns the batch's bits per byte before the step."""
     inputs, targets = next(batches)
     with torch.autocast("cpu", torch.bfloat16):

@@ -13,6 +13,11 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 LOCK = os.path.join(ROOT, "requirements.lock")
 STAMP = os.path.join(VENV, "installed-lock")
+# A .pth file instead of an editable install: helpers and grading are imported from here, and nothing is built.
+MAKE_IMPORTABLE = (
+    "import pathlib, sys, sysconfig; "
+    "pathlib.Path(sysconfig.get_paths()['purelib'], 'course.pth').write_text(sys.argv[1] + '\\n')"
+)
 OLDEST, TOO_NEW = (3, 11), (3, 14)
 
 
@@ -23,8 +28,8 @@ def stop(sentence):
 def check_python():
     here = sys.version_info[:2]
     if not OLDEST <= here < TOO_NEW:
-        stop("it needs Python 3.11, 3.12 or 3.13 and this is Python %d.%d. Install one of them (python.org, pyenv or "
-             "your system's packages), then name it: make lab PYTHON=python3.11" % here)  # fmt: skip
+        stop("it needs Python 3.11, 3.12 or 3.13 and this is Python {}.{}. Install one of them (python.org, pyenv or "
+             "your system's packages), then name it: make lab PYTHON=python3.11".format(*here))  # fmt: skip
 
 
 def lock_hash():
@@ -44,11 +49,11 @@ def installed():
 
 
 def run(arguments, otherwise):
-    print("+ " + " ".join(arg.replace(ROOT + os.sep, "") for arg in arguments), flush=True)
+    print("+ " + " ".join(arg.replace(ROOT + os.sep, "") for arg in arguments[:8]), flush=True)
     try:
         done = subprocess.call(arguments, cwd=ROOT)
     except OSError as error:
-        stop("%s (%s)" % (otherwise, error))
+        stop(f"{otherwise} ({error})")
     if done != 0:
         stop(otherwise)
 
@@ -66,8 +71,8 @@ def main():
     run([*pip, "-r", LOCK],
         "pip could not install the locked packages: read pip's last lines above. Usual causes: no network, a full "
         "disk (2 GB are needed), or no pip in .venv (make clean, then try again).")  # fmt: skip
-    run([*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT],
-        "the course's own package (helpers, grading) could not be installed: make clean, then try again.")  # fmt: skip
+    run([PYTHON, "-c", MAKE_IMPORTABLE, ROOT],
+        "the course's packages (helpers, grading) could not be registered: make clean, then try again.")  # fmt: skip
     run([PYTHON, "-m", "ipykernel", "install", "--sys-prefix"],
         "the Jupyter kernel could not be registered: make clean, then try again.")  # fmt: skip
     with open(STAMP, "w") as file:

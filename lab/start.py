@@ -40,6 +40,7 @@ def main() -> None:
         [str(ROOT / "lab"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     )
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow a busy computer down
     os.chdir(ROOT)
     print(f"JupyterLab starts on port {port}. Stop it with Ctrl-C. If no browser opens, copy the address with the "
           "token that appears below into one.", flush=True)  # fmt: skip

@@ -1,0 +1,16 @@
+"""Show a failure as a result: run something that should fail and print what it says, without a page of traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def show_error(call: Callable[[], object], lines: int = 1) -> None:
+    """Run `call`; print the type and the first `lines` lines of the error, or say that there was none."""
+    try:
+        call()
+    except Exception as error:
+        text = "\n".join(str(error).strip().splitlines()[:lines])
+        print(f"{type(error).__name__}: {text}")
+    else:
+        print("No error was raised.")
