@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # some libraries colour their messages for a terminal
 
 
 def show_error(call: Callable[[], object], lines: int = 1) -> None:
@@ -10,7 +13,7 @@ def show_error(call: Callable[[], object], lines: int = 1) -> None:
     try:
         call()
     except Exception as error:
-        text = "\n".join(str(error).strip().splitlines()[:lines])
+        text = "\n".join(COLOURS.sub("", str(error)).strip().splitlines()[:lines])
         print(f"{type(error).__name__}: {text}")
     else:
         print("No error was raised.")

@@ -31,14 +31,14 @@ STYLE = {
     "image.cmap": "cividis",
     "legend.frameon": False,
 }
+plt.rcParams.update(STYLE)
 
 
 def figure(
     columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.0
 ) -> tuple[Figure, np.ndarray | Axes]:
     """A figure in the course's style, with its axes (one, or an array of them)."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(rows, columns, figsize=(width, height))
+    return plt.subplots(rows, columns, figsize=(width, height))
 
 
 def show(fig: Figure, caption: str, alt: str) -> None:
@@ -46,8 +46,7 @@ def show(fig: Figure, caption: str, alt: str) -> None:
     if not alt.strip():
         raise ValueError("a figure needs a text alternative: one sentence that says what can be seen.")
     picture = io.BytesIO()
-    with plt.rc_context(STYLE):
-        fig.savefig(picture, format="png", metadata={"Software": None})
+    fig.savefig(picture, format="png", metadata={"Software": None})
     plt.close(fig)
     display(Image(picture.getvalue(), format="png", alt=alt))
     display(Markdown(f"*{caption}*"))

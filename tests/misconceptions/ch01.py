@@ -1,0 +1,589 @@
+"""Unit 01: what learners really answer."""
+
+import copy
+import math
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.models import ModelConfig, TransformerLM
+from tests.misconceptions.bank import right, wrong
+
+# 1.1 attention
+
+
+def attend(q, k, v, mask=None, scale=None, dim=-1):
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim) @ v
+
+
+@wrong("ex_1_1", "not divided by sqrt(d)")
+def no_scaling(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=1.0)
+
+
+@wrong("ex_1_1", "multiplied by sqrt(d) instead of divided")
+def times_sqrt_d(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=q.shape[-1] ** 0.5)
+
+
+@wrong("ex_1_1", "divided by d instead of sqrt(d)")
+def divided_by_d(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=1 / q.shape[-1])
+
+
+@wrong("ex_1_1", "the softmax runs over the queries")
+def softmax_over_queries(q, k, v, mask=None):
+    return attend(q, k, v, mask, dim=-2)
+
+
+@wrong("ex_1_1", "the mask comes after the softmax")
+def mask_after_softmax(q, k, v, mask=None):
+    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    return (weights if mask is None else weights * mask) @ v
+
+
+@wrong("ex_1_1", "masked scores are set to 0")
+def masked_scores_are_zero(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores * mask).softmax(-1) @ v
+
+
+@wrong("ex_1_1", "added to the scores as numbers 0 and 1")
+def mask_added_as_numbers(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores + mask.float()).softmax(-1) @ v
+
+
+@wrong("ex_1_1", "the mask is ignored")
+def mask_ignored(q, k, v, mask=None):
+    return attend(q, k, v)
+
+
+@wrong("ex_1_1", "used upside down")
+def mask_upside_down(q, k, v, mask=None):
+    out = attend(q, k, v, None if mask is None else ~mask)
+    return out.nan_to_num()
+
+
+@wrong("ex_1_1", "with large scores and only key 2 allowed")
+def mask_value_too_small(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores.masked_fill(~mask, -20.0)).softmax(-1) @ v
+
+
+@right("ex_1_1")
+def with_einsum_and_exp(q, k, v, mask=None):
+    scores = torch.einsum("...qd,...kd->...qk", q, k) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = torch.where(mask, scores, torch.tensor(float("-inf")))
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return torch.einsum("...qk,...kv->...qv", weights / weights.sum(-1, keepdim=True), v)
+
+
+@right("ex_1_1")
+def a_query_at_a_time(q, k, v, mask=None):
+    rows = []
+    for i in range(q.shape[-2]):
+        scores = (k * q[..., i : i + 1, :]).sum(-1) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores + torch.zeros_like(mask[i], dtype=q.dtype).masked_fill(~mask[i], float("-inf"))
+        rows.append((scores.softmax(-1)[..., None] * v).sum(-2))
+    return torch.stack(rows, dim=-2)
+
+
+# 1.2 causal mask
+
+
+@wrong("ex_1_2", "lets a query see the future")
+def transposed_mask(length):
+    return torch.ones(length, length, dtype=torch.bool).triu()
+
+
+@wrong("ex_1_2", "a position may look at itself")
+def diagonal_excluded(length):
+    return torch.ones(length, length, dtype=torch.bool).tril(-1)
+
+
+@wrong("ex_1_2", "it must be bool")
+def float_mask(length):
+    return torch.ones(length, length).tril()
+
+
+@wrong("ex_1_2", "lets a query see the future")
+def no_mask(length):
+    return torch.ones(length, length, dtype=torch.bool)
+
+
+@wrong("ex_1_2", "a part of the past is hidden")
+def only_itself(length):
+    return torch.eye(length, dtype=torch.bool)
+
+
+@wrong("ex_1_2", "lets a query see the future")
+def one_step_too_far(length):
+    return torch.ones(length, length, dtype=torch.bool).tril(1)
+
+
+@right("ex_1_2")
+def by_comparison(length):
+    position = torch.arange(length)
+    return position <= position[:, None]
+
+
+# 1.3 heads
+
+
+@wrong("ex_1_3", "a view cannot move the head dimension", binds="split_heads")
+def view_without_transpose(x, n_heads):
+    return x.view(x.shape[0], n_heads, x.shape[1], -1)
+
+
+@wrong("ex_1_3", "each head takes every second column", binds="split_heads")
+def interleaved_columns(x, n_heads):
+    return x.view(*x.shape[:2], -1, n_heads).permute(0, 3, 1, 2)
+
+
+@wrong("ex_1_3", "has shape", binds="split_heads")
+def no_transpose_at_all(x, n_heads):
+    return x.view(*x.shape[:2], n_heads, -1)
+
+
+@wrong("ex_1_3", "bring time back in front of the heads", binds="merge_heads")
+def merge_without_transpose(x):
+    return x.reshape(x.shape[0], x.shape[2], -1)
+
+
+@wrong("ex_1_3", "the columns of the heads are interleaved", binds="merge_heads")
+def merge_interleaved(x):
+    return x.permute(0, 2, 3, 1).flatten(2)
+
+
+@right("ex_1_3", binds="split_heads")
+def split_by_chunks(x, n_heads):
+    return torch.stack(x.chunk(n_heads, dim=-1), dim=1)
+
+
+@right("ex_1_3", binds="merge_heads")
+def merge_by_concatenation(x):
+    return torch.cat([x[:, head] for head in range(x.shape[1])], dim=-1)
+
+
+# 1.4 positions
+
+
+def angles(length, d_model, start=0, divisor=1.0):
+    position = torch.arange(start, start + length, dtype=torch.float64)[:, None]
+    return position / 10000 ** (torch.arange(0, d_model, 2, dtype=torch.float64) / d_model / divisor)
+
+
+def refuse_odd(d_model):
+    if d_model % 2:
+        raise ValueError("d_model must be even")
+
+
+def alternate(even, odd):
+    return torch.stack([even, odd], dim=2).flatten(1).float()
+
+
+@wrong("ex_1_4", "sines and cosines are swapped")
+def swapped(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model).cos(), angles(length, d_model).sin())
+
+
+@wrong("ex_1_4", "sines fill the first half")
+def halves(length, d_model):
+    refuse_odd(d_model)
+    return torch.cat([angles(length, d_model).sin(), angles(length, d_model).cos()], dim=1).float()
+
+
+@wrong("ex_1_4", "the exponent uses the column number")
+def exponent_by_column(length, d_model):
+    refuse_odd(d_model)
+    column = torch.arange(d_model)
+    angle = torch.arange(length)[:, None] / 10000.0 ** (column / d_model)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "the exponent is half of what it should be")
+def exponent_halved(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model, divisor=2.0).sin(), angles(length, d_model, divisor=2.0).cos())
+
+
+@wrong("ex_1_4", "positions are counted from 1")
+def counted_from_one(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model, start=1).sin(), angles(length, d_model, start=1).cos())
+
+
+@wrong("ex_1_4", "is odd and must raise a ValueError")
+def odd_width_accepted(length, d_model):
+    table = torch.zeros(length, d_model)
+    angle = angles(length, d_model + d_model % 2)
+    table[:, 0::2] = angle.sin()[:, : table[:, 0::2].shape[1]].float()
+    table[:, 1::2] = angle.cos()[:, : table[:, 1::2].shape[1]].float()
+    return table
+
+
+@right("ex_1_4")
+def by_loop(length, d_model):
+    if d_model % 2 == 1:
+        raise ValueError(f"an even d_model is needed, not {d_model}")
+    row = lambda p: [f(p / 10000 ** (2 * i / d_model)) for i in range(d_model // 2) for f in (math.sin, math.cos)]  # noqa: E731
+    return torch.tensor([row(p) for p in range(length)])
+
+
+@right("ex_1_4")
+def with_exp_and_log(length, d_model):
+    refuse_odd(d_model)
+    frequency = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model))
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
+    table = torch.zeros(length, d_model)
+    table[:, ::2], table[:, 1::2] = angle.sin(), angle.cos()
+    return table
+
+
+# 1.5 block
+
+
+def norm(x, weights, name):
+    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def attention(x, weights, n_heads):
+    q, k, v = (
+        F.linear(x, weights[f"attention.{n}.weight"], weights[f"attention.{n}.bias"])
+        .unflatten(-1, (n_heads, -1))
+        .transpose(1, 2)
+        for n in "qkv"
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    return F.linear(mixed, weights["attention.out.weight"], weights["attention.out.bias"])
+
+
+def ffn(x, weights):
+    hidden = F.gelu(F.linear(x, weights["ffn.up.weight"], weights["ffn.up.bias"]))
+    return F.linear(hidden, weights["ffn.down.weight"], weights["ffn.down.bias"])
+
+
+@wrong("ex_1_5", "this is post-LN")
+def post_ln(x, weights, n_heads):
+    x = norm(x + attention(x, weights, n_heads), weights, "norm1")
+    return norm(x + ffn(x, weights), weights, "norm2")
+
+
+@wrong("ex_1_5", "the first residual is missing")
+def no_first_residual(x, weights, n_heads):
+    x = attention(norm(x, weights, "norm1"), weights, n_heads)
+    return x + ffn(norm(x, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "the second residual is missing")
+def no_second_residual(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return ffn(norm(x, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "that one has its own, norm2")
+def one_norm_twice(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return x + ffn(norm(x, weights, "norm1"), weights)
+
+
+@wrong("ex_1_5", "the FFN reads x from before attention")
+def parallel_halves(x, weights, n_heads):
+    return x + attention(norm(x, weights, "norm1"), weights, n_heads) + ffn(norm(x, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "you normalize the residual stream itself")
+def normalized_stream(x, weights, n_heads):
+    x = norm(x, weights, "norm1")
+    x = x + attention(x, weights, n_heads)
+    x = norm(x, weights, "norm2")
+    return x + ffn(x, weights)
+
+
+@wrong("ex_1_5", "the halves read x without LayerNorm")
+def no_norms(x, weights, n_heads):
+    x = x + attention(x, weights, n_heads)
+    return x + ffn(x, weights)
+
+
+@right("ex_1_5")
+def in_one_expression(x, weights, n_heads):
+    middle = torch.add(attention(norm(x, weights, "norm1"), weights, n_heads), x)
+    return torch.stack([middle, ffn(norm(middle, weights, "norm2"), weights)]).sum(0)
+
+
+# 1.6 bits per byte
+
+
+def nats_of(model, ids):
+    with torch.no_grad():
+        return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+
+
+def result(bits):
+    return {"bits_per_byte": float(bits), "perplexity": 2 ** float(bits)}
+
+
+@wrong("ex_1_6", "these are nats")
+def in_nats(model, batches):
+    return result(torch.cat([nats_of(model, ids) for ids in batches]).mean())
+
+
+@wrong("ex_1_6", "you averaged the means of the batches")
+def mean_of_means(model, batches):
+    means = [nats_of(model, ids).mean() / math.log(2) for ids in batches]
+    return result(sum(means) / len(means))
+
+
+@wrong("ex_1_6", "the model predicts the byte that it has just read")
+def targets_not_shifted(model, batches):
+    with torch.no_grad():
+        nats = [
+            F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, :-1].flatten(), reduction="none")
+            for ids in batches
+        ]
+    return result(torch.cat(nats).mean() / math.log(2))
+
+
+@wrong("ex_1_6", "targets must be shifted by one")
+def whole_text_against_itself(model, batches):
+    with torch.no_grad():
+        nats = [F.cross_entropy(model(ids).flatten(0, 1), ids.flatten(), reduction="none") for ids in batches]
+    return result(torch.cat(nats).mean() / math.log(2))
+
+
+@wrong("ex_1_6", "you raised e to the bits")
+def perplexity_of_e(model, batches):
+    bits = float(torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2))
+    return {"bits_per_byte": bits, "perplexity": math.exp(bits)}
+
+
+@wrong("ex_1_6", "you multiplied by ln 2")
+def multiplied_by_ln2(model, batches):
+    return result(torch.cat([nats_of(model, ids) for ids in batches]).mean() * math.log(2))
+
+
+@wrong("ex_1_6", "your answer should be a dict")
+def a_bare_number(model, batches):
+    return float(torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2))
+
+
+@right("ex_1_6")
+def with_log2_probabilities(model, batches):
+    total, count = 0.0, 0
+    for ids in batches:
+        for row in ids:
+            with torch.no_grad():
+                log2 = model(row[None, :-1])[0].log_softmax(-1) / torch.log(torch.tensor(2.0))
+            total -= sum(float(log2[t, byte]) for t, byte in enumerate(row[1:]))
+            count += len(row) - 1
+    return {"bits_per_byte": total / count, "perplexity": math.exp(total / count * math.log(2))}
+
+
+@right("ex_1_6")
+def weighted_means(model, batches):
+    sizes = [ids.shape[0] * (ids.shape[1] - 1) for ids in batches]
+    means = [float(nats_of(model, ids).mean()) for ids in batches]
+    nats = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / sum(sizes)
+    return {"bits_per_byte": nats / math.log(2), "perplexity": math.e**nats}
+
+
+# 1.7 bytes by component
+
+COMPONENTS = ("norm", "attention", "ffn", "embedding", "head")
+
+
+def by_name(named_tensors, size=None):
+    total = dict.fromkeys(COMPONENTS, 0)
+    for name, tensor in named_tensors:
+        key = next((key for key in COMPONENTS if key in name), "embedding")
+        total[key] += tensor.numel() * (tensor.element_size() if size is None else size)
+    return total
+
+
+@wrong("ex_1_7", "that tensor was counted twice")
+def tied_counted_twice(model):
+    return by_name(model.state_dict().items())
+
+
+@wrong("ex_1_7", "buffers (the table of positions) were counted")
+def buffers_counted(model):
+    return by_name([*model.named_parameters(), *model.named_buffers()])
+
+
+@wrong("ex_1_7", "a number of parameters, not of bytes")
+def parameters_not_bytes(model):
+    return by_name(model.named_parameters(), size=1)
+
+
+@wrong("ex_1_7", "a bfloat16 number has 2 bytes")
+def four_bytes_each(model):
+    return by_name(model.named_parameters(), size=4)
+
+
+@wrong("ex_1_7", "counted twice")
+def tied_counted_as_head(model):
+    total = by_name(model.named_parameters())
+    if model.config.tied_head:
+        total["head"], total["embedding"] = total["embedding"], 0
+    return total
+
+
+@wrong("ex_1_7", "exactly the keys")
+def a_sum_only(model):
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@right("ex_1_7")
+def over_modules(model):
+    total, seen = dict.fromkeys(COMPONENTS, 0), set()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                full = f"{path}.{name}"
+                total[next(key for key in COMPONENTS if key in full)] += parameter.nbytes
+    return total
+
+
+@right("ex_1_7")
+def by_storage(model):
+    storages = {}
+    for name, tensor in model.state_dict().items():
+        storages.setdefault(tensor.data_ptr(), (name, tensor))
+    return by_name(storages.values())
+
+
+# 1.8 dynamic quantization
+
+quantize_dynamic = torch.ao.quantization.quantize_dynamic
+
+
+@wrong("ex_1_8", "changed the layers of the model that came in")
+def in_place(model):
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+@wrong("ex_1_8", "no Linear layer is int8")
+def result_dropped(model):
+    quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    return model
+
+
+@wrong("ex_1_8", "no Linear layer is int8")
+def half_precision(model):
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.float16)
+
+
+@wrong("ex_1_8", "no Linear layer is int8")
+def type_as_a_string(model):
+    return quantize_dynamic(model, {"Linear"}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "float_qparams_weight_only_qconfig")
+def embedding_too(model):
+    return quantize_dynamic(model, {nn.Linear, nn.Embedding}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "of 25 Linear layers are not int8")
+def head_left_out(model):
+    return quantize_dynamic(
+        model, {f"blocks.{i}": torch.ao.quantization.default_dynamic_qconfig for i in range(4)}, dtype=torch.qint8
+    )
+
+
+@wrong("ex_1_8", "is None")
+def nothing_returned(model):
+    quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@right("ex_1_8")
+def copied_first(model):
+    duplicate = copy.deepcopy(model)
+    quantize_dynamic(duplicate, {nn.Linear}, dtype=torch.qint8, inplace=True)
+    return duplicate
+
+
+@right("ex_1_8")
+def by_configuration(model):
+    return quantize_dynamic(model, {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig})
+
+
+# 1.9 save and load
+
+
+@wrong("ex_1_9", "your file holds a pickled class", binds="save_quantized")
+def whole_model_pickled(model, path):
+    torch.save(model, path)
+
+
+@wrong("ex_1_9", 'exactly the entries "config" and "state_dict"', binds="save_quantized")
+def state_dict_only(model, path):
+    torch.save(model.state_dict(), path)
+
+
+@wrong("ex_1_9", "your state_dict is a plain copy", binds="save_quantized")
+def state_dict_as_a_plain_dict(model, path):
+    torch.save({"config": model.config.to_dict(), "state_dict": dict(model.state_dict())}, path)
+
+
+@wrong("ex_1_9", "your file holds a pickled class", binds="save_quantized")
+def config_as_an_object(model, path):
+    torch.save({"config": model.config, "state_dict": model.state_dict()}, path)
+
+
+@wrong("ex_1_9", "the loaded model is not quantized", binds="load_quantized")
+def float_skeleton_not_strict(path):
+    stored = torch.load(path, weights_only=True)
+    model = TransformerLM(ModelConfig(**stored["config"])).eval()
+    model.load_state_dict(stored["state_dict"], strict=False)
+    return model
+
+
+@wrong("ex_1_9", "Unexpected key(s)", binds="load_quantized")
+def float_skeleton_strict(path):
+    stored = torch.load(path, weights_only=True)
+    model = TransformerLM(ModelConfig(**stored["config"])).eval()
+    model.load_state_dict(stored["state_dict"])
+    return model
+
+
+@wrong("ex_1_9", "are all tensors loaded", binds="load_quantized")
+def skeleton_never_filled(path):
+    stored = torch.load(path, weights_only=True)
+    return quantize_dynamic(TransformerLM(ModelConfig(**stored["config"])).eval(), {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_9", "which could run any program", binds="load_quantized")
+def loader_opens_pickles(path):
+    stored = torch.load(path, weights_only=False)
+    if isinstance(stored, nn.Module):
+        return stored
+    model = quantize_dynamic(TransformerLM(ModelConfig(**stored["config"])).eval(), {nn.Linear}, dtype=torch.qint8)
+    model.load_state_dict(stored["state_dict"])
+    return model
+
+
+@right("ex_1_9", binds="load_quantized")
+def loaded_with_an_open_file(path):
+    with open(path, "rb") as file:
+        stored = torch.load(file, weights_only=True)
+    skeleton = TransformerLM(ModelConfig(**stored["config"]))
+    quantize_dynamic(skeleton.eval(), {nn.Linear: torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
+    skeleton.load_state_dict(stored["state_dict"], strict=True)
+    return skeleton
+
+
+@right("ex_1_9", binds="save_quantized")
+def saved_with_a_copied_state(model, path):
+    with open(path, "wb") as file:
+        torch.save({"state_dict": copy.copy(model.state_dict()), "config": asdict(model.config)}, file)
