@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
+from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
+
+# nbgrader adds rows in an order that SQLAlchemy 2.1 remarks on; the rows are right.
+warnings.filterwarnings("ignore", message="Object of type <Submitted", category=SAWarning, module=r"nbgrader\.api")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,6 +12,7 @@ submitted is ever changed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import sys
 from dataclasses import dataclass
@@ -113,6 +114,12 @@ def totals(root: Path, submission: Submission) -> tuple[float, float]:
         return graded.score, graded.max_score
 
 
+def forget(root: Path, submission: Submission) -> None:
+    """Take a submission that could not be graded out of the gradebook: no points is not the same as 0 points."""
+    with Gradebook(f"sqlite:///{root}/gradebook/gradebook.db") as gradebook, contextlib.suppress(MissingEntry):
+        gradebook.remove_submission(submission.unit, submission.student)
+
+
 def grade(root: Path, units: list[str]) -> int:
     """Grade all submissions below `root`; returns how many could not be graded."""
     submissions = find_submissions(root, units)
@@ -137,6 +144,7 @@ def grade(root: Path, units: list[str]) -> int:
                 print(f"{name}: {points:g} of {maximum:g} points", flush=True)
                 continue
             trouble = f"the autograder stopped: {(result.get('error') or result.get('log') or '').strip()[-500:]}"
+        forget(root, submission)
         failed += 1
         print(f"{name}: NOT GRADED, {trouble}", flush=True)
     lines = write_grades(root, root / "gradebook" / "grades.csv")

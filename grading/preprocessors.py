@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbformat.notebooknode import NotebookNode
+import nbformat
+from nbformat import NotebookNode
 from nbgrader import utils
 from nbgrader.preprocessors import ClearSolutions, OverwriteCells
 
@@ -27,10 +28,15 @@ class RestoreCells(OverwriteCells):
     """Overwrite changed test cells, and put deleted ones back where the learner's code for them has run.
 
     nbgrader's own version puts a deleted cell right behind its predecessor, so it misses code that the learner
-    moved to a new cell, and stops with KeyError when the predecessor is gone as well.
+    moved to a new cell, and stops with KeyError when the predecessor is gone as well, or when a cell was copied.
     """
 
     def add_missing_grade_cells(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+        for (
+            cell
+        ) in nb.cells:  # copies of a cell, and exercises of an older release, have lost their id and do not count
+            if "grade_id" not in cell.metadata.get("nbgrader", {"grade_id": None}):
+                del cell.metadata["nbgrader"]
         source = self.gradebook.find_notebook(self.notebook_id, self.assignment_id)
         names = [cell.name for cell in source.source_cells]
         grade_cells = {cell.name: cell for cell in source.grade_cells}
@@ -38,9 +44,9 @@ class RestoreCells(OverwriteCells):
         for at in reversed(range(len(names))):
             name = names[at]
             present = {
-                cell.metadata.nbgrader["grade_id"]: index
+                cell.metadata["nbgrader"]["grade_id"]: index
                 for index, cell in enumerate(nb.cells)
-                if (utils.is_grade(cell) or utils.is_solution(cell)) and "grade_id" in cell.metadata.nbgrader
+                if (utils.is_grade(cell) or utils.is_solution(cell)) and "grade_id" in cell.metadata["nbgrader"]
             }
             if name not in grade_cells or name in present:
                 continue
@@ -48,6 +54,7 @@ class RestoreCells(OverwriteCells):
             cell = self.missing_cell_transform(
                 source.source_cells[at], grade_cells[name].max_score, is_solution=name in solutions
             )
+            cell["id"] = name
             before = min((present[later] for later in names[at + 1 :] if later in present), default=len(nb.cells))
-            nb.cells.insert(before, cell)
+            nb.cells.insert(before, nbformat.from_dict(cell))
         return nb, resources

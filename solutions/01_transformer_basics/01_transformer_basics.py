@@ -809,7 +809,7 @@ check_ex_1_5()
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# `x = x + attention_half(normalize(x, weights, "norm1"), weights, n_heads)`, and the same once more for the FFN.
+# `x = x + attention_half(normalize(x, …), weights, n_heads)`, and the same once more for the FFN, with its own norm.
 # </details>
 
 # %% [markdown]

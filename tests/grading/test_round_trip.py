@@ -1,0 +1,278 @@
+"""The whole way of a class: hand out, submit, grade, give back. Each persona gets exactly the points it deserves."""
+
+import csv
+import json
+import shutil
+
+import nbformat
+import pytest
+
+from grading import grade
+from grading.course import ROOT
+
+UNIT = "01_transformer_basics"
+START = "00_start_here"
+NEEDED = {"ex_1_1", "ex_1_2", "ex_1_3"}  # the personas' unit is cut to these exercises: a class of nine in a minute
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A copy of the course in which unit 01 ends after exercise 1.3."""
+    root = tmp_path_factory.mktemp("course")
+    for part in ("solutions", "notebooks"):
+        for unit in (START, UNIT):
+            (root / part / unit).mkdir(parents=True)
+            nb = nbformat.read(ROOT / part / unit / f"{unit}.ipynb", as_version=4)
+            if unit == UNIT:
+                end = next(i for i, cell in enumerate(nb.cells) if cell.id == "ex_1_3_check")
+                nb.cells = nb.cells[: end + 1]
+            nbformat.write(nb, root / part / unit / f"{unit}.ipynb")
+    return root
+
+
+def released(course, unit=UNIT):
+    return nbformat.read(course / "notebooks" / unit / f"{unit}.ipynb", as_version=4)
+
+
+def solved(course, unit=UNIT, **changed):
+    """The learner's notebook with our answers typed into its stubs; `changed` replaces single answers."""
+    nb = released(course, unit)
+    answers = {c.id: c.source for c in nbformat.read(course / "solutions" / unit / f"{unit}.ipynb", as_version=4).cells}
+    for cell in nb.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = changed.get(cell.id, answers[cell.id])
+    return nb
+
+
+def submit(course, student, nb, unit=UNIT):
+    folder = course / "gradebook" / "submitted" / student / unit
+    folder.mkdir(parents=True)
+    nbformat.write(nb, folder / f"{unit}.ipynb")
+    return folder
+
+
+def index(nb, name):
+    return next(i for i, cell in enumerate(nb.cells) if cell.id == name)
+
+
+NO_SCALING = """\
+def attention(q, k, v, mask=None):
+    scores = q @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
+"""
+
+
+def perfect(course):
+    return solved(course)
+
+
+def untouched(course):
+    return released(course)
+
+
+def one_wrong_answer(course):
+    return solved(course, ex_1_1=NO_SCALING)
+
+
+def deleted_a_check(course):
+    nb = solved(course, ex_1_1=NO_SCALING)
+    del nb.cells[index(nb, "ex_1_1_check")]
+    return nb
+
+
+def deleted_all_checks_of_right_answers(course):
+    nb = solved(course)
+    nb.cells = [cell for cell in nb.cells if not cell.id.endswith("_check")]
+    return nb
+
+
+def deleted_stub_and_check(course):
+    nb = solved(course)
+    del nb.cells[index(nb, "ex_1_2") : index(nb, "ex_1_2_check") + 1]
+    return nb
+
+
+def answered_in_a_new_cell(course):
+    nb = solved(course)
+    at = index(nb, "ex_1_2")
+    nb.cells.insert(at + 1, nbformat.v4.new_code_cell(nb.cells[at].source))
+    del nb.cells[index(nb, "ex_1_2_check")]
+    nb.cells[at].source = "# see below"
+    return nb
+
+
+def copied_a_check(course):
+    nb = solved(course, ex_1_1=NO_SCALING)
+    copy = nbformat.from_dict(json.loads(json.dumps(nb.cells[index(nb, "ex_1_1_check")])))
+    copy.id = "copy"
+    nb.cells.append(copy)
+    return nb
+
+
+def edited_a_check(course):
+    nb = solved(course, ex_1_1=NO_SCALING)
+    nb.cells[index(nb, "ex_1_1_check")].source = "print('all good')"
+    return nb
+
+
+def tagged_checks_to_be_skipped(course):
+    nb = released(course)
+    for cell in nb.cells:
+        cell.metadata["tags"] = ["skip-execution", "raises-exception"]
+    return nb
+
+
+def has_an_exercise_that_is_gone(course):
+    nb = solved(course)
+    extra = nbformat.from_dict(json.loads(json.dumps(nb.cells[index(nb, "ex_1_1_check")])))
+    extra.id = extra.metadata.nbgrader.grade_id = "ex_1_99_check"
+    nb.cells.append(extra)
+    return nb
+
+
+def swallows_the_checks(course):
+    hostile = (
+        "import contextlib\nfrom helpers import checks\n"
+        "checks.check = lambda *a, **k: contextlib.suppress(Exception)\n"
+        "class check: check = staticmethod(lambda *a, **k: contextlib.suppress(Exception))\n"
+    )
+    return solved(course, ex_1_1=hostile + NO_SCALING)
+
+
+def shadows_torch(course):
+    nb = solved(course)
+    nb.cells[index(nb, "ex_1_1")].source += "\n\nkept = torch, F\ntorch = F = checks = None"
+    nb.cells[index(nb, "ex_1_1")].source = nb.cells[index(nb, "ex_1_1")].source.replace("torch.Tensor", "object")
+    return nb
+
+
+def never_returns(course):
+    return solved(course, ex_1_2="def causal_mask(length):\n    while True:\n        pass")
+
+
+def warns_on_stderr(course):
+    answer = (
+        "def causal_mask(length):\n    import sys\n    print('working', file=sys.stderr)\n"
+        "    return torch.ones(length, length).tril().bool()"
+    )
+    return solved(course, ex_1_2=answer)
+
+
+PERSONAS = {
+    perfect: 6,
+    untouched: 0,
+    one_wrong_answer: 4,
+    deleted_a_check: 4,
+    deleted_all_checks_of_right_answers: 6,
+    deleted_stub_and_check: 4,
+    answered_in_a_new_cell: 6,
+    copied_a_check: 4,
+    edited_a_check: 4,
+    tagged_checks_to_be_skipped: 0,
+    has_an_exercise_that_is_gone: 6,
+    swallows_the_checks: 4,
+    shadows_torch: 6,
+    never_returns: 4,
+    warns_on_stderr: 6,
+}
+
+
+@pytest.fixture(scope="module")
+def graded(course, monkeypatch_module):
+    """Grade the whole class once; returns the points by student."""
+    for persona in PERSONAS:
+        submit(course, persona.__name__, persona(course))
+    broken = submit(course, "broken_json", released(course)) / f"{UNIT}.ipynb"
+    broken.write_text(broken.read_text()[:5000])
+    empty = course / "gradebook" / "submitted" / "empty_folder" / UNIT
+    empty.mkdir(parents=True)
+    foreign = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    submit(course, "another_notebook", foreign)
+    old = solved(course)
+    old.metadata["course"] = {"unit": UNIT, "release": "0123456789ab"}
+    old.cells[index(old, "ex_1_1_check")].source = "assert True  # the check of an earlier release"
+    submit(course, "old_release", old)
+    submit(course, "perfect", solved(course, START), START)
+    for name in ("helpers.py", "torch.py"):  # would be imported instead of the real ones
+        (course / "gradebook" / "submitted" / "perfect" / UNIT / name).write_text("raise SystemExit('shadowed')")
+    before = {p: p.read_bytes() for p in (course / "gradebook" / "submitted").rglob("*.*")}
+    failed = grade.grade(course, [START, UNIT])
+    assert {p: p.read_bytes() for p in (course / "gradebook" / "submitted").rglob("*.*")} == before
+    return failed
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    patch = pytest.MonkeyPatch()
+    patch.setenv("COURSE_CELL_SECONDS", "20")
+    yield patch
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def grades(course, graded):
+    with (course / "gradebook" / "grades.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def points(grades, student, unit=UNIT):
+    return sum(float(row["points"]) for row in grades if row["student"] == student and row["unit"] == unit)
+
+
+@pytest.mark.parametrize("persona", PERSONAS, ids=lambda p: p.__name__)
+def test_each_persona_gets_its_points(persona, grades):
+    assert points(grades, persona.__name__) == PERSONAS[persona]
+
+
+def test_a_wrong_answer_loses_exactly_its_own_points(grades):
+    lost = [r for r in grades if r["student"] == "one_wrong_answer" and float(r["points"]) < float(r["of"])]
+    assert [(r["exercise"], float(r["points"])) for r in lost] == [("1.1", 0)]
+
+
+def test_the_first_unit_is_graded_too(grades):
+    assert points(grades, "perfect", START) == 1
+
+
+def test_an_old_release_is_graded_with_the_current_tests(grades):
+    assert points(grades, "old_release") == 6
+
+
+def test_broken_submissions_are_named_and_stop_nobody(graded, grades):
+    assert graded == 3
+    assert not {r["student"] for r in grades} & {"broken_json", "empty_folder", "another_notebook"}
+
+
+def test_sentences_for_submissions_that_cannot_be_graded(course, graded):
+    sentences = {
+        s.student: grade.problem(s, course) for s in grade.find_submissions(course, [UNIT]) if grade.problem(s, course)
+    }
+    assert "is not a valid notebook" in sentences["broken_json"]
+    assert "there is no 01_transformer_basics.ipynb" in sentences["empty_folder"]
+    assert "holds no cell of this course" in sentences["another_notebook"]
+    old = next(s for s in grade.find_submissions(course, [UNIT]) if s.student == "old_release")
+    assert "another release" in grade.release_note(old, course)
+
+
+def test_feedback_is_written_for_every_graded_submission(course, graded):
+    for persona in PERSONAS:
+        assert (course / "gradebook" / "feedback" / persona.__name__ / UNIT / f"{UNIT}.html").is_file()
+
+
+def test_a_second_grading_gives_the_same_grades(course, grades):
+    keep = course / "gradebook" / "submitted"
+    kept = course / "kept"
+    shutil.copytree(keep, kept)
+    for folder in keep.iterdir():
+        if folder.name not in ("one_wrong_answer",):
+            shutil.rmtree(folder)
+    assert grade.grade(course, [UNIT]) == 0
+    with (course / "gradebook" / "grades.csv").open() as file:
+        again = list(csv.DictReader(file))
+    assert again == grades, "grades of the others are kept, and the same submission gets the same points"
+
+
+def test_nothing_to_grade_is_said(tmp_path, capsys):
+    assert grade.grade(tmp_path, [UNIT]) == 0
+    assert "nothing to grade" in capsys.readouterr().out

@@ -1,0 +1,147 @@
+"""What a learner gets: in sync with its source, complete, and without anything that belongs to the instructor."""
+
+import re
+import tokenize
+from io import BytesIO
+from itertools import pairwise
+
+import nbformat
+import pytest
+
+from grading import build
+from grading.course import ROOT, unit_names
+
+UNITS = unit_names()
+SECRET = re.compile(r"BEGIN SOLUTION|END SOLUTION|HIDDEN TESTS|AUTOTEST")
+
+
+def solution(unit):
+    return nbformat.read(ROOT / "solutions" / unit / f"{unit}.ipynb", as_version=4)
+
+
+def released(unit):
+    return nbformat.read(ROOT / "notebooks" / unit / f"{unit}.ipynb", as_version=4)
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """The release made anew from the sources."""
+    folder = tmp_path_factory.mktemp("release")
+    build.release({unit: build.read_source(ROOT / "solutions" / unit / f"{unit}.py") for unit in UNITS}, folder)
+    return folder
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_release_is_what_the_source_makes(unit, rebuilt):
+    made = (rebuilt / unit / f"{unit}.ipynb").read_bytes()
+    assert made == (ROOT / "notebooks" / unit / f"{unit}.ipynb").read_bytes(), "run: make build"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_executed_solution_is_what_the_source_makes(unit):
+    source, stored = build.read_source(ROOT / "solutions" / unit / f"{unit}.py"), solution(unit)
+    assert [(c.id, c.cell_type, c.source) for c in source.cells] == [
+        (c.id, c.cell_type, c.source) for c in stored.cells
+    ]
+    assert stored.metadata.course.fingerprint == build.fingerprint(ROOT / "solutions" / unit / f"{unit}.py"), (
+        "the source, a helper, the course model or the lock changed since the unit was executed; run: make build"
+    )
+    assert all(cell.execution_count for cell in stored.cells if cell.cell_type == "code"), "a cell was not executed"
+
+
+def test_only_released_notebooks_lie_in_the_learners_folder():
+    here = {path.relative_to(ROOT / "notebooks").as_posix() for path in (ROOT / "notebooks").rglob("*.*")}
+    here = {path for path in here if ".ipynb_checkpoints" not in path and "__pycache__" not in path}
+    assert here == {f"{unit}/{unit}.ipynb" for unit in UNITS}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_nothing_of_a_solution_is_released(unit):
+    text = (ROOT / "notebooks" / unit / f"{unit}.ipynb").read_text()
+    assert not SECRET.search(text)
+    given = "\n".join(cell.source for cell in released(unit).cells)
+    for cell in solution(unit).cells:
+        hidden = re.findall(r"### BEGIN (?:SOLUTION|HIDDEN TESTS)\n(.*?)### END", cell.source, re.DOTALL)
+        for region in hidden:
+            lines = [line.strip() for line in region.splitlines() if len(line.strip()) > 40]
+            leaked = [line for line in lines if line in given]
+            assert not leaked, f"{cell.id} leaks {leaked}"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_output_is_released(unit):
+    for cell in released(unit).cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_each_exercise_is_complete(unit):
+    """A stub with its number, a locked and graded check with hidden tests right below it, points, a rating, hints."""
+    cells = solution(unit).cells
+    stubs = [i for i, cell in enumerate(cells) if cell.metadata.get("nbgrader", {}).get("solution")]
+    assert stubs
+    for i in stubs:
+        name = cells[i].metadata.nbgrader.grade_id
+        number = name.removeprefix("ex_").replace("_", ".")
+        check = cells[i + 1]
+        assert check.metadata.nbgrader.grade_id == f"{name}_check"
+        assert check.metadata.nbgrader.grade and check.metadata.nbgrader.locked and check.metadata.nbgrader.points > 0
+        assert "### BEGIN HIDDEN TESTS" in check.source
+        assert re.search(rf'checks\.check\(\s*"{re.escape(number)}"', check.source)
+        lead_in = "\n".join(cell.source for cell in cells[:i] if cell.cell_type == "markdown")
+        heading = re.search(
+            rf"### Exercise {re.escape(number)}: .+\n\*Difficulty [1-5] of 5 · \d+ minutes · (\d+) points?\*", lead_in
+        )
+        assert heading, f"exercise {number} has no heading with difficulty, minutes and points"
+        assert int(heading[1]) == check.metadata.nbgrader.points
+        hints = cells[i + 2]
+        assert hints.cell_type == "markdown" and hints.source.count("<summary>Hint") == 3
+        stub = next(cell for cell in released(unit).cells if cell.id == name)
+        assert f"Exercise {number} is not solved yet" in stub.source
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_checks_leave_the_notebook_alone(unit):
+    """A check defines one function, so that none of its variables can change what a later cell does."""
+    for cell in solution(unit).cells:
+        if not cell.metadata.get("nbgrader", {}).get("grade"):
+            continue
+        words = [
+            t.string
+            for t in tokenize.tokenize(BytesIO(cell.source.encode()).readline)
+            if t.start[1] == 0 and t.string.strip()
+        ]
+        words = [w for w in words if not w.startswith("#") and w not in ("utf-8", ")")]
+        assert set(words) <= {"import", "from", "def", cell.source.strip().splitlines()[-1].split("(")[0]}, words
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_notebook_can_be_read_by_everyone(unit):
+    """One H1, headings in order, a text alternative for every picture, links that say where they go."""
+    nb = solution(unit)
+    levels = [
+        len(line) - len(line.lstrip("#"))
+        for cell in nb.cells
+        if cell.cell_type == "markdown"
+        for line in re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL).splitlines()
+        if re.match(r"#+ ", line)
+    ]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels)), "a heading level is skipped"
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            if "image/png" in output.get("data", {}):
+                assert output.metadata.get("image/png", {}).get("alt"), (
+                    f"a picture of {cell.id} has no text alternative"
+                )
+        if cell.cell_type == "markdown":
+            assert not re.search(r"\[(here|link|this)\]\(", cell.source, re.IGNORECASE)
+            assert not re.search(r"!\[\]\(", cell.source)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_outputs_are_clean(unit):
+    text = (ROOT / "solutions" / unit / f"{unit}.ipynb").read_text()
+    assert str(ROOT) not in text and '"stderr"' not in text and "widget-state" not in text
+    assert '"execution"' not in text and "iopub" not in text
