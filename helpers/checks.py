@@ -177,7 +177,7 @@ def _read() -> dict[str, dict[str, object]]:
         state = json.loads(PROGRESS_FILE.read_text())
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+    return {k: v for k, v in state.items() if isinstance(v, dict)} if isinstance(state, dict) else {}
 
 
 def _record(exercise: str, state: str) -> None:
@@ -185,7 +185,7 @@ def _record(exercise: str, state: str) -> None:
     if os.environ.get("NBGRADER_EXECUTION") == "autograde" or os.environ.get("COURSE_PROGRESS") == "off":
         return
     progress = _read()
-    before = progress.get(exercise, {"state": "untouched", "tries": 0})
+    before = {"state": "untouched", "tries": 0} | progress.get(exercise, {})
     tries = before["tries"] + (state != "untouched")
     solved = "solved" in (before["state"], state)
     progress[exercise] = {"state": "solved" if solved else state, "tries": tries}

@@ -33,11 +33,8 @@ def check_python():
 
 
 def lock_hash():
-    digest = hashlib.sha256()
-    for name in ("requirements.lock", "pyproject.toml"):
-        with open(os.path.join(ROOT, name), "rb") as file:
-            digest.update(file.read())
-    return digest.hexdigest()
+    with open(LOCK, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def installed():

@@ -1,0 +1,150 @@
+"""The friendly checks: what a learner reads, and that progress never gets in the way."""
+
+import json
+import stat
+
+import pytest
+import torch
+
+from helpers import checks
+
+
+@pytest.fixture
+def progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "progress.json")
+    monkeypatch.delenv("COURSE_PROGRESS", raising=False)
+    return tmp_path / "progress.json"
+
+
+def fail(run):
+    with pytest.raises(checks.CheckFailed) as caught, checks.check("9.1", "all good"):
+        run()
+    return caught.value
+
+
+def stub():
+    raise NotImplementedError("Exercise 9.1 is not solved yet: replace this line.")
+
+
+def test_a_pass_says_so_and_is_recorded(progress, capsys):
+    with checks.check("9.1", "all good"):
+        pass
+    assert capsys.readouterr().out == "Exercise 9.1 passed: all good.\n"
+    assert json.loads(progress.read_text())["9.1"] == {"state": "solved", "tries": 1}
+
+
+def test_a_stub_is_neither_right_nor_wrong(progress):
+    error = fail(stub)
+    assert isinstance(error, checks.NotSolvedYet) and "YOUR CODE HERE" in str(error)
+    assert json.loads(progress.read_text())["9.1"] == {"state": "untouched", "tries": 0}
+
+
+def test_a_failure_is_one_sentence_without_frames(progress):
+    error = fail(lambda: checks.number(3, 4, "the answer"))
+    assert str(error) == "Exercise 9.1: not yet. the answer is 3; expected is 4."
+    assert error._render_traceback_() == [str(error)]
+    assert json.loads(progress.read_text())["9.1"]["state"] == "tried"
+
+
+def test_solved_stays_solved(progress):
+    with checks.check("9.1", "all good"):
+        pass
+    fail(lambda: checks.number(3, 4, "the answer"))
+    assert json.loads(progress.read_text())["9.1"] == {"state": "solved", "tries": 2}
+
+
+def test_errors_of_the_learner_keep_their_type_and_get_a_note(progress):
+    with pytest.raises(ZeroDivisionError) as caught, checks.check("9.1", "all good"):
+        _ = 1 / 0
+    assert "your code raised this error" in caught.value.__notes__[0]
+
+
+def test_a_missing_name_says_what_to_run(progress):
+    def unknown():
+        return undefined_function(1)  # noqa: F821
+
+    assert "Run All Above" in str(fail(unknown))
+
+
+def test_a_missing_kernel_of_torch_is_not_taken_for_a_stub(progress):
+    class MissingKernel(NotImplementedError):
+        pass
+
+    def missing():
+        raise MissingKernel("Could not run 'quantized::linear'")
+
+    with pytest.raises(MissingKernel), checks.check("9.1", "all good"):
+        missing()
+
+
+def test_warnings_do_not_reach_stderr(progress, capsys):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with checks.check("9.1", "all good"):
+            warnings.warn("a warning of the learner's own", stacklevel=1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("variable", ["NBGRADER_EXECUTION", "COURSE_PROGRESS"])
+def test_nothing_is_recorded_while_grading(progress, monkeypatch, variable):
+    monkeypatch.setenv(variable, {"NBGRADER_EXECUTION": "autograde", "COURSE_PROGRESS": "off"}[variable])
+    with checks.check("9.1", "all good"):
+        pass
+    assert not progress.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"9.1": 3}'])
+def test_a_damaged_progress_file_does_no_harm(progress, content, capsys):
+    progress.write_text(content)
+    with checks.check("9.1", "all good"):
+        pass
+    checks.show_progress("9", 2)
+    assert "1 of 2 exercises solved" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_only_mentioned(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "absent" / "progress.json")
+    monkeypatch.delenv("COURSE_PROGRESS", raising=False)
+    with checks.check("9.1", "all good"):
+        pass
+    out = capsys.readouterr().out
+    assert "was not saved" in out and "passed" in out
+    assert stat.S_ISDIR(tmp_path.stat().st_mode)
+
+
+def test_close_names_the_mistake():
+    expected = torch.tensor([1.0, 2.0])
+    with pytest.raises(AssertionError, match="wrong: doubled"):
+        checks.close(expected * 2, expected, "it", {"doubled.": expected * 2})
+    with pytest.raises(AssertionError, match=r"at index \[1\] it is 2.5 and should be 2"):
+        checks.close(torch.tensor([1.0, 2.5]), expected, "it", {"doubled.": expected * 2})
+    with pytest.raises(AssertionError, match="nan or inf"):
+        checks.close(torch.tensor([1.0, torch.nan]), expected, "it")
+    checks.close(expected + 1e-7, expected, "it")
+
+
+def test_close_judges_by_the_maximum_not_the_mean():
+    expected = torch.zeros(10_000)
+    answer = expected.clone()
+    answer[77] = 0.01
+    with pytest.raises(AssertionError):
+        checks.close(answer, expected, "it")
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [(None, "does your function end with `return`"), ([1.0], "should be a tensor"), (torch.zeros(3), "has shape")],
+)
+def test_tensor_says_what_is_wrong_with_the_form(answer, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        checks.tensor(answer, (2,), "it")
+
+
+def test_raises_wants_the_kind_of_error_it_names():
+    checks.raises(ValueError, lambda: int("x"), "must refuse")
+    with pytest.raises(AssertionError, match=r"must refuse \(It raised TypeError"):
+        checks.raises(ValueError, lambda: int(None), "must refuse")
+    with pytest.raises(AssertionError, match="must refuse"):
+        checks.raises(ValueError, lambda: 1, "must refuse")
