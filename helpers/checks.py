@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -39,34 +40,20 @@ def check(exercise: str, passed: str) -> Iterator[None]:
     NotSolvedYet
         If the learner's code is still the stub.
     CheckFailed
-        If a check fails or the learner's code raises; the sentence names the likely mistake.
+        If a check fails or the learner's code raises; the text names the likely mistake, or the line that raised.
     """
     try:
         with redirect_stderr(sys.stdout):  # nbgrader takes a warning on stderr for a failure
             yield
-    except NotImplementedError as error:
-        if type(error) is not NotImplementedError:
-            raise  # a missing kernel in PyTorch is a subclass, and a different story
-        if "is not solved yet" not in str(error):
-            raise CheckFailed(f"Exercise {exercise}: your code stops with NotImplementedError: {error}") from error
-        _record(exercise, "untouched")
-        raise NotSolvedYet(
-            f"Exercise {exercise} is not solved yet: write your code where the cell above says YOUR CODE HERE, run "
-            "that cell, then run this one again."
-        ) from None
-    except AssertionError as error:
-        _record(exercise, "tried")
-        raise CheckFailed(f"Exercise {exercise}: not yet. {error}") from None
-    except NameError as error:
-        _record(exercise, "tried")
-        raise CheckFailed(
-            f"Exercise {exercise}: {error}. Either your code uses a name that does not exist, or the cell that "
-            "defines it has not run: use Run > Run All Above Selected Cell, then run this cell again."
-        ) from error
     except Exception as error:
+        if isinstance(error, NotImplementedError) and "is not solved yet" in str(error):
+            _record(exercise, "untouched")
+            raise NotSolvedYet(
+                f"Exercise {exercise} is not solved yet: write your code where the cell above says YOUR CODE HERE, run "
+                "that cell, then run this one again."
+            ) from None
         _record(exercise, "tried")
-        error.add_note(f"Exercise {exercise}: your code raised this error, so the check could not finish.")
-        raise
+        raise CheckFailed(f"Exercise {exercise}: {_explanation(error)}") from error
     _record(exercise, "solved")
     print(f"Exercise {exercise} passed: {passed}.")
 
@@ -103,7 +90,9 @@ def close(
         if wrong.shape == expected.shape and _same(answer, wrong, atol, rtol):
             raise AssertionError(f"{what} is wrong: {sentence}")
     if not torch.isfinite(answer.double()).all():
-        raise AssertionError(f"{what} holds nan or inf.")
+        raise AssertionError(
+            f"{what} holds nan or inf: infinity times 0, infinity minus infinity, or a division by 0 makes them."
+        )
     error = (answer.double() - expected.double()).abs()
     worst = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
     raise AssertionError(
@@ -126,7 +115,7 @@ def number(
     """Assert that `answer` is a number equal to `expected` up to `rtol`, else name the likely mistake."""
     given(answer, what)
     try:
-        value = float(answer)
+        value = float(answer.detach() if isinstance(answer, Tensor) else answer)
     except (TypeError, ValueError):
         raise AssertionError(f"{what} should be a number, not {type(answer).__name__}.") from None
     near = lambda other: abs(value - other) <= rtol * max(abs(other), 1e-12)  # noqa: E731
@@ -166,6 +155,36 @@ def show_progress(unit: str, exercises: int) -> None:
     print(f"Unit {unit}: {len(solved)} of {exercises} exercises solved.")
     if open_ones:
         print(f"Still open: {', '.join(open_ones)}.")
+
+
+def _explanation(error: Exception) -> str:
+    """What to tell a learner whose code raised, or failed an assertion."""
+    if isinstance(error, AssertionError):
+        sentence = str(error) or f"an assertion without a text failed{_place(error)}."
+        return f"not yet. {sentence[0].upper()}{sentence[1:]}"
+    if isinstance(error, NameError):
+        return (
+            f"{error}{_place(error)}. Either your code uses a name that does not exist, or the cell that defines it "
+            "has not run: use Run > Run All Above Selected Cell, then run this cell again."
+        )
+    return (
+        f"your code stopped with {type(error).__name__}: {error}\n"
+        f"It happened{_place(error)}. To see more, call your function yourself in a new cell."
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Where in the learner's own code an error came from: the last frame of a notebook cell that is not a check."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and not frame.filename.startswith(str(Path(__file__).parent))
+        and not frame.name.startswith("check_ex_")
+    ]
+    if not frames:
+        return " in the check, with what your function returned"
+    return f" in {frames[-1].name}, line {frames[-1].lineno} of its cell: {frames[-1].line or ''}".rstrip(": ")
 
 
 def _same(a: Tensor, b: Tensor, atol: float, rtol: float) -> bool:

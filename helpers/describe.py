@@ -12,6 +12,11 @@ def layer_types(model: nn.Module) -> dict[str, str]:
     return {name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in leaves}
 
 
+def is_training(model: nn.Module) -> bool:
+    """True if the model is in training mode (its root: PyTorch's freshly quantized layers always say that they are)."""
+    return model.training
+
+
 def weight_dtypes(model: nn.Module) -> dict[str, str]:
     """Dtype of the weight of every leaf module that has one, packed weights included: ``{"head": "torch.qint8"}``."""
     dtypes = {}

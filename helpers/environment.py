@@ -66,7 +66,7 @@ def report() -> None:
     import torch
 
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, int8 engines: {', '.join(engines())}")
+    print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, int8 engines: {', '.join(engines())}")
     found = problems()
     for problem in found:
         print(f"PROBLEM: {problem}")

@@ -53,7 +53,7 @@ def show(fig: Figure, caption: str, alt: str) -> None:
 
 
 def heat_map(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Axes:
-    """Matrix (rows, columns) as colours, each row and column labelled."""
+    """Matrix (rows, columns) as colours, each row and column labelled; nan is left white."""
     picture = ax.imshow(values, aspect="equal", vmin=0)
     ax.set_xticks(range(len(columns)), columns, family="monospace", fontsize=8)
     ax.set_yticks(range(len(rows)), rows, family="monospace", fontsize=8)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST = "notebooks/00_start_here/00_start_here.ipynb"
+NOTEBOOKS = ROOT / "notebooks"
+FIRST = "00_start_here/00_start_here.ipynb"
 
 
 def port_is_free(port: int) -> bool:
@@ -44,7 +45,13 @@ def main() -> None:
     os.chdir(ROOT)
     print(f"JupyterLab starts on port {port}. Stop it with Ctrl-C. If no browser opens, copy the address with the "
           "token that appears below into one.", flush=True)  # fmt: skip
-    arguments = ["jupyter-lab", f"--port={port}", "--ServerApp.port_retries=0", FIRST]
+    arguments = [
+        "jupyter-lab",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={NOTEBOOKS}",
+        f"--LabApp.default_url=/lab/tree/{FIRST}",
+    ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")  # containers
     os.execv(programs / "jupyter-lab", arguments)

@@ -45,6 +45,7 @@ from helpers import noise
 
 with noise.listening() as heard:
     import torch
+    import torchao.quantization
 
     layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
     torch.ao.quantization.quantize_dynamic(layer, {torch.nn.Linear}, dtype=torch.qint8)
@@ -234,7 +235,7 @@ checks.show_progress("0", exercises=1)
 # - A check that fails tells you what to do next; running it costs nothing.
 #
 # **When not to quantize.** If the model fits, is fast enough and nobody pays for its energy, leave it alone: every method in
-# this course costs some accuracy, your time, or both.
+# this course costs your time, and most of them some accuracy.
 #
 # **Further reading.** [PyTorch: what a tensor is](https://docs.pytorch.org/docs/stable/tensors.html) ·
 # [JupyterLab: the notebook interface](https://jupyterlab.readthedocs.io/en/stable/user/notebook.html) ·

@@ -76,6 +76,11 @@ def mask_value_too_small(q, k, v, mask=None):
     return (scores if mask is None else scores.masked_fill(~mask, -20.0)).softmax(-1) @ v
 
 
+@wrong("ex_1_1", "you took the number of queries")
+def scaled_by_len(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=q.shape[-2] ** -0.5)
+
+
 @right("ex_1_1")
 def with_einsum_and_exp(q, k, v, mask=None):
     scores = torch.einsum("...qd,...kd->...qk", q, k) * q.shape[-1] ** -0.5
@@ -127,6 +132,16 @@ def only_itself(length):
 @wrong("ex_1_2", "lets a query see the future")
 def one_step_too_far(length):
     return torch.ones(length, length, dtype=torch.bool).tril(1)
+
+
+@wrong("ex_1_2", "your mask is upside down")
+def true_means_forbidden(length):
+    return ~torch.ones(length, length, dtype=torch.bool).tril()
+
+
+@wrong("ex_1_2", "A mask of 0 and minus infinity")
+def additive_mask(length):
+    return torch.full((length, length), float("-inf")).triu(1)
 
 
 @right("ex_1_2")
@@ -214,6 +229,26 @@ def exponent_by_column(length, d_model):
 def exponent_halved(length, d_model):
     refuse_odd(d_model)
     return alternate(angles(length, d_model, divisor=2.0).sin(), angles(length, d_model, divisor=2.0).cos())
+
+
+@wrong("ex_1_4", "i numbers the pairs (0, 1, 2, …), not the columns")
+def i_is_the_column(length, d_model):
+    refuse_odd(d_model)
+    column = torch.arange(d_model)
+    angle = torch.arange(length)[:, None] / 10000.0 ** (2 * column / d_model)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "i numbers the pairs (0, 1, 2, …), not the even columns")
+def i_in_steps_of_two(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model, divisor=0.5).sin(), angles(length, d_model, divisor=0.5).cos())
+
+
+@wrong("ex_1_4", "has dtype torch.float64")
+def left_in_float64(length, d_model):
+    refuse_odd(d_model)
+    return torch.stack([angles(length, d_model).sin(), angles(length, d_model).cos()], dim=2).flatten(1)
 
 
 @wrong("ex_1_4", "positions are counted from 1")
@@ -315,6 +350,30 @@ def no_norms(x, weights, n_heads):
     return x + ffn(x, weights)
 
 
+@wrong("ex_1_5", "both residuals are missing")
+def no_residuals(x, weights, n_heads):
+    return ffn(norm(attention(norm(x, weights, "norm1"), weights, n_heads), weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "the two LayerNorms are swapped")
+def swapped_norms(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm2"), weights, n_heads)
+    return x + ffn(norm(x, weights, "norm1"), weights)
+
+
+@wrong("ex_1_5", "the halves are in the wrong order")
+def ffn_first(x, weights, n_heads):
+    x = x + ffn(norm(x, weights, "norm2"), weights)
+    return x + attention(norm(x, weights, "norm1"), weights, n_heads)
+
+
+@wrong("ex_1_5", "changes the tensor that it is given")
+def in_place_addition(x, weights, n_heads):
+    x += attention(norm(x, weights, "norm1"), weights, n_heads)
+    x += ffn(norm(x, weights, "norm2"), weights)
+    return x
+
+
 @right("ex_1_5")
 def in_one_expression(x, weights, n_heads):
     middle = torch.add(attention(norm(x, weights, "norm1"), weights, n_heads), x)
@@ -370,6 +429,17 @@ def perplexity_of_e(model, batches):
 @wrong("ex_1_6", "you multiplied by ln 2")
 def multiplied_by_ln2(model, batches):
     return result(torch.cat([nats_of(model, ids) for ids in batches]).mean() * math.log(2))
+
+
+@wrong("ex_1_6", "the first byte of each text is not predicted")
+def divided_by_all_bytes(model, batches):
+    total = sum(float(nats_of(model, ids).sum()) for ids in batches)
+    return result(total / sum(ids.numel() for ids in batches) / math.log(2))
+
+
+@wrong("ex_1_6", "it is negative")
+def sign_forgotten(model, batches):
+    return result(-torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2))
 
 
 @wrong("ex_1_6", "your answer should be a dict")
@@ -489,7 +559,7 @@ def type_as_a_string(model):
     return quantize_dynamic(model, {"Linear"}, dtype=torch.qint8)
 
 
-@wrong("ex_1_8", "float_qparams_weight_only_qconfig")
+@wrong("ex_1_8", "It is about an Embedding")
 def embedding_too(model):
     return quantize_dynamic(model, {nn.Linear, nn.Embedding}, dtype=torch.qint8)
 
@@ -504,6 +574,11 @@ def head_left_out(model):
 @wrong("ex_1_8", "is None")
 def nothing_returned(model):
     quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "a set of layer types")
+def list_of_types(model):
+    return quantize_dynamic(model, [nn.Linear], dtype=torch.qint8)
 
 
 @right("ex_1_8")
@@ -549,12 +624,19 @@ def float_skeleton_not_strict(path):
     return model
 
 
-@wrong("ex_1_9", "Unexpected key(s)", binds="load_quantized")
+@wrong("ex_1_9", "load_state_dict refuses the tensors", binds="load_quantized")
 def float_skeleton_strict(path):
     stored = torch.load(path, weights_only=True)
     model = TransformerLM(ModelConfig(**stored["config"])).eval()
     model.load_state_dict(stored["state_dict"])
     return model
+
+
+@wrong("ex_1_9", "load_state_dict only reports", binds="load_quantized")
+def returns_the_report(path):
+    stored = torch.load(path, weights_only=True)
+    model = quantize_dynamic(TransformerLM(ModelConfig(**stored["config"])).eval(), {nn.Linear}, dtype=torch.qint8)
+    return model.load_state_dict(stored["state_dict"])
 
 
 @wrong("ex_1_9", "are all tensors loaded", binds="load_quantized")

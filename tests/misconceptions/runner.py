@@ -75,6 +75,13 @@ def attempt(namespace: dict, source: str, bindings: dict, check: str, way: str) 
     return json.loads(answer) if answer else {"passed": False, "error": "NoAnswer", "message": "ended without a result"}
 
 
+def all_ways(namespace: dict, source: str, bindings: dict, check: str) -> dict[str, dict]:
+    """The three outcomes of one answer; what fails the visible tests fails the full check, which holds them."""
+    visible = attempt(namespace, source, bindings, check, "visible")
+    full = attempt(namespace, source, bindings, check, "full") if visible["passed"] else visible
+    return {"visible": visible, "full": full, "hidden": attempt(namespace, source, bindings, check, "hidden")}
+
+
 def run(chapter: str, unit: str) -> dict[str, dict]:
     importlib.import_module(f"tests.misconceptions.{chapter}")
     solution = read_source(ROOT / "solutions" / unit / f"{unit}.py")
@@ -88,13 +95,12 @@ def run(chapter: str, unit: str) -> dict[str, dict]:
             continue
         if cell.id in checks:
             main_function = function_names(cell.source)[0]
-            candidates = [(a.name, {a.binds or main_function: a.function}) for a in ANSWERS if a.exercise == cell.id]
-            for way in ("visible", "full", "hidden"):
-                stub = attempt(namespace, stubs[cell.id], {}, checks[cell.id], way)
-                results.setdefault(f"{cell.id}/the stub", {})[way] = stub
-                for name, bindings in candidates:
-                    outcome = attempt(namespace, cell.source, bindings, checks[cell.id], way)
-                    results.setdefault(f"{cell.id}/{name}", {})[way] = outcome
+            candidates = {"the stub": (stubs[cell.id], {})}
+            for answer in ANSWERS:
+                if answer.exercise == cell.id:
+                    candidates[answer.name] = (cell.source, {answer.binds or main_function: answer.function})
+            for name, (source, bindings) in candidates.items():
+                results[f"{cell.id}/{name}"] = all_ways(namespace, source, bindings, checks[cell.id])
         exec(compile(cell.source, cell.id, "exec"), namespace)
     return results
 

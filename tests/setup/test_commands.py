@@ -120,7 +120,7 @@ def test_make_lab_starts_a_quiet_lab_and_prints_its_address(tmp_path):
         page = urllib.request.urlopen(f"{site}/lab?token={token}", timeout=30).read().decode()
         for extension in ("announcements", "create-assignment", "formgrader", "jupyterlab-jupytext"):
             assert re.search(rf'"disabledExtensions".*{extension}', page, re.DOTALL), f"{extension} is not switched off"
-        listing = f"{site}/api/contents/notebooks/00_start_here?token={token}"
+        listing = f"{site}/api/contents/00_start_here?token={token}"
         assert "00_start_here.ipynb" in urllib.request.urlopen(listing, timeout=30).read().decode()
         assert "jupytext" not in log.read_text().lower(), "jupytext belongs to the build"
     finally:
