@@ -1,0 +1,1 @@
+"""What the course measures, and how; results are files with the machine that made them."""
