@@ -22,10 +22,10 @@ grade: install  ## grade gradebook/submitted/STUDENT/UNIT/UNIT.ipynb; writes fee
 	@$(RUN) -m grading.grade $(UNITS)
 
 bench: install  ## measure what the course cites; writes benchmarks/results/
-	@$(RUN) -m benchmarks.round_to_nearest
+	@$(RUN) -m benchmarks.round_to_nearest $(ARGS)
 
-model: install  ## train the course model again (about an hour on two cores; resumes after an interruption)
-	@$(RUN) -m helpers.train_course_model
+model: install  ## train the course model again (about an hour on two cores; resumes after an interruption; ARGS="--steps 100" trains less)
+	@$(RUN) -m helpers.train_course_model $(ARGS)
 
 lock: install  ## pin every dependency of pyproject.toml again, in requirements.lock
 	@$(RUN) -m grading.lock

@@ -10,6 +10,7 @@ Reference: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural n
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def sliding_bits_per_byte(model: TransformerLM, text: bytes, fresh: int = 128) -
     """Bits per byte of a text of which each byte is scored once, with at least ``context - fresh`` bytes before it."""
     context = model.config.context
     ids = data.encode(text)
-    starts = range(0, len(ids) - context - 1, fresh)
+    starts = range(0, len(ids) - context, fresh)  # a rest of fewer than `fresh` bytes at the end is left out
     total = metrics.next_byte_bits(model, ids[None, : context + 1]).sum()
     count = context
     for chunk in tqdm(torch.tensor(list(starts)[1:]).split(16), desc="evaluating", leave=False, disable=None):
@@ -68,10 +69,10 @@ def sliding_bits_per_byte(model: TransformerLM, text: bytes, fresh: int = 128) -
     return float(total / count)
 
 
-def train(steps: int, resume: Path = RESUME) -> tuple[TransformerLM, dict[str, float]]:
-    """Train for `steps` steps, from the last saved state if there is one; returns the model and what it took."""
+def train(steps: int, config: ModelConfig, resume: Path = RESUME) -> tuple[TransformerLM, float]:
+    """Train for `steps` steps, from the last saved state if there is one; returns the model and the seconds it took."""
     torch.manual_seed(SEED)
-    model = TransformerLM(ModelConfig())
+    model = TransformerLM(config)
     add_dropout(model, DROPOUT)
     opts = optimizers(model)
     generator = torch.Generator().manual_seed(SEED)
@@ -93,13 +94,13 @@ def train(steps: int, resume: Path = RESUME) -> tuple[TransformerLM, dict[str, f
     model.train()
     bar = tqdm(total=steps, initial=step, desc="training", unit="step")
     started = time.perf_counter() - seconds
-    smooth = float("nan")
+    smooth = None
     while step < steps:
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = learning_rate(step, steps)
         bits = train_step(model, opts, batches)
-        smooth = bits if step == 0 or smooth != smooth else 0.98 * smooth + 0.02 * bits
+        smooth = bits if smooth is None else 0.98 * smooth + 0.02 * bits
         step += 1
         bar.update()
         if step % SAVE_EVERY == 0 or step == steps:
@@ -107,13 +108,18 @@ def train(steps: int, resume: Path = RESUME) -> tuple[TransformerLM, dict[str, f
             model.train()
             bar.set_postfix(training=f"{smooth:.3f}", validation=f"{validated:.3f}")
             seconds = time.perf_counter() - started
-            save_state(resume, {
-                "steps": steps, "step": step, "seconds": seconds, "model": model.state_dict(),
-                "optimizers": [opt.state_dict() for opt in opts], "generator": generator.get_state(),
+            state = {
+                "steps": steps,
+                "step": step,
+                "seconds": seconds,
+                "model": model.state_dict(),
+                "optimizers": [opt.state_dict() for opt in opts],
+                "generator": generator.get_state(),
                 "dropout_rng": torch.get_rng_state(),
-            })  # fmt: skip
+            }
+            save_state(resume, state)
     bar.close()
-    return model.eval(), {"seconds": seconds}
+    return model.eval(), seconds
 
 
 def train_step(
@@ -129,7 +135,7 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for opt in opts:
         opt.step()
-    return loss.item() / 0.6931471805599453
+    return loss.item() / math.log(2)
 
 
 def save_state(path: Path, state: dict[str, object]) -> None:
@@ -144,7 +150,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--output", type=Path, default=COURSE_MODEL)
     arguments = parser.parse_args()
-    model, took = train(arguments.steps)
+    model, seconds = train(arguments.steps, ModelConfig())
     training, held_out = data.split_text("training"), data.split_text("held_out")
     card = {
         "what": "byte-level, pre-LN, decoder-only Transformer of the course",
@@ -153,7 +159,7 @@ def main() -> None:
         "held_out_bytes": len(held_out),
         "steps": arguments.steps,
         "bytes_per_step": BATCH_SIZE * model.config.context,
-        "seconds": round(took["seconds"]),
+        "wall_seconds": round(seconds),
         "seed": SEED,
         "held_out_bits_per_byte": round(sliding_bits_per_byte(model, held_out), 4),
         "held_out_baselines_bits_per_byte": {

@@ -4,7 +4,7 @@
 # In fifteen minutes you know that your computer is ready, how an exercise works here, and why anybody bothers to make a
 # model smaller.
 #
-# | | |
+# | At a glance | |
 # |---|---|
 # | **You will** | check your set-up, run a check that fails on purpose, solve your first exercise, compute the memory of a model |
 # | **You need** | Python: functions, lists, loops. No PyTorch yet. |
@@ -241,4 +241,4 @@ checks.show_progress("0", exercises=1)
 # [JupyterLab: the notebook interface](https://jupyterlab.readthedocs.io/en/stable/user/notebook.html) ·
 # [torchao, where PyTorch's quantization is going](https://docs.pytorch.org/ao/stable/index.html)
 #
-# **Next:** open `01_transformer_basics`. Dr. Frankenstein has built a mind, and it does not fit into his laboratory.
+# **Next:** [unit 01, Transformer basics](../01_transformer_basics/01_transformer_basics.ipynb). Dr. Frankenstein has built a mind, and it does not fit into his laboratory.

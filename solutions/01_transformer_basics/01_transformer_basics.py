@@ -4,7 +4,7 @@
 # Build a Transformer from numbers that you can check by hand, meet the trained model of this course, and make it more than
 # three times smaller: with proof of what that cost.
 #
-# | | |
+# | At a glance | |
 # |---|---|
 # | **You will** | write attention, masks, heads, positions and a block; measure a language model in bits per byte; count its bytes; quantize it to int8, save it safely and load it again |
 # | **You need** | unit 00, Python, matrix products; PyTorch only as far as the examples show it |
@@ -1094,7 +1094,7 @@ check_ex_1_6()
 # %%
 card = load_card(COURSE_MODEL)
 print(
-    f"{card['steps']} steps of {card['bytes_per_step']} bytes, {card['seconds'] / 60:.0f} minutes, Python {card['python']}"
+    f"{card['steps']} steps of {card['bytes_per_step']} bytes, {card['wall_seconds'] / 60:.0f} minutes on two shared cores, Python {card['python']}"
 )
 
 scores = dict(card["held_out_baselines_bits_per_byte"]) | {"course model": card["held_out_bits_per_byte"]}

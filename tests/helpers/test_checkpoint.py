@@ -77,5 +77,5 @@ def test_the_course_model_is_small_and_described():
     assert 0.7e6 <= parameters <= 4e6 and model.config.d_model >= 256
     baselines = card["held_out_baselines_bits_per_byte"]
     assert card["held_out_bits_per_byte"] < baselines["lzma primed with the training text"] < baselines["unigram"]
-    for entry in ("data", "steps", "seconds", "seed", "python", "torch", "sha256", "config"):
+    for entry in ("data", "steps", "wall_seconds", "seed", "python", "torch", "sha256", "config"):
         assert entry in card

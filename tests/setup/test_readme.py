@@ -1,0 +1,82 @@
+"""Every command of the README, run in a copy of the course."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from grading.course import ROOT
+
+README = (ROOT / "README.md").read_text()
+# The command as the README has it, what to add so that it ends soon, and what it must print.
+COMMANDS = {
+    "make grade": ("", "There is nothing to grade"),
+    "make build": ("UNITS=00_start_here", "built 1 units"),
+    "make build UNITS=01_transformer_basics": ("", "built 1 units"),
+    "make build FORCE=1": ("UNITS=00_start_here", "00_start_here: executing"),
+    "make lock": ("", "requirements.lock: "),
+    "make model": ('ARGS="--steps 2 --output build/model.safetensors"', "bits per byte on held-out documents"),
+    "make bench": ('ARGS="--windows 2 --output build/bench.json"', "int8 per-channel"),
+    "make clean": ("", ""),
+}
+ELSEWHERE = {
+    "make lab",  # test_commands.py
+    "make lab PORT=8899",
+    "make lab PYTHON=/path/to/python3.11",
+    "make test",  # this very run: .ci/run
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """All committed and new files of the course, with the installed .venv linked in."""
+    folder = tmp_path_factory.mktemp("copy")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "build").mkdir()
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_works(command, copy):
+    more, expected = COMMANDS[command]
+    done = subprocess.run(
+        f"{command} {more}",
+        shell=True,
+        cwd=copy,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert expected in done.stdout
+
+
+def test_every_command_of_the_readme_is_run():
+    named = {m.strip() for m in re.findall(r"(?:^|`)(make [a-z]+(?: [A-Z]+=[^\s`]+)*)", README, re.MULTILINE)}
+    assert named == set(COMMANDS) | ELSEWHERE
+
+
+def test_every_target_is_in_the_readme():
+    targets = re.findall(r"^([a-z]+):.*?##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [target for target in targets if f"make {target}" not in README] == []
+
+
+def test_files_and_folders_that_the_readme_names_exist():
+    for name in [*re.findall(r"\]\(([^)#:]+)\)", README), "environment.yml", "nbgrader_config.py", ".ci/run"]:
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"^\| `([a-z_/]+)`", README, re.MULTILINE):
+        assert (ROOT / name).exists() or (ROOT / "notebooks" / name).exists(), name
