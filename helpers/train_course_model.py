@@ -26,8 +26,8 @@ from helpers import baselines, data, metrics
 from helpers.checkpoint import COURSE_MODEL, save_checkpoint
 from helpers.models import ModelConfig, TransformerLM
 
-RESUME = Path(__file__).resolve().parent.parent / ".training" / "course_model.pt"
-SEED, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 0, 16, 3e-3, 0.1, 0.1
+RESUME_FOLDER = Path(__file__).resolve().parent.parent / ".training"
+BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 16, 3e-3, 0.1, 0.1
 WARMUP_STEPS, DECAY_SHARE, SAVE_EVERY = 100, 0.5, 250
 
 
@@ -69,19 +69,20 @@ def sliding_bits_per_byte(model: TransformerLM, text: bytes, fresh: int = 128) -
     return float(total / count)
 
 
-def train(steps: int, config: ModelConfig, resume: Path = RESUME) -> tuple[TransformerLM, float]:
+def train(steps: int, config: ModelConfig, seed: int, resume: Path) -> tuple[TransformerLM, float]:
     """Train for `steps` steps, from the last saved state if there is one; returns the model and the seconds it took."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = TransformerLM(config)
     add_dropout(model, DROPOUT)
     opts = optimizers(model)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     step, seconds = 0, 0.0
     if resume.is_file():
         state = torch.load(resume, weights_only=True)
-        if state["steps"] != steps:
+        if (state["steps"], state["seed"]) != (steps, seed):
             raise SystemExit(
-                f"{resume} belongs to a run of {state['steps']} steps: finish it, or delete it to start anew."
+                f"{resume} belongs to a run of {state['steps']} steps with seed {state['seed']}: finish that one, or "
+                "delete the file to start anew."
             )
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["optimizers"], strict=True):
@@ -110,6 +111,7 @@ def train(steps: int, config: ModelConfig, resume: Path = RESUME) -> tuple[Trans
             seconds = time.perf_counter() - started
             state = {
                 "steps": steps,
+                "seed": seed,
                 "step": step,
                 "seconds": seconds,
                 "model": model.state_dict(),
@@ -148,9 +150,12 @@ def save_state(path: Path, state: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=14_000)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=COURSE_MODEL)
     arguments = parser.parse_args()
-    model, seconds = train(arguments.steps, ModelConfig())
+    model, seconds = train(
+        arguments.steps, ModelConfig(), arguments.seed, RESUME_FOLDER / f"{arguments.output.stem}.pt"
+    )
     training, held_out = data.split_text("training"), data.split_text("held_out")
     card = {
         "what": "byte-level, pre-LN, decoder-only Transformer of the course",
@@ -160,7 +165,7 @@ def main() -> None:
         "steps": arguments.steps,
         "bytes_per_step": BATCH_SIZE * model.config.context,
         "wall_seconds": round(seconds),
-        "seed": SEED,
+        "seed": arguments.seed,
         "held_out_bits_per_byte": round(sliding_bits_per_byte(model, held_out), 4),
         "held_out_baselines_bits_per_byte": {
             "unigram": round(baselines.ngram_bits_per_byte(training, held_out, 1), 3),

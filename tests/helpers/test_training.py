@@ -18,7 +18,7 @@ def small_text(monkeypatch):
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
-    whole, _ = training.train(6, SMALL, tmp_path / "whole.pt")
+    whole, _ = training.train(6, SMALL, 0, tmp_path / "whole.pt")
 
     def interrupted(model, opts, batches, calls=[]):  # noqa: B006 (counts over the whole run)
         calls.append(1)
@@ -29,17 +29,19 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     original = training.train_step
     monkeypatch.setattr(training, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.train(6, SMALL, tmp_path / "parts.pt")
+        training.train(6, SMALL, 0, tmp_path / "parts.pt")
     monkeypatch.setattr(training, "train_step", original)
-    parts, _ = training.train(6, SMALL, tmp_path / "parts.pt")
+    parts, _ = training.train(6, SMALL, 0, tmp_path / "parts.pt")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, parts.state_dict()[name]), name
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):
-    training.train(2, SMALL, tmp_path / "state.pt")
-    with pytest.raises(SystemExit, match="belongs to a run of 2 steps"):
-        training.train(4, SMALL, tmp_path / "state.pt")
+    training.train(2, SMALL, 0, tmp_path / "state.pt")
+    with pytest.raises(SystemExit, match="belongs to a run of 2 steps with seed 0"):
+        training.train(4, SMALL, 0, tmp_path / "state.pt")
+    with pytest.raises(SystemExit, match="with seed 0"):
+        training.train(2, SMALL, 1, tmp_path / "state.pt")
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():

@@ -55,7 +55,6 @@ def test_the_command_works(command, copy):
         f"{command} {more}",
         shell=True,
         cwd=copy,
-        env=os.environ,
         capture_output=True,
         text=True,
         timeout=400,
