@@ -4,9 +4,9 @@ import os
 import secrets
 
 from nbgrader.converters import Autograde, GenerateAssignment
-from nbgrader.preprocessors import ClearSolutions, OverwriteCells
+from nbgrader.preprocessors import ClearSolutions, Execute, OverwriteCells
 
-from grading.preprocessors import RestoreCells, StubWithNumber
+from grading.preprocessors import ExecuteForGrades, RestoreCells, StubWithNumber
 
 c = get_config()  # noqa: F821 (nbgrader defines it)
 
@@ -24,12 +24,16 @@ c.CourseDirectory.ignore = [
     ".ipynb_checkpoints", "__pycache__", "feedback", ".*", "*.py", "*.pyc", "*.pth", "*.so", "*.egg-info",
 ]  # fmt: skip
 
-# Our own steps in nbgrader's order: a stub that names its exercise, and deleted test cells put back in the right place.
+# Our own steps in nbgrader's order: a stub that names its exercise, deleted test cells put back in the right place, and
+# an execution whose outputs can neither fill the memory nor pass for points.
 c.GenerateAssignment.preprocessors = [
     StubWithNumber if step is ClearSolutions else step for step in GenerateAssignment.preprocessors.default()
 ]
 c.Autograde.sanitize_preprocessors = [
     RestoreCells if step is OverwriteCells else step for step in Autograde.sanitize_preprocessors.default()
+]
+c.Autograde.autograde_preprocessors = [
+    ExecuteForGrades if step is Execute else step for step in Autograde.autograde_preprocessors.default()
 ]
 c.OverwriteCells.add_missing_cells = True
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.machine import description
-from helpers import data, metrics, noise
+from helpers import data, known_warnings, metrics
 from helpers.checkpoint import COURSE_MODEL, load_checkpoint
 from helpers.rounding import with_rounded_linears
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=128, help="how many held-out documents")
     parser.add_argument("--output", type=Path, default=RESULTS / "round_to_nearest.json")
     arguments = parser.parse_args()
-    noise.quiet_known_warnings()
+    known_warnings.hide()
     windows = data.windows("held_out", arguments.windows)
     results = {path.stem: measure(load_checkpoint(path), windows) for path in arguments.checkpoints}
     report = {

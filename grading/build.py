@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from grading.course import ROOT, nbgrader_api, unit_names
@@ -56,16 +57,24 @@ def read_source(path: Path) -> NotebookNode:
 
 def execute(nb: NotebookNode, path: Path) -> None:
     """Run all cells in place, in a fresh kernel; a failing cell stops the build and is named."""
+    started: list[NotebookNode] = []
     client = NotebookClient(nb, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
     try:
+        client.on_cell_start = lambda cell, cell_index: started.append(cell)
         client.execute(env=os.environ | {"COURSE_PROGRESS": "off", "OMP_WAIT_POLICY": "passive"})
-    except CellTimeoutError as error:
-        raise BuildError(f"{path.name}: a cell ran for more than {CELL_SECONDS} s.\n{error}") from None
+    except CellTimeoutError:
+        raise BuildError(f"{path.name}: {title(started[-1])} ran for more than {CELL_SECONDS} s.") from None
+    except DeadKernelError:
+        raise BuildError(f"{path.name}: the kernel died in {title(started[-1])}.") from None
     except CellExecutionError as error:
-        where = next((c for c in nb.cells if any(o.output_type == "error" for o in c.get("outputs", []))), None)
-        cell = f'cell "{where.id}" ({where.source.splitlines()[0]})' if where else "a cell"
-        raise BuildError(f"{path.name}: {cell} failed with {error.ename}: {ANSI.sub('', error.evalue)}") from None
+        message = ANSI.sub("", error.evalue)
+        raise BuildError(f"{path.name}: {title(started[-1])} failed with {error.ename}: {message}") from None
+
+
+def title(cell: NotebookNode) -> str:
+    """How to find a cell: its id and first line."""
+    return f'cell "{cell.id}" ({cell.source.strip().splitlines()[0]})'
 
 
 def tidy_outputs(nb: NotebookNode, path: Path) -> None:
@@ -107,6 +116,26 @@ def write(nb: NotebookNode, path: Path) -> None:
     path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
 
 
+def digest(nb: NotebookNode) -> str:
+    """Short hash of all cell sources: the name of a release."""
+    return hashlib.sha256("".join(cell.source for cell in nb.cells).encode()).hexdigest()[:12]
+
+
+def touched(path: Path) -> bool:
+    """True if somebody has worked in this released notebook: another source than released, or outputs."""
+    try:
+        nb = nbformat.read(path, as_version=4)
+        return digest(nb) != nb.metadata["course"]["release"] or any(cell.get("outputs") for cell in nb.cells)
+    except Exception:  # whatever this file is, the build did not make it
+        return True
+
+
+def keep(path: Path) -> Path:
+    """Rename a notebook that somebody worked in, so that a new release does not overwrite it; returns its new path."""
+    names = (path.with_name(f"{path.stem}.kept-{number}.ipynb") for number in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
+
+
 def release(sources: dict[str, NotebookNode], into: Path) -> None:
     """Write nbgrader's release of each unit to ``into/NAME/NAME.ipynb``: no solutions, hidden tests or outputs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -119,8 +148,7 @@ def release(sources: dict[str, NotebookNode], into: Path) -> None:
             if not result["success"]:
                 raise BuildError(f"nbgrader cannot release {name}:\n{result.get('error') or result.get('log')}")
             nb = nbformat.read(course / "notebooks" / name / f"{name}.ipynb", as_version=4)
-            digest = hashlib.sha256("".join(cell.source for cell in nb.cells).encode()).hexdigest()
-            nb.metadata["course"] = {"unit": name, "release": digest[:12]}
+            nb.metadata["course"] = {"unit": name, "release": digest(nb)}
             write(nb, into / name / f"{name}.ipynb")
 
 
@@ -129,17 +157,26 @@ def executed(name: str, force: bool) -> NotebookNode:
     path = ROOT / "solutions" / name / f"{name}.py"
     mark = fingerprint(path)
     stored = path.with_suffix(".ipynb")
-    if stored.is_file() and not force:
-        old = nbformat.read(stored, as_version=4)
-        if old.metadata.get("course", {}).get("fingerprint") == mark:
-            print(f"{name}: unchanged, not executed again")
-            return old
+    old = nbformat.read(stored, as_version=4) if stored.is_file() else None
+    if old is not None and not force and old.metadata.get("course", {}).get("fingerprint") == mark:
+        print(f"{name}: unchanged, not executed again")
+        return old
     print(f"{name}: executing", flush=True)
     nb = read_source(path)
     execute(nb, path)
     tidy_outputs(nb, path)
     nb.metadata["course"] = {"unit": name, "fingerprint": mark}
+    if old is not None:
+        keep_varying_outputs(nb, old)
     return nb
+
+
+def keep_varying_outputs(nb: NotebookNode, old: NotebookNode) -> None:
+    """A cell that measures this computer (tag "varies") keeps its stored output while its source is unchanged."""
+    before = {cell.id: cell for cell in old.cells if "varies" in cell.metadata.get("tags", [])}
+    for cell in nb.cells:
+        if cell.id in before and before[cell.id].source == cell.source:
+            cell.outputs = before[cell.id].outputs
 
 
 def build(names: list[str], force: bool = False) -> None:
@@ -153,6 +190,8 @@ def build(names: list[str], force: bool = False) -> None:
             for name in names:
                 target = ROOT / part / name / f"{name}.ipynb"
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if part == "notebooks" and target.is_file() and touched(target):
+                    print(f"{target.name} holds somebody's work: it is kept as {keep(target).name}")
                 shutil.move(made / part / name / f"{name}.ipynb", target)
     print(f"built {len(names)} units")
 

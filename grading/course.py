@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def unit_names(root: Path = ROOT) -> list[str]:
-    """Names of all units, in order: every folder of solutions/ that holds its own .py source."""
-    return sorted(path.stem for path in (root / "solutions").glob("*/*.py") if path.stem == path.parent.name)
+    """Names of all units, in order: every folder of solutions/ that holds a notebook source of its own name."""
+    return sorted({path.stem for path in (root / "solutions").glob("*/*.*") if path.stem == path.parent.name})
 
 
 def nbgrader_config(root: Path, **folders: str) -> Config:

@@ -11,7 +11,8 @@ from pathlib import Path
 from grading.course import ROOT
 
 HEADER = """\
-# Every version of the course's environment. Made by `make lock` from the ranges in pyproject.toml; do not edit.
+# Every version of the course's environment (without CUDA libraries, which PyPI's torch adds on Linux).
+# Made by `make lock` from the ranges in pyproject.toml; do not edit.
 """
 LOCAL_VERSION = re.compile(r"^([A-Za-z0-9_.\-]+==[^\s+]+)\+\S+", re.MULTILINE)  # torch==2.13.0+cpu: no index has it
 

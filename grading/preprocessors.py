@@ -1,13 +1,16 @@
-"""Two steps of nbgrader's pipeline that this course does its own way."""
+"""Three steps of nbgrader's pipeline that this course does its own way."""
 
 from __future__ import annotations
 
 import nbformat
 from nbformat import NotebookNode
 from nbgrader import utils
-from nbgrader.preprocessors import ClearSolutions, OverwriteCells
+from nbgrader.preprocessors import ClearSolutions, Execute, OverwriteCells
 
 STUB = '# YOUR CODE HERE\nraise NotImplementedError("Exercise {number} is not solved yet: replace this line.")'
+
+
+OUTPUT_CHARACTERS = 1_000_000  # of one cell; a loop that prints would otherwise fill the grader's memory
 
 
 def exercise_number(grade_id: str) -> str:
@@ -58,3 +61,25 @@ class RestoreCells(OverwriteCells):
             before = min((present[later] for later in names[at + 1 :] if later in present), default=len(nb.cells))
             nb.cells.insert(before, nbformat.from_dict(cell))
         return nb, resources
+
+
+class ExecuteForGrades(Execute):
+    """Run a submission; keep outputs small, and let nothing but an error decide about the points of a test cell."""
+
+    def preprocess(self, nb: NotebookNode, *arguments: object, **options: object) -> tuple[NotebookNode, dict]:
+        self.characters: dict[int, int] = {}
+        return super().preprocess(nb, *arguments, **options)
+
+    def output(self, outs: list, msg: dict, display_id: str | None, cell_index: int) -> NotebookNode | None:
+        if msg["msg_type"] != "error":
+            self.characters[cell_index] = self.characters.get(cell_index, 0) + len(str(msg["content"]))
+            if self.characters[cell_index] > OUTPUT_CHARACTERS:
+                return None
+        return super().output(outs, msg, display_id, cell_index)
+
+    def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple[NotebookNode, dict]:
+        cell, resources = super().preprocess_cell(cell, resources, index)
+        if utils.is_grade(cell) and cell.cell_type == "code":
+            # nbgrader reads a displayed number as partial credit; our tests display none, so it is the learner's.
+            cell.outputs = [output for output in cell.outputs if output.output_type != "execute_result"]
+        return cell, resources

@@ -147,7 +147,7 @@ def windows(split: str, count: int, length: int = 257) -> Tensor:
 def encode(text: str | bytes) -> Tensor:
     """Bytes of `text` as token ids, int64 (length,)."""
     raw = text.encode() if isinstance(text, str) else text
-    return torch.tensor(list(raw), dtype=torch.int64)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()
 
 
 def decode(ids: Tensor) -> str:

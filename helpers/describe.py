@@ -17,16 +17,26 @@ def is_training(model: nn.Module) -> bool:
     return model.training
 
 
+def dequantized_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weight of every leaf module that has one as a float tensor, packed int8 weights multiplied by their scale."""
+    weights = {}
+    for name in layer_types(model):
+        weight = _weight(model.get_submodule(name))
+        if weight is not None:
+            weights[name] = weight.dequantize() if weight.is_quantized else weight.detach()
+    return weights
+
+
 def weight_dtypes(model: nn.Module) -> dict[str, str]:
     """Dtype of the weight of every leaf module that has one, packed weights included: ``{"head": "torch.qint8"}``."""
-    dtypes = {}
-    for name in layer_types(model):
-        module = model.get_submodule(name) if name else model
-        weight = getattr(module, "weight", None)
-        weight = weight() if callable(weight) else weight  # PyTorch's quantized modules have a method there
-        if isinstance(weight, torch.Tensor):
-            dtypes[name] = str(weight.dtype)
-    return dtypes
+    weights = {name: _weight(model.get_submodule(name)) for name in layer_types(model)}
+    return {name: str(weight.dtype) for name, weight in weights.items() if weight is not None}
+
+
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    weight = getattr(module, "weight", None)
+    weight = weight() if callable(weight) else weight  # PyTorch's quantized modules have a method there
+    return weight if isinstance(weight, torch.Tensor) else None
 
 
 def _has_modules(module: nn.Module) -> bool:

@@ -27,11 +27,6 @@ def problems() -> list[str]:
             f"This is Python {platform.python_version()}; the course needs 3.11, 3.12 or 3.13. "
             "Close JupyterLab and start it with: make lab PYTHON=python3.11"
         )
-    if sys.prefix == sys.base_prefix:
-        found.append(
-            "This kernel does not run in a virtual environment, so its packages are not the course's. Choose "
-            '"Python 3 (ipykernel)" under Kernel > Change Kernel, or start the course with: make lab'
-        )
     pins = locked_versions() if LOCK.is_file() else {}
     for name in NEEDED:
         try:
@@ -46,28 +41,25 @@ def problems() -> list[str]:
             "This Python has no pydoc_data, the text that the course's model reads. Install a full Python "
             "(python.org, pyenv, conda; on Debian and Ubuntu: apt install libpython3-stdlib)."
         )
-    if importlib.util.find_spec("torch") is not None and not engines():
-        found.append(
-            "This build of torch has no int8 engine (fbgemm, x86, onednn or qnnpack): run make clean, then make lab"
-        )
+    if importlib.util.find_spec("torch") is not None:
+        from helpers import int8
+
+        try:
+            int8.choose_engine()
+        except RuntimeError as error:
+            found.append(str(error))
     return found
-
-
-def engines() -> list[str]:
-    """Int8 engines of this torch, the default one first."""
-    import torch
-
-    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
-    return sorted(available, key=lambda name: name != torch.backends.quantized.engine)
 
 
 def report() -> None:
     """Print what runs here, then every problem with its cure."""
     import torch
 
-    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, int8 engines: {', '.join(engines())}")
+    from helpers import int8
+
     found = problems()
+    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"torch {torch.__version__}, threads: {torch.get_num_threads()}, int8 engines: {', '.join(int8.engines())}")
     for problem in found:
         print(f"PROBLEM: {problem}")
     if not found:

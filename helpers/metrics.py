@@ -26,6 +26,11 @@ def next_byte_bits(model: nn.Module, ids: Tensor) -> Tensor:
     -------
     Tensor, float64, (batch, time - 1)
         ``-log2 p(byte | bytes before it)``.
+
+    Raises
+    ------
+    ValueError
+        If a row has fewer than two bytes.
     """
     if ids.shape[-1] < 2:
         raise ValueError("a row needs at least two bytes: one to read and one to predict.")
@@ -35,8 +40,15 @@ def next_byte_bits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def bits_per_byte(model: nn.Module, batches: Iterable[Tensor]) -> float:
-    """Mean bits per predicted byte over all batches (batch, time), every byte counted alike; lower is better."""
-    model.eval()
+    """Mean bits per predicted byte over all batches (batch, time), every byte counted alike; lower is better.
+
+    The model is used in the mode that it is in: call ``model.eval()`` first if it has dropout.
+
+    Raises
+    ------
+    ValueError
+        If there is no batch, or a batch with fewer than two bytes a row.
+    """
     total, count = 0.0, 0
     for ids in batches:
         bits = next_byte_bits(model, ids)

@@ -1,4 +1,4 @@
-"""Small plot functions: axes in, axes out, nothing computed. One style, colours that survive colour blindness.
+"""Small plot functions: axes in, axes out. One style, colours that survive colour blindness.
 
 `show` is the last step of every figure: it gives the picture a text alternative and a caption.
 """
@@ -74,9 +74,9 @@ def bars(ax: Axes, values: Mapping[str, float], unit: str, decimals: int = 1) ->
     return ax
 
 
-def loss_curve(ax: Axes, steps: Sequence[int], bits: Sequence[float], label: str = "") -> Axes:
+def loss_curve(ax: Axes, steps: Sequence[int], bits: Sequence[float]) -> Axes:
     """Bits per byte against training steps."""
-    ax.plot(steps, bits, label=label)
+    ax.plot(steps, bits)
     ax.set_xlabel("training step")
     ax.set_ylabel("bits per byte")
     return ax

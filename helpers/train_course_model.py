@@ -41,6 +41,7 @@ def add_dropout(model: TransformerLM, probability: float) -> list[torch.utils.ho
 
 
 def optimizers(model: TransformerLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
@@ -105,7 +106,7 @@ def train(steps: int, config: ModelConfig, seed: int, resume: Path) -> tuple[Tra
         step += 1
         bar.update()
         if step % SAVE_EVERY == 0 or step == steps:
-            validated = metrics.bits_per_byte(model, [validation])
+            validated = metrics.bits_per_byte(model.eval(), [validation])
             model.train()
             bar.set_postfix(training=f"{smooth:.3f}", validation=f"{validated:.3f}")
             seconds = time.perf_counter() - started
@@ -141,6 +142,7 @@ def train_step(
 
 
 def save_state(path: Path, state: dict[str, object]) -> None:
+    """Write all that an interrupted run needs to go on, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)
@@ -149,13 +151,12 @@ def save_state(path: Path, state: dict[str, object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=14_000)
+    parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=COURSE_MODEL)
     arguments = parser.parse_args()
-    model, seconds = train(
-        arguments.steps, ModelConfig(), arguments.seed, RESUME_FOLDER / f"{arguments.output.stem}.pt"
-    )
+    resume = RESUME_FOLDER / f"{arguments.output.stem}.pt"
+    model, seconds = train(arguments.steps, ModelConfig(), arguments.seed, resume)
     training, held_out = data.split_text("training"), data.split_text("held_out")
     card = {
         "what": "byte-level, pre-LN, decoder-only Transformer of the course",
@@ -179,6 +180,7 @@ def main() -> None:
         "date": date.today().isoformat(),
     }
     save_checkpoint(model, arguments.output, card)
+    resume.unlink()
     print(f"{arguments.output.name}: {card['held_out_bits_per_byte']} bits per byte on held-out documents.")
 
 

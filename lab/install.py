@@ -1,10 +1,11 @@
 """Create .venv with the locked versions. Run by make with the system's Python, so: standard library only.
 
-Idempotent: a stamp file holds the hash of the lock, and an unchanged lock installs nothing.
+Idempotent: a stamp file says from which lock, folder and Python .venv was made; if they are the same, nothing is done.
 """
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -32,17 +33,28 @@ def check_python():
              "your system's packages), then name it: make lab PYTHON=python3.11".format(*here))  # fmt: skip
 
 
-def lock_hash():
+def wanted():
+    """What an up-to-date .venv was made from: the lock, this folder (paths are written into .venv), this Python."""
     with open(LOCK, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        lock = hashlib.sha256(file.read()).hexdigest()
+    return "{} {} {}.{}".format(lock, ROOT, *sys.version_info[:2])
 
 
 def installed():
     try:
         with open(STAMP) as file:
-            return file.read() == lock_hash()
+            return file.read() == wanted()
     except OSError:
         return False
+
+
+def made_here():
+    """False if there is no .venv, or one of another Python or another folder, which cannot be brought up to date."""
+    try:
+        with open(STAMP) as file:
+            return file.read().split(" ", 1)[1:] == wanted().split(" ", 1)[1:]
+    except OSError:  # an installation that was interrupted goes on where it stopped
+        return os.path.exists(PYTHON)
 
 
 def run(arguments, otherwise):
@@ -60,7 +72,8 @@ def main():
     if installed():
         print("The course is installed in .venv (nothing to do).")
         return
-    if not os.path.exists(PYTHON):
+    if not made_here():
+        shutil.rmtree(VENV, ignore_errors=True)
         run([sys.executable, "-m", "venv", VENV],
             "Python cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv python3-pip. "
             "If .venv was left half made, remove it first: make clean")  # fmt: skip
@@ -73,7 +86,7 @@ def main():
     run([PYTHON, "-m", "ipykernel", "install", "--sys-prefix"],
         "the Jupyter kernel could not be registered: make clean, then try again.")  # fmt: skip
     with open(STAMP, "w") as file:
-        file.write(lock_hash())
+        file.write(wanted())
     print("Installed.")
 
 

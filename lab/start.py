@@ -13,14 +13,23 @@ NOTEBOOKS = ROOT / "notebooks"
 FIRST = "00_start_here/00_start_here.ipynb"
 
 
-def port_is_free(port: int) -> bool:
+def port_problem(port: int) -> str | None:
+    """Why a server cannot listen on this port, in a clause, or None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            return "ports below 1024 belong to the system"
         except OSError:
-            return False
-    return True
+            return "another program, perhaps an earlier JupyterLab, has it"
+    return None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main() -> None:
@@ -29,11 +38,8 @@ def main() -> None:
     port = parser.parse_args().port
     if not port.isdigit() or not 1 <= int(port) <= 65535:
         sys.exit(f"PORT={port} is not a port number: choose one from 1024 to 65535, as in make lab PORT=8899")
-    if not port_is_free(int(port)):
-        sys.exit(
-            f"Port {port} cannot be used: another program, perhaps an earlier JupyterLab, has it. "
-            f"Choose another one: make lab PORT={int(port) % 65000 + 11}"
-        )
+    if problem := port_problem(int(port)):
+        sys.exit(f"Port {port} cannot be used: {problem}. Choose another one: make lab PORT={free_port()}")
     programs = Path(sys.executable).parent
     os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     # The committed settings come first; the learner's own settings still count for what these do not name.

@@ -23,7 +23,7 @@
 # A notebook is a list of cells. Click into the next one and press **Shift+Enter**: it runs, its output appears below it,
 # and the next cell is selected. If something is wrong with this computer, each problem comes with its cure.
 
-# %%
+# %% tags=["varies"]
 from helpers import environment
 
 environment.report()
@@ -41,9 +41,9 @@ environment.report()
 # message once.
 
 # %% tags=["varies"]
-from helpers import noise
+from helpers import known_warnings
 
-with noise.listening() as heard:
+with known_warnings.listening() as heard:
     import torch
     import torchao.quantization
 
@@ -64,7 +64,7 @@ for line in heard:
 #   to its own developers. Harmless here.
 #
 # From now on the first cell of each unit hides these messages, exactly these and no others, with
-# `noise.quiet_known_warnings()`.
+# `known_warnings.hide()`.
 
 # %% [markdown]
 # ## 3. Why would anybody want a smaller model?
@@ -77,7 +77,7 @@ import torch
 
 from helpers import plots
 
-noise.quiet_known_warnings()
+known_warnings.hide()
 
 parameters = 7_000_000_000
 bytes_each = {"float32": 4, "bfloat16": 2, "int8": 1, "4-bit integers": 0.5}

@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checks, data, describe, errors, metrics, noise, plots
+from helpers import checks, data, describe, errors, int8, known_warnings, metrics, plots
 from helpers.checkpoint import COURSE_MODEL, load_card, load_course_model
 from helpers.models import ModelConfig, TransformerLM
 
-noise.quiet_known_warnings()
+known_warnings.hide()
+int8.choose_engine()
 
 # %% [markdown]
 # ## 1. Attention: whom do I look at?
@@ -231,8 +232,9 @@ def check_ex_1_1() -> None:
         generator = torch.Generator().manual_seed(100 + seed)
         q, k = torch.randn(*batch, query, d, generator=generator), torch.randn(*batch, key, d, generator=generator)
         v = torch.randn(*batch, key, d_v, generator=generator)
-        mask = torch.rand(query, key, generator=generator) < 0.5
-        mask[:, -1] = True
+        mask_shape = (*batch[:1], *(1 for _ in batch[1:]), query, key) if seed % 2 else (query, key)
+        mask = torch.rand(mask_shape, generator=generator) < 0.5
+        mask[..., -1] = True
         before = [q.clone(), k.clone(), v.clone(), mask.clone()]
         for chosen in (None, mask):
             expected = F.scaled_dot_product_attention(q, k, v, attn_mask=chosen)
@@ -240,7 +242,7 @@ def check_ex_1_1() -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, [q, k, v, mask], strict=True)), (
             "your function changes its inputs."
         )
-        hidden = ~mask.any(dim=0)
+        hidden = ~mask.reshape(-1, key).any(dim=0)  # keys that nobody may look at
         spoiled = v.clone()
         spoiled[..., hidden, :] = 1e6
         torch.testing.assert_close(attention(q, k, spoiled, mask), expected, atol=1e-5, rtol=1e-5)
@@ -544,8 +546,8 @@ right.legend()
 plots.show(
     fig,
     caption="Left: every position gets its own pattern of waves. Right: the dot product of two positions depends on their "
-    "distance only, and is largest for near ones. To ask for 'the byte before me', a head learns matrices that turn the waves of "
-    "its query by one step.",
+    "distance only, and is largest for near ones. To ask for 'the byte before me', a head can learn matrices that turn the waves "
+    "of its query by one step.",
     alt="Left, a colour table of waves: fast in the upper columns, ever slower further down. Right, three curves, each with "
     "a sharp peak of height one at its own position, falling off to both sides with ripples.",
 )
@@ -698,8 +700,8 @@ check_ex_1_4()
 # A Transformer is a stack of identical **blocks**. Each has two halves:
 #
 # - **attention** moves information between positions;
-# - a **feed-forward network** (FFN), two Linear layers with a non-linear function (GELU, a smooth step that lets large
-#   numbers pass and small ones not) between them, works on each position alone.
+# - a **feed-forward network** (FFN), two Linear layers with a non-linear function (GELU, which lets positive numbers pass and
+#   holds negative ones back) between them, works on each position alone.
 #
 # Each half reads a *normalized* copy of the vectors $x$ (LayerNorm: the numbers of each position get mean 0 and variance 1, then a
 # learned scale and shift) and
@@ -1285,25 +1287,27 @@ parts = {
     "attention": [block.attention for block in model.blocks],
     "ffn": [block.ffn for block in model.blocks],
     "norm": [model.norm, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))],
-    "head": [] if model.config.tied_head else [model.head],
+    "head": [model.head],
 }
 stored = {name: sum(p.nbytes for module in modules for p in module.parameters()) for name, modules in parts.items()}
-parts["head"] = [model.head]
+if model.config.tied_head:
+    stored["head"] = 0  # its weight is the embedding
 
 
 def seconds_by_component(ids: Tensor) -> dict[str, float]:
     """Seconds spent in each component during one forward pass of the course model."""
-    parts = {"embedding": [model.embedding], "attention": [b.attention for b in model.blocks], "ffn": [b.ffn for b in model.blocks],
-             "norm": [model.norm, *(n for b in model.blocks for n in (b.norm1, b.norm2))], "head": [model.head]}  # fmt: skip
     spent, started, handles = dict.fromkeys(parts, 0.0), {}, []
+
+    def start(module: nn.Module, inputs: tuple) -> None:
+        started[module] = time.perf_counter()
+
+    def stop(name: str, module: nn.Module) -> None:
+        spent[name] += time.perf_counter() - started[module]
+
     for name, modules in parts.items():
         for module in modules:
-            handles += [
-                module.register_forward_pre_hook(lambda m, i: started.update({m: time.perf_counter()})),
-                module.register_forward_hook(
-                    lambda m, i, o, name=name: spent.update({name: spent[name] + time.perf_counter() - started[m]})
-                ),
-            ]
+            handles.append(module.register_forward_pre_hook(start))
+            handles.append(module.register_forward_hook(lambda module, _in, _out, name=name: stop(name, module)))
     with torch.no_grad():
         model(ids)
     for handle in handles:
@@ -1341,7 +1345,7 @@ plots.show(
 # here you use PyTorch's shortest road to it:
 #
 # > **Dynamic quantization**: the weights of all Linear layers become int8 *once, now*. When the model runs, each layer also turns
-# > its input into 8-bit integers, with a scale that it takes from that very input (that is the *dynamic* part), multiplies integers, and
+# > its input into integers of 8 bits (7 on most PCs: unit 02 says why), with a scale that it takes from that very input (that is the *dynamic* part), multiplies integers, and
 # > turns the result back into `float32`.
 #
 # The function is `torch.ao.quantization.quantize_dynamic(model, qconfig_spec, dtype=…)`. `qconfig_spec` is a *set* of layer types.
@@ -1375,7 +1379,7 @@ def quantize_to_int8(model: nn.Module) -> nn.Module:
 # %% nbgrader={"grade": true, "grade_id": "ex_1_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 import torch
 
-from helpers import checks, data, describe, metrics
+from helpers import checks, data, describe, int8, metrics
 from helpers.checkpoint import load_course_model
 
 
@@ -1387,11 +1391,15 @@ def check_ex_1_8() -> None:
         try:
             answer = quantize_to_int8(original)
         except (AttributeError, TypeError) as error:
+            if "'get'" not in str(error) and "iterable" not in str(error):
+                raise
             raise AssertionError(
                 f"quantize_dynamic cannot use what you passed ({error}): after the model comes a set of layer types, "
                 "{nn.Linear}, and then dtype=torch.qint8."
             ) from None
         except AssertionError as error:
+            if "Embedding" not in str(error):
+                raise
             raise AssertionError(
                 f"PyTorch refuses: {error} It is about an Embedding; this exercise quantizes Linear layers only."
             ) from None
@@ -1419,7 +1427,7 @@ def check_ex_1_8() -> None:
                 "your model computes exactly what the float model does."
             )
         gap = metrics.bits_per_byte(answer, [ids]) - metrics.bits_per_byte(untouched, [ids])
-        assert abs(gap) < 0.05, (
+        assert abs(gap) < 0.02, (
             f"your model needs {gap:+.3f} bits per byte more than the float model: int8 should be nearly free."
         )
     ### BEGIN HIDDEN TESTS
@@ -1430,21 +1438,25 @@ def check_ex_1_8() -> None:
         small = TransformerLM(
             ModelConfig(context=16, d_model=32, n_heads=2, n_layers=2, d_ff=64, tied_head=tied)
         ).eval()
+        for parameter in small.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
         kept = {name: weight.clone() for name, weight in small.state_dict().items()}
-        types = describe.layer_types(small)
+        types, weights = describe.layer_types(small), describe.dequantized_weights(small)
         quantized = quantize_to_int8(small)
         assert describe.layer_types(small) == types, "the layers of the original were replaced."
         assert all(torch.equal(small.state_dict()[name], weight) for name, weight in kept.items()), (
             "the original's weights changed."
         )
-        dtypes = describe.weight_dtypes(quantized)
+        dtypes, dequantized = describe.weight_dtypes(quantized), describe.dequantized_weights(quantized)
         for name, kind in types.items():
             if kind.endswith(".linear.Linear"):
                 assert dtypes[name] == "torch.qint8", f"{name} is {dtypes[name]}, not torch.qint8."
+                error = (dequantized[name] - weights[name]).abs().max()
+                assert error <= 0.51 * weights[name].abs().max() / 127, f"{name} is coarser than 8 bits."
         assert dtypes["embedding"] == "torch.float32", "the embedding must stay float32."
         ids = torch.randint(256, (2, 16))
         with torch.no_grad():
-            expected = torch.ao.quantization.quantize_dynamic(small, {torch.nn.Linear}, dtype=torch.qint8)(ids)
+            expected = int8.dynamic_int8(small)(ids)
             error = (quantized(ids) - expected).norm() / expected.norm()
         assert error < 0.1, f"the outputs are {error:.3f} (relative) away from PyTorch's dynamic int8."
     ### END HIDDEN TESTS
@@ -1472,7 +1484,7 @@ check_ex_1_8()
 # ### What did it cost, what did it buy?
 
 # %%
-small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+small = int8.dynamic_int8(model)  # (what your exercise 1.8 returns)
 
 float_each = torch.cat([metrics.next_byte_bits(model, rows).mean(dim=1) for rows in held_out.split(8)])  # (32,)
 int8_each = torch.cat([metrics.next_byte_bits(small, rows).mean(dim=1) for rows in held_out.split(8)])
@@ -1537,8 +1549,8 @@ with torch.no_grad():
         )
 
 # %% [markdown]
-# The change is noise, as large as the rounding itself, and carries next to nothing of the byte; but a dynamically quantized model is not strictly causal,
-# and its answer for one text depends on which other texts are in the batch. Tools that need exact repetition (such as a compressor) must
+# The float model keeps the promise (what it shows is rounding in the last digits, if anything); the int8 model does not: it is not
+# strictly causal, and its answer for one text depends on which other texts are in the batch. Tools that need exact repetition (such as a compressor) must
 # know this. Unit 02 shows schemes with a scale for each row, which are free of it.
 #
 # ### And speed?
@@ -1574,7 +1586,7 @@ for texts, length in [(1, 1), (1, 16), (1, 256), (8, 256)]:
 # > **What happens:** look at your numbers above. The file shrinks by more than a factor of three. Every logit changes, and whether the quality
 # > does is a question of measuring well enough: 32 documents may be too few to see it. Whether int8 is *faster* depends on how much there
 # > is to multiply, since turning inputs into integers costs time, too: compare your first line, one byte, with your last. On other
-# > computers the first line is above 1. Never promise speed before you have measured it, on the machine and the sizes that count.
+# > machines the first line is above 1 (it was on one where this course was made). Never promise speed before you have measured it, on the machine and the sizes that count.
 #
 # > **The book says:** post-training dynamic quantization converts the weights during inference.
 # >
@@ -1582,7 +1594,7 @@ for texts, length in [(1, 1), (1, 16), (1, 256), (8, 256)]:
 # > codes after. Only the *inputs* of a layer are quantized during inference.
 
 # %% tags=["nbval-check-output"]
-fresh = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+fresh = int8.dynamic_int8(model)
 layer = fresh.blocks[0].ffn.up
 before = layer.weight().int_repr().clone()
 print("before the first run:", layer.weight().dtype)
@@ -1617,8 +1629,8 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # For a good reason. Such a file is a *pickle*: a small program that Python runs while it loads, and that can do anything on your
 # computer. It also breaks as soon as a class is renamed. `weights_only=False` would switch the guard off; use it only for files that you
-# made yourself, if ever. With `weights_only=True`, a guarded reader admits tensors and plain dictionaries, lists, numbers and strings,
-# and nothing else.
+# made yourself, if ever. With `weights_only=True`, a guarded reader admits tensors, plain Python containers, numbers and strings, and a
+# short list of harmless types.
 #
 # > **What works:** save the **state_dict** (a dictionary of tensors, `model.state_dict()`) and the few numbers that describe the model,
 # > with `torch.save(a_dictionary, path)`. To load, rebuild a model of the same *form*, then fill in the tensors with
@@ -1665,7 +1677,7 @@ from pathlib import Path
 
 import torch
 
-from helpers import checks, describe
+from helpers import checks, describe, int8
 from helpers.models import ModelConfig, TransformerLM
 
 
@@ -1677,7 +1689,7 @@ def check_ex_1_9() -> None:
         path = str(Path(folder) / "model.pt")
         torch.manual_seed(19)
         skeleton = TransformerLM(ModelConfig(context=16, d_model=32, n_heads=2, n_layers=2, d_ff=64)).eval()
-        quantized = torch.ao.quantization.quantize_dynamic(skeleton, {torch.nn.Linear}, dtype=torch.qint8)
+        quantized = int8.dynamic_int8(skeleton)
         ids = torch.randint(256, (2, 16))
         with torch.no_grad():
             expected = quantized(ids)
@@ -1702,6 +1714,8 @@ def check_ex_1_9() -> None:
         try:
             loaded = load_quantized(path)
         except (RuntimeError, KeyError) as error:
+            if "state_dict" not in str(error) and ".weight" not in str(error) and ".scale" not in str(error):
+                raise
             raise AssertionError(
                 "load_state_dict refuses the tensors: the skeleton does not have the form of the model that was saved. Is it "
                 "quantized, and do you fill the model that quantize_dynamic returned? PyTorch says: "
@@ -1728,35 +1742,42 @@ def check_ex_1_9() -> None:
             "your loader opens a file that holds a whole pickled model, which could run any program: use weights_only=True.",
         )
     ### BEGIN HIDDEN TESTS
+    import os
     import subprocess
     import sys
     import textwrap
 
     reader = """
-    import sys, torch
-    from helpers.models import ModelConfig, TransformerLM
-    from helpers.noise import quiet_known_warnings
-    quiet_known_warnings()
-    stored = torch.load(sys.argv[1], weights_only=True)
-    model = torch.ao.quantization.quantize_dynamic(TransformerLM(ModelConfig(**stored["config"])).eval(), {torch.nn.Linear}, dtype=torch.qint8)
-    model.load_state_dict(stored["state_dict"])
-    case = torch.load(sys.argv[2], weights_only=True)
-    with torch.no_grad():
-        assert torch.equal(model(case["ids"]), case["expected"]), "another process gets other outputs from your file"
-    """
+        import sys, torch
+        from helpers import int8, known_warnings
+        from helpers.models import ModelConfig, TransformerLM
+        known_warnings.hide()
+        int8.choose_engine()
+        stored = torch.load(sys.argv[1], weights_only=True)
+        model = int8.dynamic_int8(TransformerLM(ModelConfig(**stored["config"])).eval())
+        model.load_state_dict(stored["state_dict"])
+        case = torch.load(sys.argv[2], weights_only=True)
+        torch.set_num_threads(case["threads"])
+        with torch.no_grad():
+            assert torch.equal(model(case["ids"]), case["expected"]), "another process gets other outputs from your file"
+        """
     with tempfile.TemporaryDirectory() as folder:
         path, case = str(Path(folder) / "theirs.pt"), str(Path(folder) / "case.pt")
         torch.manual_seed(500)
         config = ModelConfig(context=12, d_model=24, n_heads=3, n_layers=1, d_ff=40, tied_head=False)
         skeleton = TransformerLM(config).eval()
-        quantized = torch.ao.quantization.quantize_dynamic(skeleton, {torch.nn.Linear}, dtype=torch.qint8)
+        quantized = int8.dynamic_int8(skeleton)
         ids = torch.randint(256, (3, 12))
         with torch.no_grad():
             expected = quantized(ids)
         save_quantized(quantized, path)
-        torch.save({"ids": ids, "expected": expected}, case)
+        torch.save({"ids": ids, "expected": expected, "threads": torch.get_num_threads()}, case)
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(reader), path, case], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", textwrap.dedent(reader), path, case],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"COURSE_INT8_ENGINE": torch.backends.quantized.engine},
         )
         assert done.returncode == 0, f"a fresh process could not use your file: {done.stderr.strip().splitlines()[-1:]}"
         torch.save({"config": config.to_dict(), "state_dict": quantized.state_dict()}, path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import nbformat
@@ -132,6 +133,15 @@ def has_an_exercise_that_is_gone(course):
     return nb
 
 
+def displays_a_number(course):
+    hook = "def attention(q, k, v, mask=None):\n    get_ipython().displayhook(2.0)\n    return q @ k.mT @ v"
+    return solved(course, ex_1_1=hook)
+
+
+def prints_forever(course):
+    return solved(course, ex_1_2="def causal_mask(length):\n    while True:\n        print('x' * 1000)")
+
+
 def swallows_the_checks(course):
     hostile = (
         "import contextlib\nfrom helpers import checks\n"
@@ -172,6 +182,8 @@ PERSONAS = {
     edited_a_check: 4,
     tagged_checks_to_be_skipped: 0,
     has_an_exercise_that_is_gone: 6,
+    displays_a_number: 4,
+    prints_forever: 4,
     swallows_the_checks: 4,
     shadows_torch: 6,
     never_returns: 4,
@@ -195,6 +207,18 @@ def graded(course, monkeypatch_module):
     old.cells[index(old, "ex_1_1_check")].source = "assert True  # the check of an earlier release"
     submit(course, "old_release", old)
     submit(course, "perfect", solved(course, START), START)
+    link = submit(course, "links_to_the_solution", released(course)) / f"{UNIT}.ipynb"
+    link.unlink()
+    link.symlink_to(course / "solutions" / UNIT / f"{UNIT}.ipynb")
+    damaged = solved(course)
+    damaged.cells[0].metadata["nbgrader"] = "x"
+    submit(course, "damaged_metadata", damaged)
+    odd = solved(course)
+    odd.metadata["course"] = "CS101"
+    submit(course, "odd_metadata", odd)
+    submit(course, "bob [1]", solved(course))
+    submit(course, "typo", solved(course), "01_transformer_basic")
+    (course / "gradebook" / "submitted" / "loose.ipynb").write_text("{}")
     for name in ("helpers.py", "torch.py"):  # would be imported instead of the real ones
         (course / "gradebook" / "submitted" / "perfect" / UNIT / name).write_text("raise SystemExit('shadowed')")
     before = {p: p.read_bytes() for p in (course / "gradebook" / "submitted").rglob("*.*")}
@@ -213,12 +237,12 @@ def monkeypatch_module():
 
 @pytest.fixture(scope="module")
 def grades(course, graded):
-    with (course / "gradebook" / "grades.csv").open() as file:
-        return list(csv.DictReader(file))
+    return read_grades(course)
 
 
 def points(grades, student, unit=UNIT):
-    return sum(float(row["points"]) for row in grades if row["student"] == student and row["unit"] == unit)
+    mine = [row for row in grades if row["student"] == student and row["unit"] == unit]
+    return sum(float(row["points"] or "nan") for row in mine)
 
 
 @pytest.mark.parametrize("persona", PERSONAS, ids=lambda p: p.__name__)
@@ -227,7 +251,7 @@ def test_each_persona_gets_its_points(persona, grades):
 
 
 def test_a_wrong_answer_loses_exactly_its_own_points(grades):
-    lost = [r for r in grades if r["student"] == "one_wrong_answer" and float(r["points"]) < float(r["of"])]
+    lost = [r for r in grades if r["student"] == "one_wrong_answer" and r["points"] != r["of"]]
     assert [(r["exercise"], float(r["points"])) for r in lost] == [("1.1", 0)]
 
 
@@ -237,22 +261,44 @@ def test_the_first_unit_is_graded_too(grades):
 
 def test_an_old_release_is_graded_with_the_current_tests(grades):
     assert points(grades, "old_release") == 6
+    assert points(grades, "odd_metadata") == 6
 
 
-def test_broken_submissions_are_named_and_stop_nobody(graded, grades):
-    assert graded == 3
-    assert not {r["student"] for r in grades} & {"broken_json", "empty_folder", "another_notebook"}
+NOT_GRADED = {
+    "broken_json": "is not a valid notebook",
+    "empty_folder": "there is no 01_transformer_basics.ipynb",
+    "another_notebook": "holds no cell of this course",
+    "links_to_the_solution": "is a link to another file",
+    "damaged_metadata": "metadata of 01_transformer_basics.ipynb is damaged",
+    "bob [1]": "Rename the folder",
+}
+MISPLACED = {"typo/01_transformer_basic": "is not the folder of a unit", "loose.ipynb": "is not a student's folder"}
 
 
-def test_sentences_for_submissions_that_cannot_be_graded(course, graded):
-    sentences = {
-        s.student: grade.problem(s, course) for s in grade.find_submissions(course, [UNIT]) if grade.problem(s, course)
-    }
-    assert "is not a valid notebook" in sentences["broken_json"]
-    assert "there is no 01_transformer_basics.ipynb" in sentences["empty_folder"]
-    assert "holds no cell of this course" in sentences["another_notebook"]
-    old = next(s for s in grade.find_submissions(course, [UNIT]) if s.student == "old_release")
-    assert "another release" in grade.release_note(old, course)
+def test_broken_submissions_stop_nobody_and_have_a_line_without_points(graded, grades):
+    assert graded == len(NOT_GRADED) + len(MISPLACED)
+    lines = [row for row in grades if row["exercise"] == "NOT GRADED"]
+    assert {row["student"] for row in lines} == set(NOT_GRADED) and not any(row["points"] for row in lines)
+
+
+@pytest.mark.parametrize("student", NOT_GRADED)
+def test_a_submission_that_cannot_be_graded_gets_a_sentence(student, course, graded):
+    submissions, _ = grade.find_submissions(course, [UNIT])
+    with pytest.raises(grade.NotGraded, match=re.escape(NOT_GRADED[student])):
+        grade.read_submission(next(s for s in submissions if s.student == student))
+
+
+def test_misplaced_files_are_named(course, graded):
+    _, strange = grade.find_submissions(course, [UNIT])
+    assert len(strange) == len(MISPLACED)
+    for name, sentence in MISPLACED.items():
+        assert any(line.startswith(name) and sentence in line for line in strange)
+
+
+def test_another_release_is_mentioned(course, graded):
+    old = nbformat.read(course / "gradebook" / "submitted" / "old_release" / UNIT / f"{UNIT}.ipynb", as_version=4)
+    assert "another release" in grade.release_note(old, UNIT, course)
+    assert grade.release_note(released(course), UNIT, course) is None
 
 
 def test_feedback_is_written_for_every_graded_submission(course, graded):
@@ -260,17 +306,44 @@ def test_feedback_is_written_for_every_graded_submission(course, graded):
         assert (course / "gradebook" / "feedback" / persona.__name__ / UNIT / f"{UNIT}.html").is_file()
 
 
-def test_a_second_grading_gives_the_same_grades(course, grades):
-    keep = course / "gradebook" / "submitted"
-    kept = course / "kept"
-    shutil.copytree(keep, kept)
-    for folder in keep.iterdir():
-        if folder.name not in ("one_wrong_answer",):
-            shutil.rmtree(folder)
-    assert grade.grade(course, [UNIT]) == 0
+def read_grades(course):
     with (course / "gradebook" / "grades.csv").open() as file:
-        again = list(csv.DictReader(file))
-    assert again == grades, "grades of the others are kept, and the same submission gets the same points"
+        return list(csv.DictReader(file))
+
+
+def only(course, student):
+    """Leave one student's submissions in the folder."""
+    for entry in (course / "gradebook" / "submitted").iterdir():
+        if entry.is_dir() and entry.name != student:
+            shutil.rmtree(entry)
+        elif entry.is_file():
+            entry.unlink()
+
+
+def test_a_second_grading_gives_the_same_grades(course, grades):
+    only(course, "one_wrong_answer")
+    assert grade.grade(course, [UNIT]) == 0
+    kept = [row for row in grades if row["exercise"] != "NOT GRADED"]
+    assert read_grades(course) == kept, "grades of the others are kept, and the same submission gets the same points"
+
+
+def test_a_release_with_another_exercise_keeps_the_old_gradebook(course, grades):
+    """After the test above: one submission is left, and exercise 1.3 is taken out of the course."""
+    only(course, "one_wrong_answer")
+    for part in ("solutions", "notebooks"):
+        path = course / part / UNIT / f"{UNIT}.ipynb"
+        nb = nbformat.read(path, as_version=4)
+        nb.cells = [cell for cell in nb.cells if not cell.id.startswith("ex_1_3")]
+        nbformat.write(nb, path)
+    assert grade.grade(course, [UNIT]) == 0
+    assert [(r["exercise"], r["points"]) for r in read_grades(course)] == [("1.1", "0.0"), ("1.2", "2.0")]
+    assert (course / "gradebook" / "gradebook-1.db").is_file()
+
+
+def test_an_unknown_unit_is_named(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["grade", "01_transformer_basic"])
+    with pytest.raises(SystemExit, match=r"there is no unit 01_transformer_basic; the units are 00_start_here"):
+        grade.main()
 
 
 def test_nothing_to_grade_is_said(tmp_path, capsys):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import describe, environment, errors, noise, plots
+from helpers import describe, environment, errors, known_warnings, plots
 
 CHILD = """
 import sys, time
 start = time.perf_counter(); import torch; torch_seconds = time.perf_counter() - start
 import helpers.baselines, helpers.checkpoint, helpers.checks, helpers.data, helpers.describe, helpers.environment
-import helpers.errors, helpers.metrics, helpers.models, helpers.noise, helpers.rounding
+import helpers.errors, helpers.int8, helpers.metrics, helpers.models, helpers.known_warnings, helpers.rounding
 all_seconds = time.perf_counter() - start
 heavy = [name for name in ("matplotlib", "torchao", "pandas", "IPython", "nbgrader") if name in sys.modules]
 print(all_seconds / torch_seconds, heavy)
@@ -42,12 +42,12 @@ def quantize():
 
 
 def test_known_warnings_are_heard_and_then_hidden():
-    with noise.listening() as heard:
+    with known_warnings.listening() as heard:
         quantize()
     assert any("torch.ao.quantization is deprecated" in line for line in heard)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        noise.quiet_known_warnings()
+        known_warnings.hide()
         quantize()
     assert caught == []
 
@@ -55,14 +55,14 @@ def test_known_warnings_are_heard_and_then_hidden():
 def test_other_warnings_are_not_hidden():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        noise.quiet_known_warnings()
+        known_warnings.hide()
         warnings.warn("torch.ao.something else is deprecated", DeprecationWarning, stacklevel=1)
         warnings.warn("torch.ao.quantization is deprecated", UserWarning, stacklevel=1)
     assert len(caught) == 2
 
 
 def test_other_log_lines_are_not_hidden(caplog):
-    noise.quiet_known_warnings()
+    known_warnings.hide()
     logger = logging.getLogger("torchao")
     with caplog.at_level("WARNING", "torchao"):
         logger.warning("Failed to load /somewhere/_C_cutlass.so: no such library")
@@ -71,7 +71,7 @@ def test_other_log_lines_are_not_hidden(caplog):
 
 
 def test_folders_are_cut_from_messages():
-    with noise.listening() as heard:
+    with known_warnings.listening() as heard:
         logging.getLogger("torchao").warning("Failed to load /a/b/c_C.so: no. More text")
     assert heard == ["log line of torchao: Failed to load c_C.so: no."]
 
@@ -139,7 +139,7 @@ def test_this_environment_is_in_order(capsys):
 def test_environment_problems_come_with_their_cure(monkeypatch, capsys):
     monkeypatch.setattr(environment.sys, "version_info", (3, 9, 1))
     monkeypatch.setattr(environment, "locked_versions", lambda: {"torch": "9.9.9"})
-    monkeypatch.setattr(environment, "engines", lambda: [])
+    monkeypatch.setenv("COURSE_INT8_ENGINE", "no-such-engine")
     monkeypatch.setattr(environment, "NEEDED", ("torch", "not-a-package"))
     found = "\n".join(environment.problems())
     for sentence in ("the course needs 3.11", "built with 9.9.9", "not-a-package is not installed", "no int8 engine"):

@@ -96,7 +96,7 @@ def a_query_at_a_time(q, k, v, mask=None):
     for i in range(q.shape[-2]):
         scores = (k * q[..., i : i + 1, :]).sum(-1) / math.sqrt(q.shape[-1])
         if mask is not None:
-            scores = scores + torch.zeros_like(mask[i], dtype=q.dtype).masked_fill(~mask[i], float("-inf"))
+            scores = torch.where(mask[..., i, :], scores, -torch.inf)
         rows.append((scores.softmax(-1)[..., None] * v).sum(-2))
     return torch.stack(rows, dim=-2)
 

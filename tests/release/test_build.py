@@ -93,6 +93,49 @@ def test_a_solution_without_its_end_mark_is_refused(course):
     assert files(course) == {}
 
 
+def test_a_learners_work_is_kept(course, capsys):
+    build.build(["09_unit"])
+    path = course / "notebooks" / "09_unit" / "09_unit.ipynb"
+    clean = path.read_bytes()
+    assert not build.touched(path)
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[2].source = "def double(x):\n    return x + x"
+    nbformat.write(nb, path)
+    mine = path.read_bytes()
+    build.build(["09_unit"])
+    assert path.read_bytes() == clean
+    assert path.with_name("09_unit.kept-1.ipynb").read_bytes() == mine
+    assert "kept as 09_unit.kept-1.ipynb" in capsys.readouterr().out
+
+
+def test_a_cell_that_varies_keeps_its_output_until_it_is_changed(course):
+    source = course / "solutions" / "09_unit" / "09_unit.py"
+    varying = SOURCE.replace('# %%\nprint("hello")', '# %% tags=["varies"]\nimport time; print(time.time_ns())')
+    source.write_text(varying)
+    build.build(["09_unit"])
+    first = files(course)
+    build.build(["09_unit"], force=True)
+    assert files(course) == first
+    source.write_text(varying.replace("print(time", "print('now', time"))
+    build.build(["09_unit"])
+    assert b"now" in files(course)["solutions/09_unit/09_unit.ipynb"]
+
+
+def test_a_cell_that_takes_too_long_is_named(course, monkeypatch):
+    monkeypatch.setattr(build, "CELL_SECONDS", 2)
+    source = course / "solutions" / "09_unit" / "09_unit.py"
+    source.write_text(SOURCE.replace('print("hello")', "import time; time.sleep(30)"))
+    with pytest.raises(build.BuildError, match=r"cell .*import time; time.sleep\(30\).* ran for more than 2 s"):
+        build.build(["09_unit"])
+
+
+def test_a_dead_kernel_is_named(course):
+    source = course / "solutions" / "09_unit" / "09_unit.py"
+    source.write_text(SOURCE.replace('print("hello")', "import os; os._exit(1)"))
+    with pytest.raises(build.BuildError, match="the kernel died in cell"):
+        build.build(["09_unit"])
+
+
 def test_cell_ids_come_from_names_and_content(course):
     source = course / "solutions" / "09_unit" / "09_unit.py"
     before = [cell.id for cell in build.read_source(source).cells]

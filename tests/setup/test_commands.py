@@ -1,5 +1,6 @@
 """The two commands: every failing step says in a sentence what to do, and a second run has nothing to do."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import urllib.request
 import pytest
 
 from grading.course import ROOT
+from lab import start
 
 
 def run(*command, cwd=ROOT, **environment):
@@ -74,6 +76,18 @@ def test_a_venv_without_pip_is_said(copy):
     assert done.returncode != 0 and "no pip in .venv" in done.stderr
 
 
+@pytest.mark.parametrize(("folder", "python"), [("/somewhere/else", None), (None, "3.12")])
+def test_a_venv_of_another_place_or_python_is_made_anew(copy, folder, python):
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "bin" / "python").touch()
+    here = "{}.{}".format(*sys.version_info[:2])
+    lock = hashlib.sha256((copy / "requirements.lock").read_bytes()).hexdigest()
+    (copy / ".venv" / "installed-lock").write_text(f"{lock} {folder or copy} {python or here}")
+    (copy / "requirements.lock").write_text("this-package-does-not-exist-anywhere==1.0\n")
+    done = run("make", "install", f"PYTHON={sys.executable}", cwd=copy, PIP_NO_INDEX="1")
+    assert "-m venv" in done.stdout and (copy / ".venv" / "pyvenv.cfg").is_file()
+
+
 @pytest.mark.parametrize("port", ["80808", "abc", "0"])
 def test_a_wrong_port_is_said(port):
     done = run(sys.executable, "lab/start.py", "--port", port)
@@ -89,12 +103,6 @@ def test_a_taken_port_is_said():
     assert done.returncode != 0 and f"Port {port} cannot be used" in done.stderr and "make lab PORT=" in done.stderr
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def wait_for(condition, process, seconds=60):
     """Value of `condition()` as soon as there is one, None when the time is up or the process has ended."""
     deadline = time.monotonic() + seconds
@@ -106,7 +114,7 @@ def wait_for(condition, process, seconds=60):
 
 
 def test_make_lab_starts_a_quiet_lab_and_prints_its_address(tmp_path):
-    port, log = free_port(), tmp_path / "log"
+    port, log = start.free_port(), tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
             ["make", "lab", f"PORT={port}"], cwd=ROOT, env=os.environ | {"BROWSER": "true"},

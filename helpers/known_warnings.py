@@ -1,4 +1,4 @@
-"""The library warnings that this course knows: listen to them once (unit 00), then filter exactly those.
+"""Warnings of PyTorch and torchao that this course knows: listen to them once (unit 00), then hide exactly those.
 
 Each entry names the message *and* the module it comes from. Nothing else is hidden: a new warning of a new
 PyTorch will be seen.
@@ -28,7 +28,7 @@ KNOWN_LOG_LINES = (
 )
 
 
-def quiet_known_warnings() -> None:
+def hide() -> None:
     """Hide the known messages, by text and place; call it once, in the first cell of a notebook."""
     for category, message, module in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category, module=module)
@@ -40,7 +40,7 @@ def quiet_known_warnings() -> None:
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """Collect warnings and log lines instead of printing them: a list of "Category from module: first sentence"."""
+    """Collect warnings and log lines instead of printing them: a list of "Category: first sentence"."""
     heard: list[str] = []
     handler = _Collector(heard)
     loggers = [logging.getLogger(name) for name in sorted({name for name, _ in KNOWN_LOG_LINES})]

@@ -1,0 +1,64 @@
+"""PyTorch's int8 engine on this computer, and the dynamic quantization that exercise 1.8 builds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def engines() -> list[str]:
+    """Int8 engines of this torch, the one in use first."""
+    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    return sorted(available, key=lambda name: name != torch.backends.quantized.engine)
+
+
+def choose_engine() -> str:
+    """Make sure that an int8 engine is in use (on a Mac none is, at first); returns its name.
+
+    The environment variable COURSE_INT8_ENGINE names another one than the default, for tests.
+
+    Raises
+    ------
+    RuntimeError
+        If this torch has no engine, or not the one that is asked for.
+    """
+    wanted = os.environ.get("COURSE_INT8_ENGINE")
+    available = engines()
+    if not available or (wanted and wanted not in available):
+        raise RuntimeError(
+            f"this torch has no int8 engine {wanted or ''}(it has: {', '.join(available) or 'none'}). "
+            "Reinstall the course: make clean, then make lab"
+        )
+    if wanted or torch.backends.quantized.engine not in available:
+        torch.backends.quantized.engine = wanted or available[0]
+    if torch.backends.quantized.engine == "qnnpack":
+        _hear_qnnpack_once()
+    return torch.backends.quantized.engine
+
+
+def dynamic_int8(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose Linear layers are dynamically quantized by PyTorch: int8 weights, one scale a tensor."""
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+def _hear_qnnpack_once() -> None:
+    """Let qnnpack say unheard, once a process and from C++, that it ignores reduce_range (true, and harmless)."""
+    with _silent_stderr():
+        dynamic_int8(nn.Sequential(nn.Linear(2, 2)))(torch.zeros(1, 2))
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing that is written to file descriptor 2, by C++ code too, is seen."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
