@@ -1,8 +1,11 @@
 """Every command of the README, run in a copy of the course."""
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -11,15 +14,18 @@ from grading.course import ROOT
 README = (ROOT / "README.md").read_text()
 # The command as the README has it, what to add so that it ends soon, and what it must print.
 COMMANDS = {
-    "make grade": ("", "There is nothing to grade"),
+    "make grade": ("", "ada, 00_start_here: 1 of 1 points"),
     "make build": ("UNITS=00_start_here", "built 1 units"),
     "make build UNITS=01_transformer_basics": ("", "built 1 units"),
     "make build FORCE=1": ("UNITS=00_start_here", "00_start_here: executing"),
-    "make lock": ("", "requirements.lock: "),
     "make model": ('ARGS="--steps 2 --output build/model.safetensors"', "bits per byte on held-out documents"),
     "make bench": ('ARGS="--windows 2 --output build/bench.json"', "int8 per-channel"),
+    "make lock": ("", "requirements.lock: "),  # changes the copy, so it comes after all that installs from the lock
     "make clean": ("", ""),
 }
+OFFLINE = re.compile(
+    r"ConnectionError|NewConnectionError|Max retries|Name or service not known|No matching distribution"
+)
 ELSEWHERE = {
     "make lab",  # test_commands.py
     "make lab PORT=8899",
@@ -30,21 +36,24 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """All committed and new files of the course, with the installed .venv linked in."""
+    """All committed and new files of the course, with a .venv that hands over to the installed one."""
     folder = tmp_path_factory.mktemp("copy")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in listed:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    lock = hashlib.sha256((folder / "requirements.lock").read_bytes()).hexdigest()
+    (folder / ".venv" / "installed-lock").write_text("{} {} {}.{}".format(lock, folder, *sys.version_info[:2]))
+    solved = folder / "gradebook" / "submitted" / "ada" / "00_start_here"
+    solved.mkdir(parents=True)
+    shutil.copy(folder / "solutions" / "00_start_here" / "00_start_here.ipynb", solved)
     (folder / "build").mkdir()
-    (folder / ".venv").symlink_to(ROOT / ".venv")
     return folder
 
 
@@ -55,11 +64,14 @@ def test_the_command_works(command, copy):
         f"{command} {more}",
         shell=True,
         cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
+    if command == "make lock" and OFFLINE.search(done.stderr):
+        pytest.skip("pinning all versions again needs the package index, which cannot be reached from here")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert expected in done.stdout
 
