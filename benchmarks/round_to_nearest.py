@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from datetime import date
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.machine import description
-from helpers import data, known_warnings, metrics
-from helpers.checkpoint import COURSE_MODEL, load_checkpoint
+from helpers import data, int8, known_warnings, metrics
+from helpers.checkpoint import COURSE_MODEL, load_card, load_checkpoint
 from helpers.rounding import with_rounded_linears
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -50,7 +51,7 @@ def measure(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:
     reference = bits_by_document(model, windows)
     rows = {"float": {"bits_per_byte": reference.mean().item(), "difference": 0.0, "standard_error": 0.0}}
     candidates = {name: lambda s=scheme: with_rounded_linears(model, *s) for name, scheme in SCHEMES.items()}
-    candidates["dynamic int8 (torch)"] = lambda: torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    candidates["dynamic int8 (torch)"] = lambda: int8.dynamic_int8(model)
     for name, make in tqdm(candidates.items(), desc="schemes", disable=None):
         bits = bits_by_document(make(), windows)
         difference = bits - reference
@@ -62,6 +63,30 @@ def measure(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:
     return {name: {key: round(value, 5) for key, value in row.items()} for name, row in rows.items()}
 
 
+def as_table(report: dict) -> str:
+    """The report as a Markdown page: a column for each model."""
+    models = report["results"]
+    lines = [
+        "# Round-to-nearest on the course model",
+        "",
+        "Made by `make bench`; do not edit. Bits per byte that rounding all Linear weights adds to the float model, ± the",
+        f"standard error of the paired difference over {report['windows'][0]} held-out documents "
+        f"({report['windows'][1] - 1} predicted bytes each).",
+        "",
+        f"Machine: {', '.join(f'{key} {value}' for key, value in report['machine'].items())}. Date: {report['date']}.",
+        "",
+        "| scheme | " + " | ".join(models) + " |",
+        "|---|" + "---|" * len(models),
+    ]
+    for name in next(iter(models.values())):
+        rows = [rows[name] for rows in models.values()]
+        cells = [f"{r['difference']:+.4f} ± {r['standard_error']:.4f}" for r in rows]
+        if name == "float":
+            cells = [f"{r['bits_per_byte']:.4f} (bits per byte)" for r in rows]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="*", type=Path, default=[COURSE_MODEL])
@@ -69,20 +94,34 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "round_to_nearest.json")
     arguments = parser.parse_args()
     known_warnings.hide()
+    int8.choose_engine()
     windows = data.windows("held_out", arguments.windows)
-    results = {path.stem: measure(load_checkpoint(path), windows) for path in arguments.checkpoints}
+    models = {path: load_checkpoint(path) for path in arguments.checkpoints}
+    start = time.perf_counter()
     report = {
         "date": date.today().isoformat(),
         "machine": description(),
         "windows": list(windows.shape),
-        "results": results,
+        "results": {describe_training(path): measure(model, windows) for path, model in models.items()},
     }
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    for model, rows in results.items():
-        print(model)
-        for name, row in rows.items():
-            print(f"  {name:22} {row['bits_per_byte']:.4f}  {row['difference']:+.4f} ± {row['standard_error']:.4f}")
+    report["seconds_per_model"] = round((time.perf_counter() - start) / len(models), 1)
+    table = as_table(report)
+    write(arguments.output, json.dumps(report, indent=1) + "\n")
+    write(arguments.output.with_suffix(".md"), table)
+    print(table)
+
+
+def describe_training(path: Path) -> str:
+    """What tells one course model from another, from its card."""
+    card = load_card(path)
+    return f"seed {card['seed']}, {card['steps']} steps"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def check(exercise: str, passed: str) -> Iterator[None]:
         If a check fails or the learner's code raises; the text names the likely mistake, or the line that raised.
     """
     try:
-        with redirect_stderr(sys.stdout):  # nbgrader takes a warning on stderr for a failure
+        # nbgrader takes a warning on stderr for a failure; a check's own seeds must not change the learner's random numbers.
+        with redirect_stderr(sys.stdout), torch.random.fork_rng(devices=[]):
             yield
     except Exception as error:
         if isinstance(error, NotImplementedError) and "is not solved yet" in str(error):

@@ -108,6 +108,8 @@ plots.show(
 # 5. **Validate**, the button above the notebook, runs the whole notebook in a fresh kernel, as a grader does. Use it
 #    when all checks of a unit pass.
 #
+# The package `helpers` has its own versions of some of what you are going to write. Looking is allowed, best afterwards.
+#
 # Your teacher's version of a check also holds *hidden tests*: the same question with other numbers and odd cases, so that
 # an answer that only fits the visible numbers earns nothing.
 #

@@ -122,6 +122,13 @@ def test_a_folder_that_cannot_be_written_is_only_mentioned(tmp_path, monkeypatch
     assert stat.S_ISDIR(tmp_path.stat().st_mode)
 
 
+def test_a_check_leaves_the_random_state_alone(progress):
+    before = torch.get_rng_state()
+    with checks.check("9.1", "all good"):
+        torch.manual_seed(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_number_is_not_a_text():
     with pytest.raises(AssertionError, match="should be a number, not text"):
         checks.number("60", 60, "it")
