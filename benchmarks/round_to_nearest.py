@@ -69,8 +69,8 @@ def as_table(report: dict) -> str:
     lines = [
         "# Round-to-nearest on the course model",
         "",
-        "Made by `make bench`; do not edit. Bits per byte that rounding all Linear weights adds to the float model, ± the",
-        f"standard error of the paired difference over {report['windows'][0]} held-out documents "
+        "Made by `make bench`; do not edit. Bits per byte that rounding all Linear weights adds to the float model, ±",
+        f"the standard error of the paired difference over {report['windows'][0]} held-out documents "
         f"({report['windows'][1] - 1} predicted bytes each).",
         "",
         f"Machine: {', '.join(f'{key} {value}' for key, value in report['machine'].items())}. Date: {report['date']}.",
