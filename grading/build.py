@@ -158,7 +158,8 @@ def executed(name: str, force: bool) -> NotebookNode:
     mark = fingerprint(path)
     stored = path.with_suffix(".ipynb")
     old = nbformat.read(stored, as_version=4) if stored.is_file() else None
-    if old is not None and not force and old.metadata.get("course", {}).get("fingerprint") == mark:
+    unchanged = old is not None and old.metadata.get("course", {}).get("fingerprint") == mark
+    if unchanged and not force:
         print(f"{name}: unchanged, not executed again")
         return old
     print(f"{name}: executing", flush=True)
@@ -166,17 +167,16 @@ def executed(name: str, force: bool) -> NotebookNode:
     execute(nb, path)
     tidy_outputs(nb, path)
     nb.metadata["course"] = {"unit": name, "fingerprint": mark}
-    if old is not None:
+    if unchanged:
         keep_varying_outputs(nb, old)
     return nb
 
 
 def keep_varying_outputs(nb: NotebookNode, old: NotebookNode) -> None:
-    """A cell that measures this computer (tag "varies") keeps its stored output while its source is unchanged."""
-    before = {cell.id: cell for cell in old.cells if "varies" in cell.metadata.get("tags", [])}
-    for cell in nb.cells:
-        if cell.id in before and before[cell.id].source == cell.source:
-            cell.outputs = before[cell.id].outputs
+    """A cell that measures this computer (tag "varies") keeps its stored output when nothing else has changed."""
+    for cell, before in zip(nb.cells, old.cells, strict=True):
+        if "varies" in cell.metadata.get("tags", []):
+            cell.outputs = before.outputs
 
 
 def build(names: list[str], force: bool = False) -> None:

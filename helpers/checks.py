@@ -43,7 +43,7 @@ def check(exercise: str, passed: str) -> Iterator[None]:
         If a check fails or the learner's code raises; the text names the likely mistake, or the line that raised.
     """
     try:
-        # nbgrader takes a warning on stderr for a failure; a check's seeds must not change the learner's random numbers.
+        # nbgrader takes a warning on stderr for a failure; seeds of a check must not change the learner's random state.
         with redirect_stderr(sys.stdout), torch.random.fork_rng(devices=[]):
             yield
     except Exception as error:
