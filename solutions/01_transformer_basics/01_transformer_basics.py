@@ -60,9 +60,11 @@ for ax, (block, head) in zip(axes, [(0, 0), (1, 0)], strict=True):
 axes[0].set_ylabel("position that asks")
 plots.show(
     fig,
-    caption="What two attention heads of the trained model look at. Each chooses other letters; both like to come back to brackets and commas.",
+    caption="What two attention heads of the trained model look at. The left one keeps coming back to the bracket and the comma, the right one "
+    "mostly stays with the last letters of the current word.",
     alt="Two heat maps of 24 by 24 letters, white above the diagonal. In each head most rows put their weight on "
-    "a few earlier letters, among them the bracket and the comma, and the two heads choose different ones.",
+    "a few earlier letters: in the left one many rows share the columns of the bracket and the comma, in the right one the "
+    "bright cells stay near the diagonal.",
 )
 
 # %% [markdown]
@@ -1696,18 +1698,18 @@ def check_ex_1_9() -> None:
         save_quantized(quantized, path)
         assert Path(path).is_file(), "save_quantized wrote no file at the path it was given."
         try:
-            stored = torch.load(path, weights_only=True)
+            content = torch.load(Path(path), weights_only=True)
         except pickle.UnpicklingError:
             raise AssertionError(
                 "your file holds a pickled class (the whole model?): save the state_dict and the config only."
             ) from None
-        assert isinstance(stored, dict) and set(stored) == {"config", "state_dict"}, (
+        assert isinstance(content, dict) and set(content) == {"config", "state_dict"}, (
             'your file should hold a dictionary with exactly the entries "config" and "state_dict".'
         )
-        assert set(stored["state_dict"]) == set(quantized.state_dict()), (
+        assert set(content["state_dict"]) == set(quantized.state_dict()), (
             "the stored state_dict is not that of the quantized model."
         )
-        assert hasattr(stored["state_dict"], "_metadata"), (
+        assert hasattr(content["state_dict"], "_metadata"), (
             "your state_dict is a plain copy: PyTorch keeps version notes in an attribute of the original, dict(…) drops them, "
             "and quantized layers cannot be loaded without. Save model.state_dict() itself."
         )
