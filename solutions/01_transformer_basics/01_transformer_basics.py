@@ -1340,7 +1340,7 @@ plots.show(
 # head make 25. So that is where to start.
 
 # %% [markdown]
-# ## 8. A quarter of the size: dynamic int8 quantization
+# ## 8. Less than a third of the size: dynamic int8 quantization
 #
 # The idea of **int8 quantization** in one line: store each weight as a whole number $q$ between −128 and 127, with one shared
 # **scale** $s$ for many of them, so that $w \approx s \cdot q$. One byte a weight instead of four. Unit 02 builds it by hand;
