@@ -916,7 +916,7 @@ ax.set_ylim(0, 9)
 plots.show(
     fig,
     caption="A model with two small blocks learns which bytes are frequent, then which follow which.",
-    alt="The loss falls from about 8 bits per byte within a few dozen steps to about 4 and then slowly to about 3.",
+    alt="The loss falls from 8 bits per byte within twenty steps to about 5, stays there for a hundred, and then slowly falls to about 3.4.",
 )
 
 # %% [markdown]
@@ -1587,8 +1587,8 @@ for texts, length in [(1, 1), (1, 16), (1, 256), (8, 256)]:
 # >
 # > **What happens:** look at your numbers above. The file shrinks by more than a factor of three. Every logit changes, and whether the quality
 # > does is a question of measuring well enough: 32 documents may be too few to see it. Whether int8 is *faster* depends on how much there
-# > is to multiply, since turning inputs into integers costs time, too: compare your first line, one byte, with your last. On other
-# > machines the first line is above 1 (it was on one where this course was made). Never promise speed before you have measured it, on the machine and the sizes that count.
+# > is to multiply, since turning inputs into integers costs time, too: compare your first line, one byte, with your last.
+# > Above 1, int8 is the slower one. Never promise speed before you have measured it, on the machine and the sizes that count.
 #
 # > **The book says:** post-training dynamic quantization converts the weights during inference.
 # >
