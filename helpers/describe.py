@@ -33,6 +33,15 @@ def weight_dtypes(model: nn.Module) -> dict[str, str]:
     return {name: str(weight.dtype) for name, weight in weights.items() if weight is not None}
 
 
+def int8_linears(model: nn.Module) -> list[tuple[str, float, int]]:
+    """Name, output scale and output zero point of every statically quantized Linear layer, in the model's order."""
+    return [
+        (name, float(module.scale), int(module.zero_point))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.ao.nn.quantized.Linear)
+    ]
+
+
 def _weight(module: nn.Module) -> torch.Tensor | None:
     weight = getattr(module, "weight", None)
     weight = weight() if callable(weight) else weight  # PyTorch's quantized modules have a method there

@@ -1,13 +1,14 @@
-"""PyTorch's int8 engine on this computer, and the dynamic quantization that exercise 1.8 builds."""
+"""PyTorch's int8 engine on this computer, and what exercises 1.8 (dynamic) and 2.6 (static quantization) build."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def engines() -> list[str]:
@@ -40,9 +41,28 @@ def choose_engine() -> str:
     return torch.backends.quantized.engine
 
 
+def dynamic_activation_qmax() -> int:
+    """Largest activation code of PyTorch's dynamic int8 Linear with the engine in use: 127, but 255 with qnnpack.
+
+    The smallest is 0. PyTorch asks every engine for 7 bits (``reduce_range``), and qnnpack ignores it.
+    """
+    return 255 if torch.backends.quantized.engine == "qnnpack" else 127
+
+
 def dynamic_int8(model: nn.Module) -> nn.Module:
     """A copy of `model` whose Linear layers are dynamically quantized by PyTorch: int8 weights, one scale a tensor."""
     return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+def static_int8(net: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """A copy of `net` that is statically quantized by PyTorch, calibrated on `batches`; float in, float out."""
+    model = torch.ao.quantization.QuantWrapper(copy.deepcopy(net)).eval()
+    model.qconfig = torch.ao.quantization.get_default_qconfig(torch.backends.quantized.engine)
+    model = torch.ao.quantization.prepare(model)
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return torch.ao.quantization.convert(model)
 
 
 def _hear_qnnpack_once() -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NATS_PER_BIT = math.log(2)
+
 
 @torch.no_grad()
 def next_byte_bits(model: nn.Module, ids: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def next_byte_bits(model: nn.Module, ids: Tensor) -> Tensor:
         raise ValueError("a row needs at least two bytes: one to read and one to predict.")
     logits, targets = model(ids[:, :-1]), ids[:, 1:]  # (batch, time - 1, vocab_size), (batch, time - 1)
     nats = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none")
-    return nats.view(targets.shape) / math.log(2)
+    return nats.view(targets.shape) / NATS_PER_BIT
 
 
 def bits_per_byte(model: nn.Module, batches: Iterable[Tensor]) -> float:

@@ -91,3 +91,38 @@ def agreement(ax: Axes, reference: np.ndarray, other: np.ndarray, names: tuple[s
     ax.set_ylabel(names[1])
     ax.set_aspect("equal")
     return ax
+
+
+def number_line(
+    ax: Axes,
+    values: Sequence[float],
+    codes: Sequence[int],
+    back: Sequence[float],
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+) -> Axes:
+    """Real values, the marks that are their codes, and the reconstructions, in three rows joined by lines."""
+    marks = [scale * (code - zero_point) for code in range(qmin, qmax + 1)]
+    ax.plot(marks, [1] * len(marks), "|", color=GREY, markersize=12)
+    for code, mark in zip(range(qmin, qmax + 1), marks, strict=True):
+        used = code in codes
+        ax.text(mark, 1.12, str(code), ha="center", fontsize=8, color="black" if used else GREY)
+    for value, rebuilt in zip(values, back, strict=True):
+        ax.plot([value, rebuilt, rebuilt], [2, 1, 0], color=BLUE, linewidth=0.8)
+    ax.plot(values, [2] * len(values), "o", color=ORANGE)
+    ax.plot(back, [0] * len(back), "s", color=GREEN)
+    ax.axvline(0, color=GREY, linewidth=0.6, linestyle=":")
+    ax.set_yticks([0, 1, 2], ["reconstruction", "code", "real value"])
+    ax.set_ylim(-0.3, 2.3)
+    ax.set_xlabel("number line")
+    return ax
+
+
+def staircase(ax: Axes, values: np.ndarray, back: np.ndarray) -> Axes:
+    """The reconstruction of each value over the value itself, with the line of no error."""
+    ax.plot(values, values, color=GREY, linewidth=0.8, linestyle=":")
+    ax.plot(values, back, color=BLUE)
+    ax.set_xlabel("real value")
+    return ax
