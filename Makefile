@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 PORT ?= 8888
 RUN := .venv/bin/python
 
-.PHONY: lab test install build grade bench model lock clean
+.PHONY: lab test install build grade bench book model lock clean
 
 lab: install  ## open the course in JupyterLab, on unit 00 (PORT=8899 for another port)
 	@$(RUN) lab/start.py --port "$(PORT)"
@@ -23,6 +23,9 @@ grade: install  ## grade gradebook/submitted/STUDENT/UNIT/UNIT.ipynb; writes fee
 
 bench: install  ## measure what the course cites; writes benchmarks/results/
 	@$(RUN) -m benchmarks.round_to_nearest $(ARGS)
+
+book: install  ## write docs/book_corrected.md, the list of the book's snippets with what happens and what works
+	@$(RUN) -m tests.book.page
 
 model: install  ## train the course model again (about an hour on two cores; resumes after an interruption; ARGS="--steps 100" trains less)
 	@$(RUN) -m helpers.train_course_model $(ARGS)

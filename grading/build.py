@@ -29,6 +29,7 @@ from grading.course import ROOT, nbgrader_api, unit_names
 CELL_SECONDS = 300
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -87,6 +88,8 @@ def tidy_outputs(nb: NotebookNode, path: Path) -> None:
             continue
         merged: list[NotebookNode] = []
         for output in cell.outputs:
+            if WIDGET in output.get("data", {}):
+                continue  # a slider needs a live kernel; its static twin stands beside it
             if merged and output.output_type == "stream" == merged[-1].output_type and merged[-1].name == output.name:
                 merged[-1].text += output.text  # how prints are split over messages is chance
             else:

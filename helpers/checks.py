@@ -145,16 +145,28 @@ def raises(kind: type[Exception], call: Callable[[], object], otherwise: str) ->
     raise AssertionError(otherwise)
 
 
-def show_progress(unit: str, exercises: int) -> None:
-    """Print which of the unit's exercises have passed their visible check on this computer."""
+def show_progress(unit: str, exercises: int, parts: Mapping[int, int] | None = None) -> None:
+    """Print which of the unit's exercises have passed their visible check on this computer.
+
+    Parameters
+    ----------
+    unit : str
+        "2" for exercises 2.1, 2.2, …
+    exercises : int
+    parts : mapping of int to int, or None
+        ``{10: 3}``: exercise 2.10 consists of 2.10.1, 2.10.2 and 2.10.3.
+    """
     state = _read()
-    names = [f"{unit}.{i}" for i in range(1, exercises + 1)]
+    parts = parts or {}
+    names = []
+    for i in range(1, exercises + 1):
+        names += [f"{unit}.{i}.{j}" for j in range(1, parts[i] + 1)] if i in parts else [f"{unit}.{i}"]
     solved = [name for name in names if state.get(name) == "solved"]
     open_ones = [name for name in names if name not in solved]
     if os.environ.get("COURSE_PROGRESS") == "off":
         print("Progress is not recorded in this run.")
         return
-    print(f"Unit {unit}: {len(solved)} of {exercises} exercises solved.")
+    print(f"Unit {unit}: {len(solved)} of {len(names)} exercises solved.")
     if open_ones:
         print(f"Still open: {', '.join(open_ones)}.")
 

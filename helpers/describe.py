@@ -39,6 +39,7 @@ def int8_linears(model: nn.Module) -> list[tuple[str, float, int]]:
         (name, float(module.scale), int(module.zero_point))
         for name, module in model.named_modules()
         if isinstance(module, torch.ao.nn.quantized.Linear)
+        and not isinstance(module, torch.ao.nn.quantized.dynamic.Linear)  # a subclass whose scale means nothing
     ]
 
 

@@ -112,6 +112,15 @@ def test_a_damaged_progress_file_does_no_harm(progress, content, capsys):
     assert "1 of 2 exercises solved" in capsys.readouterr().out
 
 
+def test_parts_of_an_exercise_count_each(progress, capsys):
+    for name in ("9.1", "9.2.2"):
+        with checks.check(name, "all good"):
+            pass
+    checks.show_progress("9", 2, parts={2: 3})
+    out = capsys.readouterr().out
+    assert "2 of 4 exercises solved" in out and "Still open: 9.2.1, 9.2.3." in out
+
+
 def test_a_folder_that_cannot_be_written_is_only_mentioned(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "absent" / "progress.json")
     monkeypatch.delenv("COURSE_PROGRESS", raising=False)

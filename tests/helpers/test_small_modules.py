@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import describe, environment, errors, known_warnings, plots
+from helpers import describe, environment, errors, int8, interactive, known_warnings, latency, plots, tables
 
 CHILD = """
 import sys, time
 start = time.perf_counter(); import torch; torch_seconds = time.perf_counter() - start
 import helpers.baselines, helpers.checkpoint, helpers.checks, helpers.data, helpers.describe, helpers.environment
-import helpers.errors, helpers.int8, helpers.metrics, helpers.models, helpers.known_warnings, helpers.rounding
+import helpers.affine, helpers.errors, helpers.golden, helpers.int8, helpers.latency, helpers.metrics, helpers.models
+import helpers.known_warnings, helpers.next_byte, helpers.rounding
 all_seconds = time.perf_counter() - start
 heavy = [name for name in ("matplotlib", "torchao", "pandas", "IPython", "nbgrader") if name in sys.modules]
 print(all_seconds / torch_seconds, heavy)
@@ -145,3 +146,58 @@ def test_environment_problems_come_with_their_cure(monkeypatch, capsys):
     for sentence in ("the course needs 3.11", "built with 9.9.9", "not-a-package is not installed", "no int8 engine"):
         assert sentence in found
     assert found.count("make") >= 4
+
+
+def test_latency_takes_turns_and_warms_up(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+
+    def program(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds + (100 if len(order) <= 2 else 0)  # the first run of each is slow
+
+        return run
+
+    assert latency.ratio(program("a", 2.0), program("b", 3.0), repeats=3) == pytest.approx(1.5)
+    assert order == ["a", "b"] * 5
+
+
+def test_a_table_has_a_header_and_needs_rows(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tables, "display", shown.append)
+    tables.show([{"name": "a", "bits": 8}, {"name": "b", "bits": 4}])
+    assert shown[0].data.splitlines() == ["| name | bits |", "| --- | --- |", "| a | 8 |", "| b | 4 |"]
+    with pytest.raises(ValueError, match="no rows"):
+        tables.show([])
+
+
+def test_sliders_draw_at_once_and_again_after_a_change():
+    import ipywidgets
+
+    drawn = []
+    control = ipywidgets.IntSlider(value=3, min=0, max=9)
+    interactive.sliders(lambda bits: drawn.append(bits), bits=control)
+    control.value = 5
+    assert drawn == [3, 5]
+
+
+def test_int8_linears_are_described_without_the_dynamic_ones():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).train()
+    static = int8.static_int8(net, [torch.randn(20, 4)])
+    assert net.training and not static.training
+    found = describe.int8_linears(static)
+    assert [name for name, _, _ in found] == ["module.0", "module.2"]
+    assert all(scale > 0 and 0 <= zero_point <= 255 for _, scale, zero_point in found)
+    assert describe.int8_linears(int8.dynamic_int8(net)) == []
+
+
+def test_the_largest_dynamic_code_is_that_of_the_engine():
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 4)
+    layer, x = int8.dynamic_int8(nn.Sequential(linear))[0], torch.randn(30, 16)
+    scale = (x.max() - x.min()) / int8.dynamic_activation_qmax()
+    x_hat = ((x / scale).round() - (x.min() / scale).round()).clamp(0, int8.dynamic_activation_qmax())
+    x_hat = (x_hat + (x.min() / scale).round()) * scale
+    y = x_hat @ layer.weight().dequantize().T + linear.bias
+    torch.testing.assert_close(y.detach(), layer(x), atol=1e-4, rtol=0)
