@@ -8,12 +8,16 @@ from collections.abc import Callable
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # some libraries colour their messages for a terminal
 
 
-def show_error(call: Callable[[], object], lines: int = 1) -> None:
-    """Run `call`; print the type and the first `lines` lines of the error, or say that there was none."""
+def show_error(call: Callable[[], object], lines: int = 1, width: int = 240) -> None:
+    """Run `call`; print the type and the first `lines` lines of the error, or say that there was none.
+
+    A line of more than `width` characters ends in "…": some messages list every backend of PyTorch.
+    """
     try:
         call()
     except Exception as error:
-        text = "\n".join(COLOURS.sub("", str(error)).strip().splitlines()[:lines])
-        print(f"{type(error).__name__}: {text}")
+        shown = COLOURS.sub("", str(error)).strip().splitlines()[:lines]
+        shown = [line if len(line) <= width else line[:width].rstrip() + " …" for line in shown]
+        print(f"{type(error).__name__}: " + "\n".join(shown))
     else:
         print("No error was raised.")

@@ -1,0 +1,820 @@
+"""Unit 02: what learners really answer in sections 1 to 8 (the error clinic is in ch02_clinic.py)."""
+
+import copy
+import math
+
+import numpy as np
+import torch
+import torch.ao.quantization as tq
+import torchao.quantization as ao
+from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+)
+
+from helpers import affine, int8
+from tests.misconceptions import ch02_clinic  # noqa: F401
+from tests.misconceptions.bank import right, wrong
+
+# 2.1 scale and zero point
+
+
+def qparams(low, high, qmin, qmax, gaps=0, widen=True, zero=None):
+    if widen:
+        low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / (qmax - qmin + gaps), 2.0**-23)
+    zero_point = qmin - round(low / scale) if zero is None else zero(low / scale)
+    return scale, min(max(zero_point, qmin), qmax)
+
+
+@wrong("ex_2_1", "not widened to include 0")
+def range_not_widened(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, widen=False)
+
+
+@wrong("ex_2_1", "one fewer than codes")
+def number_of_codes(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, gaps=1)
+
+
+@wrong("ex_2_1", "not a whole number")
+def zero_point_not_rounded(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin - steps)
+
+
+@wrong("ex_2_1", "cut off (int) instead of rounded")
+def zero_point_cut_off(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin + int(-steps))
+
+
+@wrong("ex_2_1", "not clamped to the codes")
+def only_the_scale_is_widened(low, high, qmin, qmax):
+    scale, _ = qparams(low, high, qmin, qmax)
+    return scale, qmin - round(low / scale)
+
+
+@wrong("ex_2_1", "Codes start at qmin, not at 0")
+def qmin_forgotten(low, high, qmin, qmax):
+    scale, _ = qparams(low, high, qmin, qmax)
+    return scale, min(max(-round(min(low, 0) / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "the sign is wrong")
+def sign_of_low(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin + round(steps))
+
+
+@wrong("ex_2_1", "divide by zero")
+def no_smallest_scale(low, high, qmin, qmax):
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (qmax - qmin)
+    return scale, min(max(qmin - round(low / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "only the larger side was used")
+def symmetric_scale(low, high, qmin, qmax):
+    scale = max(abs(low), abs(high), 2.0**-23) / (qmax - qmin)
+    return scale, min(max(qmin - round(low / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "a pair: scale, zero point")
+def only_the_scale(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax)[0]
+
+
+@right("ex_2_1")
+def with_numpy(low, high, qmin, qmax):
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = np.maximum((high - low) / (qmax - qmin), np.finfo(np.float32).eps)
+    return scale, int(np.clip(np.rint(qmin - low / scale), qmin, qmax))
+
+
+@right("ex_2_1")
+def with_tensors(low, high, qmin, qmax):
+    ends = torch.tensor([low, high, 0.0], dtype=torch.float64)
+    scale = ((ends.max() - ends.min()) / (qmax - qmin)).clamp(min=torch.finfo(torch.float32).eps)
+    return scale, torch.clamp(qmin - torch.round(ends.min() / scale), qmin, qmax)
+
+
+# 2.2 quantize and dequantize
+
+
+def codes_of(x, scale, zero_point, qmin, qmax, rounding=torch.round):
+    return (rounding(x / scale) + zero_point).clamp(qmin, qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "cut off (int, trunc) instead of rounded")
+def truncated(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, qmin, qmax, torch.trunc)
+
+
+@wrong("ex_2_2", "rounded down (floor)")
+def rounded_down(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, qmin, qmax, torch.floor)
+
+
+@wrong("ex_2_2", "exact halves are rounded up")
+def half_up(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, qmin, qmax, lambda steps: (steps + 0.5).floor())
+
+
+@wrong("ex_2_2", "exact halves are rounded away from zero")
+def half_away(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, qmin, qmax, lambda steps: steps.sign() * (steps.abs() + 0.5).floor())
+
+
+@wrong("ex_2_2", "zero point is inside the rounding")
+def zero_point_inside(x, scale, zero_point, qmin, qmax):
+    return torch.round(x / scale + zero_point).clamp(qmin, qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "the codes are not clamped: some lie beyond")
+def no_clamp(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale) + zero_point).to(torch.int32)
+
+
+@wrong("ex_2_2", "they wrap around")
+def wraps(x, scale, zero_point, qmin, qmax):
+    kind = torch.uint8 if qmin == 0 else torch.int8
+    return (torch.round(x / scale) + zero_point).int().to(kind).int()
+
+
+@wrong("ex_2_2", "clamp before the zero point is added")
+def clamp_too_early(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale).clamp(qmin, qmax) + zero_point).int()
+
+
+@wrong("ex_2_2", "turned into int32 before they are clamped")
+def int32_before_clamp(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale).to(torch.int32) + zero_point).clamp(qmin, qmax)
+
+
+@wrong("ex_2_2", "they should be int32")
+def float_codes(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale) + zero_point).clamp(qmin, qmax)
+
+
+@wrong("ex_2_2", "the zero point was forgotten")
+def without_zero_point(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, 0, qmin, qmax)
+
+
+@wrong("ex_2_2", "a plain tensor of codes")
+def a_quantized_tensor(x, scale, zero_point, qmin, qmax):
+    return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8 if qmin == 0 else torch.qint8)
+
+
+@wrong("ex_2_2", "in the 8-bit type of the codes and wrapped around", binds="dequantize")
+def subtracts_in_8_bits(codes, scale, zero_point):
+    return (codes - zero_point).to(torch.float32) * scale
+
+
+@wrong("ex_2_2", "subtracted before the scale is applied, not after", binds="dequantize")
+def zero_point_in_real_units(codes, scale, zero_point):
+    return codes.float() * scale - zero_point
+
+
+@wrong("ex_2_2", "multiply to get back", binds="dequantize")
+def divides(codes, scale, zero_point):
+    return (codes.float() - zero_point) / scale
+
+
+@right("ex_2_2")
+def with_numpy_rint(x, scale, zero_point, qmin, qmax):
+    steps = np.rint(x.numpy() / np.float32(scale)) + zero_point
+    return torch.from_numpy(np.minimum(np.maximum(steps, qmin), qmax).astype(np.int32))
+
+
+@right("ex_2_2", binds="dequantize")
+def through_float64(codes, scale, zero_point):
+    return torch.mul(codes.double().sub(zero_point), scale).float()
+
+
+# 2.3 symmetric per-channel
+
+
+def per_channel(weight, axis=0, bits=8, qmax=None, scales=None, rounding=torch.round, divisor=None):
+    qmax = qmax or 2 ** (bits - 1) - 1
+    shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+    if scales is None:
+        scales = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) / (divisor or qmax)
+        scales = scales.masked_fill(scales == 0, 1.0)
+    codes = rounding(weight / scales.view(shape)).clamp(-qmax, qmax).to(torch.int8)
+    return codes, scales
+
+
+@wrong("ex_2_3", "one scale for the whole tensor")
+def per_tensor(weight, axis=0, bits=8):
+    scales = (weight.abs().max() / (2 ** (bits - 1) - 1)).expand(weight.shape[axis]).clone()
+    return per_channel(weight, axis, bits, scales=scales)
+
+
+@wrong("ex_2_3", "Is the axis the wrong one")
+def wrong_axis(weight, axis=0, bits=8):
+    return per_channel(weight, (axis + 1) % weight.dim(), bits)
+
+
+@wrong("ex_2_3", "PyTorch's way, which also uses -128")
+def divides_by_127_and_a_half(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, divisor=2 ** (bits - 1) - 0.5)
+
+
+@wrong("ex_2_3", "not 128")
+def divides_by_128(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, divisor=2 ** (bits - 1))
+
+
+@wrong("ex_2_3", "without abs()")
+def largest_without_abs(weight, axis=0, bits=8):
+    scales = weight.transpose(0, axis).flatten(1).amax(dim=1) / (2 ** (bits - 1) - 1)
+    return per_channel(weight, axis, bits, scales=scales)
+
+
+@wrong("ex_2_3", "you get nan")
+def zero_row_is_nan(weight, axis=0, bits=8):
+    scales = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) / (2 ** (bits - 1) - 1)
+    return per_channel(weight, axis, bits, scales=scales)
+
+
+@wrong("ex_2_3", "with 4 bits codes go from -7 to 7")
+def always_8_bits(weight, axis=0, bits=8):
+    return per_channel(weight, axis, 8)
+
+
+@wrong("ex_2_3", "cut off instead of rounded")
+def codes_cut_off(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=torch.trunc)
+
+
+@wrong("ex_2_3", "there should be one for each")
+def scales_keep_dimensions(weight, axis=0, bits=8):
+    codes, scales = per_channel(weight, axis, bits)
+    return codes, scales.view([-1 if dim == axis else 1 for dim in range(weight.dim())])
+
+
+@wrong("ex_2_3", "expected is torch.int8")
+def codes_stay_float(weight, axis=0, bits=8):
+    codes, scales = per_channel(weight, axis, bits)
+    return codes.float(), scales
+
+
+@right("ex_2_3")
+def a_channel_at_a_time(weight, axis=0, bits=8):
+    qmax, codes, scales = 2 ** (bits - 1) - 1, torch.empty(weight.shape, dtype=torch.int8), []
+    for channel in range(weight.shape[axis]):
+        values = weight.select(axis, channel)
+        scale = float(values.abs().max()) / qmax or 1.0
+        codes.select(axis, channel).copy_(torch.round(values / scale))
+        scales.append(scale)
+    return codes, torch.tensor(scales)
+
+
+@right("ex_2_3")
+def with_torch_s_kernel(weight, axis=0, bits=8):
+    qmax = 2 ** (bits - 1) - 1
+    largest = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().max(dim=1).values
+    scales = torch.where(largest == 0, 1.0, largest / qmax)
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    return torch.quantize_per_channel(weight, scales, zeros, axis, torch.qint8).int_repr().clamp(-qmax, qmax), scales
+
+
+# 2.4 an observer
+
+
+class Watcher:
+    """The skeleton of a right answer; the wrong ones change a step."""
+
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        self.qmin, self.qmax, self.averaging_constant = qmin, qmax, averaging_constant
+        self.low = self.high = None
+
+    def update(self, low, high):
+        if self.low is None:
+            self.low, self.high = low, high
+        elif self.averaging_constant is None:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        else:
+            c = self.averaging_constant
+            self.low, self.high = (1 - c) * self.low + c * low, (1 - c) * self.high + c * high
+
+    def forward(self, x):
+        self.update(float(x.min()), float(x.max()))
+        return x
+
+    def calculate_qparams(self):
+        if self.low is None:
+            raise RuntimeError("nothing seen")
+        return affine.qparams(self.low, self.high, self.qmin, self.qmax)
+
+
+@wrong("ex_2_4", "the last batch only")
+class LastBatchOnly(Watcher):
+    def update(self, low, high):
+        self.low, self.high = low, high
+
+
+@wrong("ex_2_4", "the plain average of the ranges")
+class AverageOfRanges(Watcher):
+    def update(self, low, high):
+        self.seen = [*getattr(self, "seen", []), (low, high)]
+        self.low, self.high = (sum(v) / len(self.seen) for v in zip(*self.seen, strict=True))
+
+
+@wrong("ex_2_4", "should raise RuntimeError")
+class EmptyLikePyTorch(Watcher):
+    def calculate_qparams(self):
+        return (1.0, 0) if self.low is None else super().calculate_qparams()
+
+
+@wrong("ex_2_4", "the average starts at 0")
+class AverageFromZero(Watcher):
+    def update(self, low, high):
+        if self.averaging_constant is not None and self.low is None:
+            self.low = self.high = 0.0
+        super().update(low, high)
+
+
+@wrong("ex_2_4", "old and new are swapped")
+class SwappedConstant(Watcher):
+    def update(self, low, high):
+        if self.low is None or self.averaging_constant is None:
+            return super().update(low, high)
+        c = self.averaging_constant
+        self.low, self.high = low + c * (self.low - low), high + c * (self.high - high)
+
+
+@wrong("ex_2_4", "not their moving average")
+class ConstantIgnored(Watcher):
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        super().__init__(qmin, qmax)
+
+
+@wrong("ex_2_4", "what forward returned is None")
+class ReturnsNothing(Watcher):
+    def forward(self, x):
+        super().forward(x)
+
+
+@wrong("ex_2_4", "return its input unchanged")
+class ReturnsQuantized(Watcher):
+    def forward(self, x):
+        super().forward(x)
+        return affine.fake_quantize(x, *self.calculate_qparams(), self.qmin, self.qmax)
+
+
+@wrong("ex_2_4", "keep the range in self, not in the class")
+class SharedRange(Watcher):
+    low = high = None
+
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        self.qmin, self.qmax, self.averaging_constant = qmin, qmax, averaging_constant
+
+    def update(self, low, high):
+        super().update(low, high)
+        SharedRange.low, SharedRange.high = self.low, self.high
+
+
+@right("ex_2_4")
+class KeepsTensors(Watcher):
+    """Stacks what it has seen and computes at the end."""
+
+    def update(self, low, high):
+        self.pairs = [*getattr(self, "pairs", []), torch.tensor([low, high], dtype=torch.float64)]
+        if self.averaging_constant is None:
+            seen = torch.stack(self.pairs)
+            self.low, self.high = seen[:, 0].min().item(), seen[:, 1].max().item()
+        else:
+            weights = [1.0] + [self.averaging_constant] * (len(self.pairs) - 1)
+            running = torch.zeros(2, dtype=torch.float64)
+            for weight, pair in zip(weights, self.pairs, strict=True):
+                running = torch.lerp(running, pair, weight)
+            self.low, self.high = running.tolist()
+
+
+# 2.5 clip search
+
+
+def search(x, qmin, qmax, n, error, low_moves=True):
+    ends, best, least = (x.min().item(), x.max().item()), None, math.inf
+    for step in range(1, n + 1):
+        low, high = (ends[0] * step / n if low_moves else ends[0]), ends[1] * step / n
+        found = error(affine.fake_quantize(x, *affine.qparams(low, high, qmin, qmax), qmin, qmax) - x)
+        if found < least:
+            best, least = (low, high), found
+    return best
+
+
+@wrong("ex_2_5", "that is the full range")
+def plain_min_max(x, qmin, qmax, n=50):
+    return x.min().item(), x.max().item()
+
+
+@wrong("ex_2_5", "both ends shrink with f")
+def only_the_upper_end(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, lambda e: e.square().mean().item(), low_moves=False)
+
+
+@wrong("ex_2_5", "signs differ cancel in a mean")
+def mean_error(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, lambda e: e.mean().abs().item())
+
+
+@wrong("ex_2_5", "the largest error decides")
+def largest_error(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, lambda e: e.abs().max().item())
+
+
+@wrong("ex_2_5", "but the best of the 50 has")
+def always_a_quarter(x, qmin, qmax, n=50):
+    return x.min().item() / 4, x.max().item() / 4
+
+
+@right("ex_2_5")
+def all_errors_at_once(x, qmin, qmax, n=50):
+    steps = torch.arange(1, n + 1, dtype=torch.float64) / n
+    lows, highs = steps * x.min().double(), steps * x.max().double()
+    scales = ((highs.clamp(min=0) - lows.clamp(max=0)) / (qmax - qmin)).clamp(min=2.0**-23)[:, None]
+    zeros = (qmin - (lows.clamp(max=0)[:, None] / scales).round()).clamp(qmin, qmax)
+    flat = x.double().flatten()
+    back = (((flat / scales).round() + zeros).clamp(qmin, qmax) - zeros) * scales
+    chosen = (back - flat).square().sum(dim=1).argmin()
+    return lows[chosen].item(), highs[chosen].item()
+
+
+# 2.6 static int8
+
+
+def run(model, batches):
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return model
+
+
+def with_stubs(net):
+    model = tq.QuantWrapper(copy.deepcopy(net)).eval()
+    model.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    return model
+
+
+@wrong("ex_2_6", "all your scales are 1")
+def calibrates_after_convert(net, batches):
+    return run(tq.convert(tq.prepare(with_stubs(net))), batches)
+
+
+@wrong("ex_2_6", "all your scales are 1")
+def never_calibrates(net, batches):
+    return tq.convert(tq.prepare(with_stubs(net)))
+
+
+@wrong("ex_2_6", "needs a QuantStub in front")
+def no_stubs(net, batches):
+    model = copy.deepcopy(net).eval()
+    model.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "training mode")
+def calibrates_in_training_mode(net, batches):
+    model = with_stubs(net).train()
+    return tq.convert(run(tq.prepare(model), batches)).eval()
+
+
+@wrong("ex_2_6", "your model is in training mode")
+def stays_in_training_mode(net, batches):
+    return static(net, batches).train()
+
+
+@wrong("ex_2_6", "no int8 Linear in your model")
+def no_qconfig(net, batches):
+    return tq.convert(run(tq.prepare(tq.QuantWrapper(copy.deepcopy(net)).eval()), batches))
+
+
+@wrong("ex_2_6", "no int8 Linear in your model")
+def never_prepared(net, batches):
+    return tq.convert(run(with_stubs(net), batches))
+
+
+@wrong("ex_2_6", "the first batch only")
+def first_batch_only(net, batches):
+    return tq.convert(run(tq.prepare(with_stubs(net)), batches[:1]))
+
+
+@wrong("ex_2_6", "switched to eval mode")
+def evaluates_the_original(net, batches):
+    net.eval()
+    return static(net, batches)
+
+
+@wrong("ex_2_6", "work on a copy")
+def in_place(net, batches):
+    net.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    model = tq.prepare(tq.QuantWrapper(net).eval(), inplace=True)
+    return tq.convert(run(model, batches), inplace=True)
+
+
+@wrong("ex_2_6", "no int8 Linear in your model")
+def dynamic_instead(net, batches):
+    return int8.dynamic_int8(copy.deepcopy(net).eval())
+
+
+@wrong("ex_2_6", "no int8 Linear in your model")
+def the_float_network(net, batches):
+    return copy.deepcopy(net).eval()
+
+
+def static(net, batches):
+    return tq.convert(run(tq.prepare(with_stubs(net)), batches))
+
+
+@right("ex_2_6")
+def own_stubs_and_quantize(net, batches):
+    class Stubbed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.inner, self.leave = tq.QuantStub(), copy.deepcopy(net), tq.DeQuantStub()
+
+        def forward(self, x):
+            return self.leave(self.inner(self.enter(x)))
+
+    model = Stubbed().eval()
+    model.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    return tq.quantize(model, run, [batches])
+
+
+# 2.7 dynamic by hand
+
+
+def dynamic(x, weight_codes, weight_scale, bias, qmax, qparams=None):
+    scale, zero_point = qparams or affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    x_hat = affine.fake_quantize(x, scale, zero_point, 0, qmax)
+    return x_hat @ (weight_codes.float() * weight_scale).T + bias
+
+
+@wrong("ex_2_7", "not quantized at all")
+def float_input(x, weight_codes, weight_scale, bias, qmax):
+    return x @ (weight_codes.float() * weight_scale).T + bias
+
+
+@wrong("ex_2_7", "instead of qmax")
+def other_bits(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, weight_scale, bias, 382 - qmax)
+
+
+@wrong("ex_2_7", "each row got a scale of its own")
+def a_scale_for_each_row(x, weight_codes, weight_scale, bias, qmax):
+    rows = [dynamic(row, weight_codes, weight_scale, bias, qmax) for row in x.flatten(0, -2)] if x.dim() > 1 else [x]
+    return torch.stack(rows).view(*x.shape[:-1], -1)
+
+
+KEPT: list = []
+
+
+@wrong("ex_2_7", "the scale of an earlier input")
+def scale_of_the_first_input(x, weight_codes, weight_scale, bias, qmax):
+    KEPT.append(affine.qparams(x.min().item(), x.max().item(), 0, qmax))
+    return dynamic(x, weight_codes, weight_scale, bias, qmax, KEPT[0])
+
+
+@wrong("ex_2_7", "zero point was not subtracted")
+def zero_point_left_in(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    sums = affine.quantize(x, scale, zero_point, 0, qmax) @ weight_codes.int().T
+    return sums * (scale * weight_scale) + bias
+
+
+@wrong("ex_2_7", "8-bit type, and the sums wrapped around")
+def eight_bit_sums(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    codes = (affine.quantize(x, scale, zero_point, 0, qmax) - zero_point).to(torch.int8)
+    return (codes @ weight_codes.T) * (scale * weight_scale) + bias
+
+
+@wrong("ex_2_7", "the bias was forgotten")
+def no_bias(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, weight_scale, 0, qmax)
+
+
+@wrong("ex_2_7", "quantized symmetrically")
+def symmetric_input(x, weight_codes, weight_scale, bias, qmax):
+    scale = max(x.abs().max().item() / 127, 2.0**-23)
+    return (x / scale).round().clamp(-127, 127) * scale @ (weight_codes.float() * weight_scale).T + bias
+
+
+@wrong("ex_2_7", "quantized a second time")
+def weights_quantized_again(x, weight_codes, weight_scale, bias, qmax):
+    scale, _ = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    again = (weight_codes.float() * weight_scale / scale).round().clamp(-128, 127)
+    return dynamic(x, again, scale, bias, qmax)
+
+
+@right("ex_2_7")
+def in_float64(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(float(x.min()), float(x.max()), 0, qmax)
+    codes = affine.quantize(x, scale, zero_point, 0, qmax).double()
+    w = weight_codes.double()
+    sums = codes @ w.T - zero_point * w.sum(dim=1)  # the zero point as a correction of the sums
+    return (sums * scale * weight_scale + bias).float()
+
+
+# 2.8 fake quantization
+
+
+def faked(x, scale, zero_point, qmin, qmax, gradient):
+    steps = (x.detach() / scale).round() + zero_point
+    value = (steps.clamp(qmin, qmax) - zero_point) * scale
+    return value + (x - x.detach()) * gradient(steps)
+
+
+def inside(steps, qmin, qmax):
+    return ((steps >= qmin) & (steps <= qmax)).float()
+
+
+@wrong("ex_2_8", "passes everywhere, also where x was clamped", binds="fake_quantize")
+def passes_everywhere(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, qmin, qmax, torch.ones_like)
+
+
+@wrong("ex_2_8", "0 everywhere", binds="fake_quantize")
+def true_gradient(x, scale, zero_point, qmin, qmax):
+    return ((torch.round(x / scale) + zero_point).clamp(qmin, qmax) - zero_point) * scale
+
+
+@wrong("ex_2_8", "turned around", binds="fake_quantize")
+def turned_around(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: 1 - inside(steps, qmin, qmax))
+
+
+@wrong("ex_2_8", "the scale does not belong into it", binds="fake_quantize")
+def scaled_gradient(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: scale * inside(steps, qmin, qmax))
+
+
+@wrong("ex_2_8", "use >= and <=", binds="fake_quantize")
+def ends_left_out(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin + 1, qmax - 1))
+
+
+@wrong("ex_2_8", "no gradient at all", binds="fake_quantize")
+def detached(x, scale, zero_point, qmin, qmax):
+    return affine.fake_quantize(x.detach(), scale, zero_point, qmin, qmax)
+
+
+@wrong("ex_2_8", "these are the codes", binds="fake_quantize")
+def codes_only(x, scale, zero_point, qmin, qmax):
+    steps = (x.detach() / scale).round() + zero_point
+    return steps.clamp(qmin, qmax) + (x - x.detach()) * inside(steps, qmin, qmax)
+
+
+@wrong("ex_2_8", "not clamped", binds="fake_quantize")
+def never_clamped(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, -(10**9), 10**9, lambda steps: inside(steps, qmin, qmax))
+
+
+class Incomplete(torch.autograd.Function):
+    """Right but for the number of gradients."""
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        ctx.save_for_backward(inside(steps, qmin, qmax))
+        return (steps.clamp(qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * ctx.saved_tensors[0]
+
+
+@wrong("ex_2_8", "one for each input of forward", binds="FakeQuantize")
+class OneGradientOnly(Incomplete):
+    pass
+
+
+@wrong("ex_2_8", "multiply by the gradient that comes from above", binds="FakeQuantize")
+class UpstreamForgotten(Incomplete):
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.saved_tensors[0], None, None, None, None
+
+
+@right("ex_2_8", binds="fake_quantize")
+def with_clamp_and_detach(x, scale, zero_point, qmin, qmax):
+    steps = x / scale
+    rounded = steps + (steps.round() - steps).detach() + zero_point
+    return (rounded.clamp(qmin, qmax) - zero_point) * scale
+
+
+# 2.9 torchao and PT2E
+
+
+def config(dynamic):
+    return ao.Int8DynamicActivationInt8WeightConfig() if dynamic else ao.Int8WeightOnlyConfig()
+
+
+@wrong("ex_2_9", "returned None")
+def returns_what_quantize_returns(net, dynamic):
+    return ao.quantize_(copy.deepcopy(net).eval(), config(dynamic))
+
+
+@wrong("ex_2_9", "apply quantize_ once")
+def applied_twice(net, dynamic):
+    copied = copy.deepcopy(net).eval()
+    ao.quantize_(copied, ao.Int8WeightOnlyConfig())
+    if dynamic:
+        ao.quantize_(copied, config(dynamic))
+    return copied
+
+
+@wrong("ex_2_9", "quantized the original")
+def torchao_in_place(net, dynamic):
+    ao.quantize_(net, config(dynamic))
+    return net
+
+
+@wrong("ex_2_9", "is the other kind")
+def kinds_swapped(net, dynamic):
+    copied = copy.deepcopy(net).eval()
+    ao.quantize_(copied, config(not dynamic))
+    return copied
+
+
+@wrong("ex_2_9", "nothing is quantized")
+def forgets_to_quantize(net, dynamic):
+    return copy.deepcopy(net).eval()
+
+
+@wrong("ex_2_9", "its dropout is active")
+def torchao_in_training_mode(net, dynamic):
+    copied = copy.deepcopy(net)
+    ao.quantize_(copied, config(dynamic))
+    return copied
+
+
+def exported(net, batches, any_size=True):
+    shapes = ({0: torch.export.Dim("n")},) if any_size else None
+    return torch.export.export(copy.deepcopy(net).eval(), (batches[0],), dynamic_shapes=shapes).module()
+
+
+def x86(configured=True):
+    quantizer = X86InductorQuantizer()
+    return quantizer.set_global(get_default_x86_inductor_quantization_config()) if configured else quantizer
+
+
+@wrong("ex_2_9", "one batch size only", binds="pt2e_int8")
+def one_batch_size(net, batches):
+    batches = [batch[: len(batches[0])] for batch in batches]
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches, any_size=False), x86()), batches))
+
+
+@wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
+def graph_not_calibrated(net, batches):
+    return convert_pt2e(prepare_pt2e(exported(net, batches), x86()))
+
+
+@wrong("ex_2_9", "was it calibrated, with all batches", binds="pt2e_int8")
+def graph_first_batch_only(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[:1]))
+
+
+@wrong("ex_2_9", "does the quantizer have a configuration", binds="pt2e_int8")
+def quantizer_without_configuration(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86(configured=False)), batches))
+
+
+@wrong("ex_2_9", "did you convert", binds="pt2e_int8")
+def graph_not_converted(net, batches):
+    return run(prepare_pt2e(exported(net, batches), x86()), batches)
+
+
+@wrong("ex_2_9", "export the copy in eval mode", binds="pt2e_int8")
+def exported_in_training_mode(net, batches):
+    shapes = ({0: torch.export.Dim("n")},)
+    graph = torch.export.export(copy.deepcopy(net).train(), (batches[0],), dynamic_shapes=shapes).module()
+    return convert_pt2e(run(prepare_pt2e(graph, x86()), batches))
+
+
+@wrong("ex_2_9", "no .eval()", binds="pt2e_int8")
+def eval_of_a_graph(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches)).eval()
+
+
+@right("ex_2_9")
+def by_filter_and_name(net, dynamic):
+    copied = copy.deepcopy(net)
+    for module in copied.modules():
+        if isinstance(module, nn.Linear):
+            ao.quantize_(module, config(dynamic))
+    return copied.eval()
+
+
+@right("ex_2_9", binds="pt2e_int8")
+def with_automatic_shapes(net, batches):
+    program = torch.export.export(
+        copy.deepcopy(net).eval(), (torch.cat(batches),), dynamic_shapes=[[torch.export.Dim.AUTO, None]]
+    )
+    graph = prepare_pt2e(program.module(), x86())
+    for batch in batches:
+        graph(batch)
+    return convert_pt2e(graph)
