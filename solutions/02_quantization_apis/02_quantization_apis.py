@@ -529,10 +529,10 @@ for odd in (10, 11):
 def ruler(bits: int, low: float, high: float, symmetric: bool) -> tuple[float, int, int, int]:
     """Scale, zero point, qmin and qmax for the range from low to high."""
     if symmetric:
-        qmax = 2 ** (bits - 1) - 1
-        return max(abs(low), abs(high)) / qmax, 0, -qmax, qmax
-    qmax = 2**bits - 1
-    return *affine.qparams(low, high, 0, qmax), 0, qmax
+        top = 2 ** (bits - 1) - 1
+        return max(abs(low), abs(high)) / top, 0, -top, top
+    top = 2**bits - 1
+    return *affine.qparams(low, high, 0, top), 0, top
 
 
 wave = torch.linspace(-0.6, 3.0, 400)
@@ -1135,9 +1135,9 @@ from helpers import checks
 def check_ex_2_5() -> None:
     def error(x: torch.Tensor, low: float, high: float, qmin: int, qmax: int) -> np.ndarray:
         x = x.double().numpy()
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / (qmax - qmin), 2**-23)
-        zero = min(max(qmin - round(low / scale), qmin), qmax)
+        bottom, top = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        scale = max((top - bottom) / (qmax - qmin), 2**-23)
+        zero = min(max(qmin - round(bottom / scale), qmin), qmax)
         codes = np.clip(np.rint(x / scale) + zero, qmin, qmax)
         return scale * (codes - zero) - x
 
@@ -1170,7 +1170,7 @@ def check_ex_2_5() -> None:
             checks.given(answer, "your range")
             assert isinstance(answer, tuple | list) and len(answer) == 2, "your answer should be a pair: low, high."
             low, high = float(answer[0]), float(answer[1])
-            smallest, largest = x.min().item(), x.max().item()
+            smallest, largest = float(x.min()), float(x.max())
             tried = [(smallest * f / 50, largest * f / 50) for f in range(1, 51)]
             errors = [mse(x, *ends, qmin, qmax) for ends in tried]
             mine, best = mse(x, low, high, qmin, qmax), min(errors)
@@ -1215,7 +1215,7 @@ def check_ex_2_5() -> None:
             before = x.clone()
             low, high = clip_search(x, qmin, qmax, n)
             assert torch.equal(x, before), "your function changes its input."
-            smallest, largest = x.min().item(), x.max().item()
+            smallest, largest = float(x.min()), float(x.max())
             errors = [mse(x, smallest * f / n, largest * f / n, qmin, qmax) for f in range(1, n + 1)]
             assert mse(x, low, high, qmin, qmax) <= min(errors) * 1.001 + 1e-12, "another range has a smaller error."
             assert (
