@@ -1218,9 +1218,6 @@ def check_ex_2_5() -> None:
             smallest, largest = float(x.min()), float(x.max())
             errors = [mse(x, smallest * f / n, largest * f / n, qmin, qmax) for f in range(1, n + 1)]
             assert mse(x, low, high, qmin, qmax) <= min(errors) * 1.001 + 1e-12, "another range has a smaller error."
-            assert (
-                smallest - 1e-5 <= low <= high <= largest + 1e-5 or smallest == largest or smallest > 0 or largest < 0
-            ), "the range is wider than the data."
     ### END HIDDEN TESTS
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "make build UNITS=01_transformer_basics": ("", "built 1 units"),
     "make build FORCE=1": ("UNITS=00_start_here", "00_start_here: executing"),
     "make model": ('ARGS="--steps 2 --output build/model.safetensors"', "bits per byte on held-out documents"),
+    "make book": ("", "docs/book_corrected.md"),
     "make bench": ('ARGS="--windows 2 --output build/bench.json"', "int8 per-channel"),
     "make lock": ("", "requirements.lock: "),  # changes the copy, so it comes after all that installs from the lock
     "make clean": ("", ""),
