@@ -21,3 +21,11 @@ def show_error(call: Callable[[], object], lines: int = 1, width: int = 240) -> 
         print(f"{type(error).__name__}: " + "\n".join(shown))
     else:
         print("No error was raised.")
+
+
+def show_result(call: Callable[[], object]) -> None:
+    """Run `call` and print what it returns, or the error in one line: for a cell that needs a learner's own answer."""
+    try:
+        print(call())
+    except Exception as error:
+        print(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")

@@ -201,3 +201,12 @@ def test_the_largest_dynamic_code_is_that_of_the_engine():
     x_hat = (x_hat + (x.min() / scale).round()) * scale
     y = x_hat @ layer.weight().dequantize().T + linear.bias
     torch.testing.assert_close(y.detach(), layer(x), atol=1e-4, rtol=0)
+
+
+def test_a_result_or_its_error_is_shown_in_one_line(capsys):
+    errors.show_result(lambda: 3)
+    errors.show_result(lambda: [][0])
+    errors.show_error(lambda: int("x" * 500), width=30)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "3" and out[1] == "IndexError: list index out of range"
+    assert out[2].startswith("ValueError: invalid literal") and out[2].endswith(" …") and len(out[2]) < 60

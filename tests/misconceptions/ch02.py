@@ -357,6 +357,14 @@ class ReturnsNothing(Watcher):
         super().forward(x)
 
 
+@wrong("ex_2_4", "ask `is None`")
+class ZeroIsNothing(Watcher):
+    def calculate_qparams(self):
+        if not self.low:
+            raise RuntimeError("nothing seen")
+        return super().calculate_qparams()
+
+
 @wrong("ex_2_4", "return its input unchanged")
 class ReturnsQuantized(Watcher):
     def forward(self, x):
@@ -424,6 +432,14 @@ def mean_error(x, qmin, qmax, n=50):
 @wrong("ex_2_5", "the largest error decides")
 def largest_error(x, qmin, qmax, n=50):
     return search(x, qmin, qmax, n, lambda e: e.abs().max().item())
+
+
+@wrong("ex_2_5", "was never tried")
+def stops_before_the_full_range(x, qmin, qmax, n=50):
+    return min(
+        ((x.min().item() * step / n, x.max().item() * step / n) for step in range(1, n)),
+        key=lambda ends: (affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x).square().mean(),
+    )
 
 
 @wrong("ex_2_5", "but the best of the 50 has")
@@ -595,6 +611,13 @@ def eight_bit_sums(x, weight_codes, weight_scale, bias, qmax):
 @wrong("ex_2_7", "the bias was forgotten")
 def no_bias(x, weight_codes, weight_scale, bias, qmax):
     return dynamic(x, weight_codes, weight_scale, 0, qmax)
+
+
+@wrong("ex_2_7", "multiplied by the scales, too")
+def bias_scaled(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    sums = (affine.quantize(x, scale, zero_point, 0, qmax) - zero_point) @ weight_codes.int().T
+    return (sums + bias) * (scale * weight_scale)
 
 
 @wrong("ex_2_7", "quantized symmetrically")

@@ -870,7 +870,7 @@ def head_only(model):
     return tq.quantize_dynamic(model, **DYNAMIC)
 
 
-@wrong("ex_2_10_9", "is not 8 bits", binds="int8_tied_model")
+@wrong("ex_2_10_9", "to 8 bits, and keep no float copy", binds="int8_tied_model")
 def half_precision(model):
     return copy.deepcopy(model).half()
 
@@ -883,7 +883,7 @@ def tied_again_in_float(model):
     return quantized
 
 
-@wrong("ex_2_10_9", "hidden float copy", binds="int8_tied_model")
+@wrong("ex_2_10_9", "keep no float copy", binds="int8_tied_model")
 def table_kept_out_of_the_file(model):
     quantized = tq.quantize_dynamic(model, **DYNAMIC)
 
