@@ -1557,9 +1557,8 @@ def check_ex_2_6() -> None:
         assert net.training == mode and describe.layer_types(net) == describe.layer_types(kept), (
             "the original was changed."
         )
-        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept.parameters(), strict=True)), (
-            "the original's weights changed."
-        )
+        same = [torch.equal(a, b) for a, b in zip(net.parameters(), kept.parameters(), strict=True)]
+        assert all(same), "the original's weights changed."
         found, right = describe.int8_linears(answer), expected_scales(net, batches)
         assert len(found) == len(right) and not answer.training, (
             "not every Linear is int8, or the model is in training mode."
