@@ -17,13 +17,10 @@
 
 # %%
 import copy
-import io
+import importlib
 import math
-import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 
 import ipywidgets
 import numpy as np
@@ -544,6 +541,7 @@ def draw_ruler(ax, bits: int, low: float, high: float, symmetric: bool) -> None:
     back = affine.fake_quantize(wave, scale, zero_point, qmin, qmax)
     used = affine.quantize(wave, scale, zero_point, qmin, qmax).unique().numel()
     plots.staircase(ax, wave.numpy(), back.numpy())
+    ax.set_ylim(-1.5, 3.4)
     kind = "symmetric" if symmetric else "affine"
     ax.set_title(
         f"{kind}, {bits} bits, {low:g} to {high:g}\n{used} of {qmax - qmin + 1} codes used, SQNR {metrics.sqnr_db(wave, back):.1f} dB"
@@ -561,7 +559,9 @@ def explore(bits: int, limits: tuple[float, float], symmetric: bool) -> None:
 interactive.sliders(
     explore,
     bits=ipywidgets.IntSlider(value=3, min=2, max=8, description="bits"),
-    limits=ipywidgets.FloatRangeSlider(value=(-0.6, 3.0), min=-4, max=4, step=0.1, description="range"),
+    limits=ipywidgets.FloatRangeSlider(
+        value=(-0.6, 3.0), min=-4, max=4, step=0.1, readout_format=".1f", description="range"
+    ),
     symmetric=ipywidgets.Checkbox(value=False, description="symmetric"),
 )
 
@@ -2170,7 +2170,14 @@ print("convert changes nothing:", torch.equal(tq.convert(dynamic_body)(features[
 # - **PT2E** (PyTorch 2 export) records the model's graph with `torch.export`, and puts observers into the graph. A *quantizer* for the target decides where. No stubs; the
 #   result is meant for a compiler.
 #
-# Each on a toy, so that you see all names:
+# PT2E once lived in PyTorch itself, and many examples on the web still import it from there; since PyTorch 2.11 it is gone. (The quantized dtypes such as `torch.qint8` are
+# [deprecated, too](https://github.com/pytorch/pytorch/issues/184982), since 2026: what will stay are plain integers with scales beside them, as in sections 1 to 3.)
+
+# %% tags=["nbval-check-output"]
+errors.show_error(lambda: importlib.import_module("torch.ao.quantization.quantize_pt2e"))
+
+# %% [markdown]
+# Each new road on a toy, so that you see all names:
 
 # %%
 import torchao.quantization as ao
@@ -2545,7 +2552,7 @@ with torch.no_grad():
                 "float file / its file": f"{float_file / metrics.file_bytes(body):.2f}",
                 "time / float, 1 row": time_ratio(body, small_batch),
                 "1,024 rows": time_ratio(body, large_batch),
-                "deprecated": "yes" if heard_of[name] else "no",
+                "deprecated": "since 2.8" if heard_of[name] else "no",
                 "what replaces it": roads[name][1],
             }
         )
@@ -2568,6 +2575,26 @@ print(
 
 # %%
 errors.show_error(lambda: ao.quantize_(copy.deepcopy(net.body), ao.Int4WeightOnlyConfig(group_size=32)))
+
+# %% [markdown]
+# **Optional: with the compiler.** What becomes of the PT2E graph when it is compiled? This needs a C++ compiler and a minute or so; set `COMPILE = True` to try it. (*Freezing* lets the
+# compiler pack the int8 weights once, instead of in every call.)
+
+# %% tags=["varies"]
+COMPILE = False
+if COMPILE:
+    import torch._inductor.config as inductor
+
+    with inductor.patch(freezing=True), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler talks to its own developers
+        compiled = torch.compile(bodies["PT2E, static, not compiled"])
+        same = (compiled(large_batch) - bodies["PT2E, static, not compiled"](large_batch)).abs().max()
+        print(f"largest difference between compiled and not: {same:.2g}")
+        print(
+            f"compiled: time / float at 1,024 rows {time_ratio(compiled, large_batch)}, at 1 row {time_ratio(compiled, small_batch)}"
+        )
+else:
+    print("Skipped: COMPILE is False, and the course does not need a compiler.")
 
 # %% [markdown]
 # > **The book says** (chapter 2): weight quantization makes models up to four times smaller and reduces computation time without sacrificing accuracy.
