@@ -42,10 +42,14 @@ def check(exercise: str, passed: str) -> Iterator[None]:
     CheckFailed
         If a check fails or the learner's code raises; the text names the likely mistake, or the line that raised.
     """
+    gradients = torch.is_grad_enabled()
     try:
         # nbgrader takes a warning on stderr for a failure; seeds of a check must not change the learner's random state.
         with redirect_stderr(sys.stdout), torch.random.fork_rng(devices=[]):
             yield
+        assert torch.is_grad_enabled() == gradients, (
+            "your code switches gradients off for the whole notebook: use `with torch.no_grad():`, which ends."
+        )
     except Exception as error:
         if isinstance(error, NotImplementedError) and "is not solved yet" in str(error):
             _record(exercise, "untouched")
@@ -55,6 +59,8 @@ def check(exercise: str, passed: str) -> Iterator[None]:
             ) from None
         _record(exercise, "tried")
         raise CheckFailed(f"Exercise {exercise}: {_explanation(error)}") from error
+    finally:
+        torch.set_grad_enabled(gradients)
     _record(exercise, "solved")
     print(f"Exercise {exercise} passed: {passed}.")
 

@@ -30,8 +30,8 @@ from helpers import checks, data, describe, errors, int8, known_warnings, metric
 from helpers.checkpoint import COURSE_MODEL, load_card, load_course_model
 from helpers.models import ModelConfig, TransformerLM
 
-int8.choose_engine()
 known_warnings.hide()
+int8.choose_engine()
 
 # %% [markdown]
 # ## 1. Attention: whom do I look at?

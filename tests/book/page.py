@@ -25,7 +25,7 @@ does not do what you think.
 
 Every row is run by a test, with PyTorch {torch} and torchao {torchao} on a CPU: the failure must come with exactly the
 message shown here, and the correction must do what it promises. Numbers like file sizes and errors are for the small
-models of these tests. The last column names the unit of the course that treats the matter. Two drafts call
+models of these tests. The last column names the unit of the course where the matter belongs. Two drafts call
 themselves chapter 4.
 """
 
@@ -49,7 +49,7 @@ faster one.
 - *The book, chapter 2: int8 weights shorten the computation.* Not in our measurement: weight-only int8 was never faster
   than float (see 35 for the reason).
 - *The book, chapter 4: the int8 Linear layer takes longer than the float one.* Only where there is little to multiply.
-  At width 1024 it took a half to a fifth of the time.
+  At width 1024 it took 0.2 to 0.7 of the time.
 
 Measure on your own computer, at the sizes that you need, before you promise anything.
 """

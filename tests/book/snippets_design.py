@@ -147,7 +147,7 @@ SNIPPET_4 = Snippet(
     works="`model = QuantWrapper(layer)`, `model.qconfig = get_default_qconfig(engine)`, `observed = prepare(model)`, "
     "run some data, `convert(observed)`.",
     repaired=repaired_4,
-    unit="02",
+    unit="04",
 )
 
 
@@ -245,7 +245,7 @@ SNIPPET_7 = Snippet(
     "from the 'CPU' backend`).",
     works="`QuantWrapper(linear)` is both: a model around the layer, and a stub on either side.",
     repaired=repaired_7,
-    unit="02",
+    unit="04",
 )
 
 

@@ -74,7 +74,7 @@ SNIPPET_8 = Snippet(
     "quantized (`Quantize only works on Float Tensor, got Long`).",
     works="Give float inputs to every one of these models: `QuantWrapper(model)` has a stub that quantizes them.",
     repaired=repaired_8,
-    unit="02",
+    unit="04",
 )
 
 
@@ -112,7 +112,7 @@ SNIPPET_9 = Snippet(
     "qscheme=torch.per_tensor_symmetric)`, `observer(x)`, `observer.calculate_qparams()`. The relative error is 0.01, "
     "whatever the spread.",
     repaired=repaired_9,
-    unit="02",
+    unit="04",
 )
 
 
@@ -194,7 +194,7 @@ SNIPPET_11 = Snippet(
     works="`model.qconfig = get_default_qconfig(engine)`, `observed = prepare(model)`, run some data, "
     "`convert(observed)`.",
     repaired=repaired_11,
-    unit="02",
+    unit="04",
 )
 
 

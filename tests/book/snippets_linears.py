@@ -250,7 +250,7 @@ SNIPPET_31 = Snippet(
     "nothing: its output is equal to the last bit.",
     works="The order is `prepare_qat(model)`, train, `convert(model.eval())`.",
     repaired=repaired_31,
-    unit="03",
+    unit="02",
 )
 
 

@@ -144,7 +144,7 @@ SNIPPET_14 = Snippet(
     works="A stub after the embedding, blocks written for it, and "
     "`model.embedding.qconfig = float_qparams_weight_only_qconfig` before `prepare`.",
     repaired=repaired_14,
-    unit="04",
+    unit="02",
 )
 
 

@@ -177,3 +177,11 @@ def test_raises_wants_the_kind_of_error_it_names():
         checks.raises(ValueError, lambda: int(None), "must refuse")
     with pytest.raises(AssertionError, match="must refuse"):
         checks.raises(ValueError, lambda: 1, "must refuse")
+
+
+def test_gradients_that_stay_off_are_named_and_switched_on(progress):
+    import torch
+
+    with pytest.raises(checks.CheckFailed, match="switches gradients off"), checks.check("9.1", "all good"):
+        torch.set_grad_enabled(False)
+    assert torch.is_grad_enabled()

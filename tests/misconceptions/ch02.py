@@ -156,6 +156,13 @@ def float_codes(x, scale, zero_point, qmin, qmax):
     return (torch.round(x / scale) + zero_point).clamp(qmin, qmax)
 
 
+@wrong("ex_2_2", "changes the codes that it was given", binds="dequantize")
+def works_in_place(codes, scale, zero_point):
+    real = codes.to(torch.float32) - zero_point
+    codes -= codes
+    return real * scale
+
+
 @wrong("ex_2_2", "the zero point was forgotten")
 def without_zero_point(x, scale, zero_point, qmin, qmax):
     return codes_of(x, scale, 0, qmin, qmax)
@@ -185,6 +192,11 @@ def divides(codes, scale, zero_point):
 def with_numpy_rint(x, scale, zero_point, qmin, qmax):
     steps = np.rint(x.numpy() / np.float32(scale)) + zero_point
     return torch.from_numpy(np.minimum(np.maximum(steps, qmin), qmax).astype(np.int32))
+
+
+@right("ex_2_2", binds="dequantize")
+def difference_of_products(codes, scale, zero_point):
+    return scale * codes.float() - scale * zero_point
 
 
 @right("ex_2_2", binds="dequantize")
@@ -277,6 +289,7 @@ def with_torch_s_kernel(weight, axis=0, bits=8):
     largest = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().max(dim=1).values
     scales = torch.where(largest == 0, 1.0, largest / qmax)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
+    axis %= weight.dim()
     return torch.quantize_per_channel(weight, scales, zeros, axis, torch.qint8).int_repr().clamp(-qmax, qmax), scales
 
 
@@ -513,9 +526,38 @@ def never_prepared(net, batches):
     return tq.convert(run(with_stubs(net), batches))
 
 
-@wrong("ex_2_6", "the first batch only")
+@wrong("ex_2_6", "the first or the last batch only")
 def first_batch_only(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches[:1]))
+
+
+@wrong("ex_2_6", "the first or the last batch only")
+def last_batch_only(net, batches):
+    return tq.convert(run(tq.prepare(with_stubs(net)), batches[-1:]))
+
+
+@wrong("ex_2_6", "your weights are")
+def weights_of_another_qconfig(net, batches):
+    model = with_stubs(net)
+    engine = "x86" if torch.backends.quantized.engine == "qnnpack" else "qnnpack"
+    weight = tq.get_default_qconfig(engine).weight
+    model.qconfig = tq.QConfig(activation=model.qconfig.activation, weight=weight)
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "a qconfig is left")
+def qconfig_on_the_original(net, batches):
+    net.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    return static(net, batches)
+
+
+@wrong("ex_2_6", "unit 03 does that")
+def fuses(net, batches):
+    model = with_stubs(net)
+    pairs = [[f"module.{i}", f"module.{i + 1}"] for i, m in enumerate(net) if isinstance(m, nn.Linear)]
+    pairs = [pair for pair in pairs if int(pair[1].split(".")[1]) < len(net)]
+    model = tq.fuse_modules(model, pairs) if pairs else model
+    return tq.convert(run(tq.prepare(model), batches))
 
 
 @wrong("ex_2_6", "switched to eval mode")
@@ -710,6 +752,19 @@ class Incomplete(torch.autograd.Function):
         return upstream * ctx.saved_tensors[0]
 
 
+@wrong("ex_2_8", "not in the class", binds="FakeQuantize")
+class RemembersOnTheClass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        RemembersOnTheClass.inside = inside(steps, qmin, qmax)
+        return (steps.clamp(qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * RemembersOnTheClass.inside, None, None, None, None
+
+
 @wrong("ex_2_8", "one for each input of forward", binds="FakeQuantize")
 class OneGradientOnly(Incomplete):
     pass
@@ -756,7 +811,7 @@ def torchao_in_place(net, dynamic):
     return net
 
 
-@wrong("ex_2_9", "is the other kind")
+@wrong("ex_2_9", "this is the other kind")
 def kinds_swapped(net, dynamic):
     copied = copy.deepcopy(net).eval()
     ao.quantize_(copied, config(not dynamic))
@@ -785,10 +840,49 @@ def x86(configured=True):
     return quantizer.set_global(get_default_x86_inductor_quantization_config()) if configured else quantizer
 
 
-@wrong("ex_2_9", "one batch size only", binds="pt2e_int8")
+@wrong("ex_2_9", "does not accept every batch size", binds="pt2e_int8")
 def one_batch_size(net, batches):
     batches = [batch[: len(batches[0])] for batch in batches]
     return convert_pt2e(run(prepare_pt2e(exported(net, batches, any_size=False), x86()), batches))
+
+
+@wrong("ex_2_9", "does not accept every batch size", binds="pt2e_int8")
+def at_least_two_rows(net, batches):
+    shapes = ({0: torch.export.Dim("n", min=2, max=256)},)
+    graph = torch.export.export(copy.deepcopy(net).eval(), (batches[0],), dynamic_shapes=shapes).module()
+    return convert_pt2e(run(prepare_pt2e(graph, x86()), batches))
+
+
+@wrong("ex_2_9", "that is dynamic", binds="pt2e_int8")
+def dynamic_graph(net, batches):
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_dynamic=True))
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), quantizer), batches))
+
+
+@wrong("ex_2_9", "has 0 to 255", binds="pt2e_int8")
+def seven_bit_graph(net, batches):
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(reduce_range=True))
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), quantizer), batches))
+
+
+@wrong("ex_2_9", "from float weights", binds="pt2e_int8")
+def weights_not_folded(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches), fold_quantize=False)
+
+
+@wrong("ex_2_9", "no int8 tensor of torchao")
+def rounded_floats(net, dynamic):
+    copied = copy.deepcopy(net).eval()
+    for module in copied.modules():
+        if isinstance(module, nn.Linear):
+            scale = module.weight.detach().abs().amax(dim=1, keepdim=True) / 127.5
+            module.weight.data = (module.weight.data / scale).round().clamp(-128, 127) * scale
+    return copied
+
+
+@wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
+def graph_last_batch_only(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[-1:]))
 
 
 @wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
