@@ -31,7 +31,7 @@ from helpers.checkpoint import COURSE_MODEL, load_card, load_course_model
 from helpers.models import ModelConfig, TransformerLM
 
 known_warnings.hide()
-int8.choose_engine()
+engine = int8.choose_engine()
 
 # %% [markdown]
 # ## 1. Attention: whom do I look at?

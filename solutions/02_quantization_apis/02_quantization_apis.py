@@ -48,7 +48,7 @@ from helpers import (
 from helpers.checkpoint import load_course_model
 
 known_warnings.hide()
-int8.choose_engine()
+engine = int8.choose_engine()
 
 # %% [markdown]
 # ## 1. The number line

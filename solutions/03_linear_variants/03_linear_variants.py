@@ -1,0 +1,3441 @@
+# %% [markdown]
+# # Linear layer variants
+#
+# Build a Linear layer that computes with integers only, code for code what PyTorch's int8 kernel computes; then choose among five
+# kinds of Linear layers with your own measurements, and know when to leave a layer alone.
+#
+# | At a glance | |
+# |---|---|
+# | **You will** | compute an int8 Linear layer without a float: product, zero points, bias, rescaling, ReLU; find out how long a sum may be, and break an int8 layer with an older instruction; fuse layers; count bytes; choose a variant from a table; train with a frozen layer and convert |
+# | **You need** | unit 02: scale, zero point, observers, `prepare` and `convert` |
+# | **Time** | about 4 hours: sections 1 to 3 and the rest make two sittings |
+# | **Graded** | 11 exercises, 24 points |
+#
+# *Prometheus stands before the hearth of the gods. Not one fire burns there but five, and he can carry only one of them down the
+# mountain. One burns hottest and is heavy to carry; one is light, but must be lit anew for every guest. He does not ask which fire
+# is the best. He asks what each of them burns.*
+
+# %%
+import copy
+import functools
+import itertools
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.ao.nn.quantized as nnq
+import torch.ao.nn.quantized.dynamic as nnqd
+import torch.ao.quantization as tq
+import torch.fx
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyBboxPatch
+from torch import Tensor, nn
+
+from helpers import (
+    affine,
+    checks,
+    data,
+    describe,
+    errors,
+    int8,
+    integer,
+    known_warnings,
+    latency,
+    metrics,
+    next_byte,
+    plots,
+    tables,
+)
+from helpers.checkpoint import load_course_model
+
+known_warnings.hide()
+engine = int8.choose_engine()
+
+# %% [markdown]
+# ## 1. Five fires: what is stored, what is computed
+#
+# PyTorch has five kinds of Linear layers. All of them compute $y = xW^T + b$. They differ in four types: of the numbers that
+# **arrive**, of the weight that is **stored**, of the **sums** of products, and of what **leaves**. One picture for the whole unit:
+
+
+# %%
+def draw_variants(ax: Axes, rows: dict[str, list[str]], columns: list[str]) -> Axes:
+    """A row of boxes for each variant; what is integer is blue and round, what changes its type has an arrow and is yellow."""
+    for i, (name, cells) in enumerate(rows.items()):
+        ax.text(-0.1, -i, name, ha="right", va="center", fontsize=9, family="monospace")
+        for j, cell in enumerate(cells):
+            face = "#ffffff" if "int" not in cell else "#fbe3b0" if "→" in cell else "#b9d9ee"
+            corners = "square,pad=0" if "int" not in cell else "round,pad=0,rounding_size=0.12"
+            ax.add_patch(FancyBboxPatch((j, -i - 0.37), 0.84, 0.74, corners, facecolor=face, edgecolor=plots.GREY))
+            ax.text(j + 0.42, -i, cell, ha="center", va="center", fontsize=8)
+            if j == 1:
+                ax.text(j - 0.08, -i, "×", ha="center", va="center", fontsize=12)
+            elif j:
+                ax.annotate("", (j, -i), (j - 0.16, -i), arrowprops={"arrowstyle": "->", "color": plots.GREY})
+    for j, column in enumerate(columns):
+        ax.text(j + 0.42, 0.55, column, ha="center", fontsize=9, weight="bold")
+    ax.set_xlim(-1.15, len(columns) - 0.1)
+    ax.set_ylim(-len(rows) + 0.55, 0.9)
+    ax.axis("off")
+    return ax
+
+
+fig, ax = plots.figure(width=10.5, height=4.2)
+draw_variants(
+    ax,
+    {
+        "nn.Linear": ["float32", "float32", "float32", "float32"],
+        "nnq.Linear": ["uint8", "int8", "int32", "int32 → uint8"],
+        "nniq.LinearReLU": ["uint8", "int8", "int32", "int32 → uint8,\nnothing below 0"],
+        "nnqd.Linear": ["float32 → uint8,\none scale a call", "int8", "int32", "int32 → float32"],
+        "torchao weight-only": ["float32", "int8 → float32\nin every call", "float32", "float32"],
+        "torchao dynamic": ["float32 → int8,\none scale a row", "int8", "int32", "int32 → float32"],
+    },
+    ["arrives", "stored weight", "sums", "leaves"],
+)
+plots.show(
+    fig,
+    caption="Six layers of five kinds (torchao has two configurations). White and square: float. Blue: integers. Yellow, with an arrow: "
+    "the type changes in every call.",
+    alt="A table of boxes. nn.Linear is float32 everywhere. nnq.Linear and nniq.LinearReLU take uint8, store int8, sum in int32 and return "
+    "uint8. nnqd.Linear and torchao dynamic turn float32 into 8-bit codes in every call, sum in int32 and return float32. torchao "
+    "weight-only stores int8, turns it into float32 in every call, and is float32 otherwise.",
+)
+
+# %% [markdown]
+# `nnq` is short for `torch.ao.nn.quantized`, `nnqd` for `torch.ao.nn.quantized.dynamic`, `nniq` for `torch.ao.nn.intrinsic.quantized`.
+#
+# Two observations, before any measurement. Only four of the six rows multiply integers: weight-only quantization saves memory, and
+# then multiplies the same number of floats as before. And only `nnq` and `nniq` *return* integers: between two such layers no float
+# is made at all.
+#
+# A picture can claim anything. So we build all six from one layer, and look inside. The layer is the query projection in the first block of
+# the trained course model, 256 numbers in and 256 out. Four documents calibrate it, four others judge it:
+
+# %%
+import torchao.quantization as ao
+
+course_model = load_course_model()
+block = course_model.blocks[0]
+query = nn.Linear(256, 256)  # a copy, so that nothing that we do here can reach the model
+query.load_state_dict(block.attention.q.state_dict())
+with torch.no_grad():
+    entering = block.norm1(course_model.embed(data.windows("held_out", 8)[:, :256]))  # (documents, time, 256)
+    seen, unseen = entering[:4].flatten(0, 1), entering[4:].flatten(0, 1)  # (1024, 256) each
+
+static = int8.static_int8(nn.Sequential(query), [seen])
+fused = tq.fuse_modules(nn.Sequential(copy.deepcopy(query), nn.ReLU()).eval(), [["0", "1"]])
+static_relu = int8.static_int8(fused, [seen])
+per_call = int8.dynamic_int8(nn.Sequential(query))
+weight_only, per_row = nn.Sequential(copy.deepcopy(query)), nn.Sequential(copy.deepcopy(query))
+ao.quantize_(weight_only, ao.Int8WeightOnlyConfig())
+ao.quantize_(per_row, ao.Int8DynamicActivationInt8WeightConfig())
+
+
+def weight_in_words(layer: nn.Module) -> str:
+    """Type of the stored weight and how many scales it has."""
+    weight = layer.weight() if callable(layer.weight) else layer.weight  # PyTorch's int8 layers have a method there
+    kind, scales = weight.dtype, 0
+    if hasattr(weight, "qdata"):  # a tensor of torchao
+        kind, scales = weight.qdata.dtype, weight.scale.numel()
+    elif weight.is_quantized:
+        one = weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+        scales = 1 if one else weight.q_per_channel_scales().numel()
+    return f"{str(kind).removeprefix('torch.')}, {scales or 'no'} scale{'' if scales == 1 else 's'}"
+
+
+def output_in_words(y: Tensor) -> str:
+    """Type of an output, with scale and zero point if it has them."""
+    kind = str(y.dtype).removeprefix("torch.")
+    return f"{kind}, scale {y.q_scale():.4f}, zero point {y.q_zero_point()}" if y.is_quantized else kind
+
+
+rows = []
+with torch.no_grad():
+    exact = query(unseen)
+    for name, network, layer, arriving in [
+        ("nn.Linear", nn.Sequential(query), query, unseen),
+        ("nnq.Linear", static, static.module[0], static.quant(unseen)),
+        ("nniq.LinearReLU", static_relu, static_relu.module[0], static_relu.quant(unseen)),
+        ("nnqd.Linear", per_call, per_call[0], unseen),
+        ("torchao weight-only", weight_only, weight_only[0], unseen),
+        ("torchao dynamic", per_row, per_row[0], unseen),
+    ]:
+        wanted = exact.relu() if "ReLU" in name else exact
+        got = network(unseen)
+        rows.append(
+            {
+                "variant": name,
+                "arrives": str(arriving.dtype).removeprefix("torch."),
+                "weight": weight_in_words(layer),
+                "leaves": output_in_words(layer(arriving)),
+                "SQNR in dB": f"{metrics.sqnr_db(wanted, got):.1f}",
+                "relative error": f"{((got - wanted).norm() / wanted.norm()).item():.4f}",
+            }
+        )
+tables.show(rows)
+
+# %% [markdown]
+# (`quint8` and `qint8` are PyTorch's types for 8-bit codes that carry their scale with them. SQNR is unit 02's signal-to-quantization-noise
+# ratio; `LinearReLU` is compared with the ReLU of the float outputs.)
+#
+# Weight-only has the smallest error of the int8 rows, and no wonder: it rounds only the weight. All others round the input, too, and the two static ones
+# round once more, when their output becomes codes.
+#
+# > **The book says** (its chapter on kinds of Linear layers): `nn.Linear` quantizes weights and activations independently, and `nn.quantized.Linear`
+# > uses per-channel quantization.
+# >
+# > **What happens:** `nn.Linear` quantizes nothing; it is the float layer that all others are made from. And how many scales the weight of `nnq.Linear` has
+# > is decided by the qconfig that it is converted with:
+
+# %% tags=["nbval-check-output"]
+print("nn.Linear: weight", query.weight.dtype, "- output", query(unseen).dtype, "-", weight_in_words(query))
+with warnings.catch_warnings(record=True) as said:
+    untouched = tq.convert(tq.prepare(tq.QuantWrapper(copy.deepcopy(query)).eval()))
+print("prepare warns:", str(said[0].message).split(".")[0])
+print("prepared and converted without a qconfig:", type(untouched.module).__name__, untouched.module.weight.dtype)
+for name, recipe in [
+    ("x86", tq.get_default_qconfig("x86")),
+    ("onednn", tq.get_default_qconfig("onednn")),
+    ("qnnpack", tq.get_default_qconfig("qnnpack")),
+    ("tq.default_qconfig", tq.default_qconfig),
+]:
+    wrapped = tq.QuantWrapper(copy.deepcopy(query)).eval()
+    wrapped.qconfig = recipe
+    watched = tq.prepare(wrapped)
+    with torch.no_grad():
+        watched(seen[:64])
+    print(f"nnq.Linear with the qconfig {name}: {weight_in_words(tq.convert(watched).module)}")
+
+# %% [markdown]
+# > **What works:** choose the qconfig, convert, and look at `layer.weight().qscheme()`. Per-channel does not save memory, by the way: it *costs* a
+# > scale for each row, and buys a smaller error.
+#
+# ## 2. A Linear layer without a single float
+#
+# How can a layer go from codes to codes, and never make a float? That is what the kernel behind `nnq.Linear` does, and what small
+# processors without floating-point units do. You will build it in five steps, and compare with PyTorch's kernel. All of it follows from putting
+# $x = s_x (q_x - z_x)$ and $w = s_w (q_w - z_w)$ into one output of the layer ($K$ inputs, $k$ counts them):
+#
+# $$y = \sum_{k=1}^{K} x_k w_k + b = s_x s_w \Big[ \underbrace{\sum_k (q_{x,k} - z_x)(q_{w,k} - z_w)}_{\text{integers only}} + \frac{b}{s_x s_w} \Big]$$
+#
+# | step | what | exercise |
+# |---|---|---|
+# | 1 | the sum of products of the codes | 3.1 |
+# | 2 | what the two zero points add to it | 3.2 |
+# | 3 | the bias, in the unit of the sum | 3.3 |
+# | 4 | from the sum to an output code: scale, round, clamp | 3.4 |
+# | 5 | all in one, and ReLU | 3.5, 3.6 |
+#
+# ### Step 1: in which type can one add?
+#
+# Activations are `uint8` (0 to 255), weights are `int8` (−128 to 127). Take two of each: codes (200, 3) and weights (100, −2). By hand:
+# $200 \cdot 100 + 3 \cdot (-2) = 19994$. Now let the types do it:
+
+# %% tags=["nbval-check-output"]
+arriving_codes = torch.tensor([200, 3], dtype=torch.uint8)
+stored_codes = torch.tensor([100, -2], dtype=torch.int8)
+print("the codes of the input as int8:", arriving_codes.to(torch.int8).tolist())
+for kind in (torch.int8, torch.int16, torch.float16, torch.float32, torch.int32):
+    total = (arriving_codes.to(kind) * stored_codes.to(kind)).sum(dtype=kind)
+    print(f"summed in {str(kind).removeprefix('torch.'):8}", total.item())
+
+many = torch.full((4096,), 255, dtype=torch.uint8), torch.full((4096,), 127, dtype=torch.int8)
+print("4,096 products of 255 and 127, by hand:", 4096 * 255 * 127)
+for kind in (torch.int16, torch.float16, torch.int32):
+    print(
+        f"summed in {str(kind).removeprefix('torch.'):8}", (many[0].to(kind) * many[1].to(kind)).sum(dtype=kind).item()
+    )
+print("16,777,217 as float32:", int(torch.tensor(16_777_217.0).item()))
+
+# %% [markdown]
+# `int8` turns 200 into −56 before anything is multiplied, `int16` is too small for long sums, `float16` rounds and then overflows to infinity. And `float32`, exact here,
+# has 24 bits for a whole number: beyond $2^{24} = 16{,}777{,}216$ it loses odd ones. So kernels use `int32`. How long a sum may be in `int32` is the question
+# of section 3.
+#
+# ### Exercise 3.1: the product of codes
+# *Difficulty 1 of 5 · 10 minutes · 2 points*
+#
+# $$P_{r,o} = \sum_k q_{x,r,k}\; q_{w,o,k}$$
+#
+# Write it for a whole batch of rows $r$ and all outputs $o$. PyTorch refuses to multiply two different types, so choose one that can hold the sums. No floats: the
+# check watches every operation.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_1", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def integer_product(x_codes: Tensor, w_codes: Tensor) -> Tensor:
+    """Exact sums of products of codes.
+
+    Parameters
+    ----------
+    x_codes : Tensor, uint8, (rows, in_features)
+    w_codes : Tensor, int8, (out_features, in_features)
+
+    Returns
+    -------
+    Tensor, int32, (rows, out_features)
+
+    Example
+    -------
+    >>> x_codes = torch.tensor([[200, 3]], dtype=torch.uint8)
+    >>> w_codes = torch.tensor([[100, -2], [127, 127], [-128, 0]], dtype=torch.int8)
+    >>> integer_product(x_codes, w_codes)
+    tensor([[ 19994,  25781, -25600]], dtype=torch.int32)
+    """
+    ### BEGIN SOLUTION
+    return x_codes.to(torch.int32) @ w_codes.to(torch.int32).T  # (rows, out_features)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import torch
+
+from helpers import checks, integer
+
+
+def check_ex_3_1() -> None:
+    with checks.check("3.1", "your sums are exact, also for 4,096 loud codes, and no float was made"):
+        generator = torch.Generator().manual_seed(31)
+        for what, rows, width, outputs, quietest, lightest in [
+            ("a small layer", 5, 6, 4, 0, -128),
+            ("a square weight", 3, 8, 8, 0, -128),
+            ("4,096 loud inputs", 2, 4096, 3, 200, 60),
+        ]:
+            x = torch.randint(quietest, 256, (rows, width), generator=generator).to(torch.uint8)
+            w = torch.randint(lightest, 128, (outputs, width), generator=generator).to(torch.int8)
+            right = x.long() @ w.long().T
+            with integer.floats_made() as floats:
+                try:
+                    answer = integer_product(x, w)
+                except RuntimeError as error:
+                    if "dtype" not in str(error):
+                        raise
+                    raise AssertionError(
+                        "PyTorch does not multiply two different types: make both codes int32 first."
+                    ) from None
+            assert not floats, (
+                f"your code makes a tensor of floats ({floats[0]}): float16 and float32 cannot hold every sum. Stay with integers."
+            )
+            mistakes = {
+                "codes above 127 became negative: the input is uint8, and int8 ends at 127.": x.to(torch.int8).long()
+                @ w.long().T,
+                "negative weights became large positive ones: the weight is int8, not uint8.": x.long()
+                @ w.view(torch.uint8).long().T,
+                "the sums wrapped around in 8 bits.": right.to(torch.int8),
+                "the sums wrapped around in 8 bits, without a sign.": right.to(torch.uint8),
+                "the sums wrapped around in 16 bits: a sum of two products may be too large already.": right.to(
+                    torch.int16
+                ),
+            }
+            if width == outputs:
+                mistakes["the weight is (out_features, in_features): it must be transposed."] = x.long() @ w.long()
+            checks.close(answer, right, f"your product for {what}", mistakes=mistakes, atol=0, rtol=0)
+            checks.tensor(answer, right.shape, f"your product for {what}", torch.int32)
+    ### BEGIN HIDDEN TESTS
+    generator = torch.Generator().manual_seed(301)
+    for rows, width, outputs in [(1, 1, 1), (7, 33, 9), (2, 3000, 5), (4, 64, 64)]:
+        for loud in (False, True):
+            x = torch.randint(180 * loud, 256, (rows, width), generator=generator).to(torch.uint8)
+            w = torch.randint(-128, -50 if loud else 128, (outputs, width), generator=generator).to(torch.int8)
+            kept = x.clone(), w.clone()
+            with integer.floats_made() as floats:
+                answer = integer_product(x, w)
+            expected = (x[:, None].long() * w.long()).sum(dim=2)
+            assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), "wrong sums."
+            assert not floats and torch.equal(x, kept[0]) and torch.equal(w, kept[1]), "floats, or a changed input."
+    x, w = torch.full((1, 65_793), 255, dtype=torch.uint8), torch.full((1, 65_793), -128, dtype=torch.int8)
+    assert integer_product(x, w).tolist() == [[-255 * 128 * 65_793]], "wrong for the longest sum that int32 can hold."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_1()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Widen first, multiply afterwards. The other order is too late: the product has wrapped around already.
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# `.to(torch.int32)` on both, then `@` with the weight transposed.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `x_codes.to(…) @ w_codes.to(…).T`
+# </details>
+
+# %% [markdown]
+# ### Step 2: what do the zero points add?
+#
+# The kernel has multiplied raw codes. But the real numbers are proportional to $q - z$. Expand the product:
+#
+# $$\sum_k (q_{x,k} - z_x)(q_{w,k} - z_w) = \underbrace{\sum_k q_{x,k}\, q_{w,k}}_{P} \;-\; z_x \sum_k q_{w,k} \;-\; z_w \sum_k q_{x,k} \;+\; K z_x z_w$$
+#
+# By hand: input codes (3, 5) with $z_x = 4$, weight codes (2, 7) with $z_w = 1$. Directly: $(-1) \cdot 1 + 1 \cdot 6 = 5$. With the formula: $P = 6 + 35 = 41$; minus
+# $4 \cdot 9 = 36$; minus $1 \cdot 8 = 8$; plus $2 \cdot 4 \cdot 1 = 8$: $41 - 36 - 8 + 8 = 5$.
+#
+# Why so roundabout? Because the big sum $P$ can then be made of 8-bit numbers, which the fast instructions want ($q_x - z_x$ needs 9 bits). What remains is cheap: the sum of each
+# weight row never changes and is computed once, the sum of each input row costs one pass. And with symmetric weights, $z_w = 0$, two of the three corrections
+# vanish. That is why weights are symmetric nearly everywhere.
+#
+# ### Exercise 3.2: the zero-point corrections
+# *Difficulty 2 of 5 · 20 minutes · 2 points*
+#
+# You get $P$, and correct it. Do not multiply the matrices again: the check gives you another $P$ to see whether you use it. Each output has its own $z_w$.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_2", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def correct_zero_points(products: Tensor, x_codes: Tensor, x_zero: int, w_codes: Tensor, w_zeros: Tensor) -> Tensor:
+    """Sums of ``(x_codes - x_zero) * (w_codes - w_zeros)`` from sums of ``x_codes * w_codes``.
+
+    Parameters
+    ----------
+    products : Tensor, int32, (rows, out_features)
+        What exercise 3.1 returns.
+    x_codes : Tensor, uint8, (rows, in_features)
+    x_zero : int
+    w_codes : Tensor, int8, (out_features, in_features)
+    w_zeros : Tensor, int32, (out_features,)
+        The zero point of each row of the weight.
+
+    Returns
+    -------
+    Tensor, int32, (rows, out_features)
+
+    Example
+    -------
+    >>> x_codes, w_codes = torch.tensor([[3, 5]], dtype=torch.uint8), torch.tensor([[2, 7]], dtype=torch.int8)
+    >>> correct_zero_points(torch.tensor([[41]], dtype=torch.int32), x_codes, 4, w_codes, torch.tensor([1], dtype=torch.int32))
+    tensor([[5]], dtype=torch.int32)
+    """
+    ### BEGIN SOLUTION
+    x_sums = x_codes.sum(dim=1, keepdim=True, dtype=torch.int32)  # (rows, 1)
+    w_sums = w_codes.sum(dim=1, dtype=torch.int32)  # (out_features,)
+    both = x_codes.shape[1] * x_zero * w_zeros  # (out_features,)
+    return products - x_zero * w_sums - x_sums * w_zeros + both
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import torch
+
+from helpers import checks, integer
+
+
+def check_ex_3_2() -> None:
+    with checks.check("3.2", "your three corrections are exact, for symmetric and for shifted weights"):
+        generator = torch.Generator().manual_seed(32)
+        for what, rows, width, outputs, x_zero, shifted in [
+            ("two zero points", 5, 7, 4, 117, True),
+            ("as many rows as outputs", 4, 300, 4, 203, True),
+            ("symmetric weights", 3, 40, 6, 64, False),
+            ("an input with zero point 0", 3, 40, 6, 0, True),
+        ]:
+            x = torch.randint(0, 256, (rows, width), generator=generator).to(torch.uint8)
+            w = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
+            w_zeros = torch.randint(-60, 60, (outputs,), generator=generator).to(torch.int32) * shifted
+            p = (x.long() @ w.long().T).to(torch.int32)
+            a, b = x_zero * w.long().sum(1), x.long().sum(1)[:, None] * w_zeros
+            c = width * x_zero * w_zeros.long()
+            right = (x.long() - x_zero) @ (w.long() - w_zeros[:, None]).T
+            with integer.floats_made() as floats:
+                answer = correct_zero_points(p, x, x_zero, w, w_zeros)
+            assert not floats, (
+                f"your code makes a tensor of floats ({floats[0]}): the corrections are whole numbers. (sum and @ of integers stay integers; mean does not.)"
+            )
+            checks.close(
+                answer,
+                right,
+                f"your answer for {what}",
+                atol=0,
+                rtol=0,
+                mistakes={
+                    "nothing was corrected.": p,
+                    "the term with the sums of the weight rows is missing: x_zero times the sum of each row of w_codes.": p
+                    - b
+                    + c,
+                    "the term with the sums of the input rows is missing: w_zeros times the sum of each row of x_codes.": p
+                    - a
+                    + c,
+                    "the last term is missing: in_features * x_zero * w_zeros.": p - a - b,
+                    "the last term has the wrong sign: minus times minus is plus.": p - a - b - c,
+                    "the first two corrections have the wrong sign: they are subtracted.": p + a + b + c,
+                    "the zero points are swapped: x_zero belongs to the sums of the weights, w_zeros to those of the inputs.": (
+                        p - w_zeros * w.long().sum(1) - x_zero * x.long().sum(1)[:, None] + c
+                    ),
+                    "the last term counts the rows of the input; it needs the number of products in a sum, in_features.": p
+                    - a
+                    - b
+                    + rows * x_zero * w_zeros,
+                    "the last term counts the outputs; it needs the number of products in a sum, in_features.": p
+                    - a
+                    - b
+                    + outputs * x_zero * w_zeros,
+                    "the last term is not multiplied by in_features.": p - a - b + x_zero * w_zeros,
+                    "the sums of the inputs wrapped around in uint8.": p
+                    - a
+                    - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
+                    + c,
+                    "the sums of the weights wrapped around in int8.": p
+                    - x_zero * w.sum(1, dtype=torch.int8).long()
+                    - b
+                    + c,
+                },
+            )
+            checks.tensor(answer, right.shape, f"your answer for {what}", torch.int32)
+            moved = correct_zero_points(p + 1000, x, x_zero, w, w_zeros)
+            assert torch.equal(moved.long(), right + 1000), (
+                "you do not use `products`, but multiply the matrices again. Take what you are given and add the three corrections."
+            )
+    ### BEGIN HIDDEN TESTS
+    generator = torch.Generator().manual_seed(302)
+    for rows, width, outputs in [(1, 1, 1), (6, 6, 6), (3, 2000, 5), (9, 31, 2)]:
+        for x_zero in (0, 1, 128, 255):
+            x = torch.randint(0, 256, (rows, width), generator=generator).to(torch.uint8)
+            w = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
+            w_zeros = torch.randint(-128, 128, (outputs,), generator=generator).to(torch.int32)
+            kept = x.clone(), w.clone(), w_zeros.clone()
+            products = (x[:, None].long() * w.long()).sum(dim=2)
+            expected = ((x[:, None].long() - x_zero) * (w.long() - w_zeros[:, None])).sum(dim=2)
+            with integer.floats_made() as floats:
+                answer = correct_zero_points(products.to(torch.int32), x, x_zero, w, w_zeros)
+                other = correct_zero_points(products.to(torch.int32) - 7, x, x_zero, w, w_zeros)
+            assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), "wrong sums."
+            assert torch.equal(other.long(), expected - 7) and not floats, "the given products are not used."
+            assert all(torch.equal(a, b) for a, b in zip(kept, (x, w, w_zeros), strict=True)), "an input was changed."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_2()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Three terms: one for each output, one for each pair of row and output, one for each output again. Which shape has each of the two sums?
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# `w_codes.sum(dim=1, dtype=torch.int32)` has shape (out_features,). `x_codes.sum(dim=1, keepdim=True, dtype=torch.int32)` has shape (rows, 1), so
+# that it meets `w_zeros` as rows × outputs.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `products - x_zero * (sums of w) - (sums of x) * w_zeros + x_codes.shape[1] * … * …`
+# </details>
+
+# %% [markdown]
+# ### Step 3: which unit has the bias?
+#
+# One step of the sum stands for the real number $s_x s_w$. So a real bias $b$ is $b / (s_x s_w)$ of these steps, rounded. By hand: $s_x = 0.5$, $s_w = 0.1$: one step is 0.05, and
+# $b = 1.03$ is 20.6 steps, so the code is 21. That is a fine ruler: rounding the bias moves the output by at most half of $s_x s_w$, usually a tiny part of an output
+# code. But it is a ruler with large numbers on it: in 8 bits, 127 of these steps would end at 6.35. Hence `int32`.
+#
+# The scale of the *output* plays no part yet. And with per-channel weights, each output has its own $s_w$ and so its own ruler.
+#
+# ### Exercise 3.3: the bias in 32 bits
+# *Difficulty 2 of 5 · 15 minutes · 2 points*
+#
+# This happens once, when the layer is made, so floats are allowed. Use `float64`: `float32` cannot hold all 32-bit numbers. If a weight row is all zeros, its scale is
+# nearly 0, and the bias may have more steps than `int32` can count: then take the nearest number that it can hold.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_3", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def bias_codes(bias: Tensor, x_scale: float, w_scales: Tensor, y_scale: float) -> Tensor:
+    """The bias in steps of the int32 sums.
+
+    Parameters
+    ----------
+    bias : Tensor, float32, (out_features,)
+    x_scale, y_scale : float
+        Scales of the layer's input and output. (Do you need both?)
+    w_scales : Tensor, float64, (out_features,)
+        Scale of each row of the weight.
+
+    Returns
+    -------
+    Tensor, int32, (out_features,)
+        Rounded to the nearest, clamped to what int32 can hold.
+
+    Example
+    -------
+    >>> bias_codes(torch.tensor([1.03, -1.03]), 0.5, torch.tensor([0.1, 0.2], dtype=torch.float64), 0.7)
+    tensor([ 21, -10], dtype=torch.int32)
+    """
+    ### BEGIN SOLUTION
+    steps = (bias.to(torch.float64) / (x_scale * w_scales)).round()
+    return steps.clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_3_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import torch
+import torch.ao.nn.quantized as nnq
+
+from helpers import checks, known_warnings
+
+
+def check_ex_3_3() -> None:
+    known_warnings.hide()
+    with checks.check("3.3", "your codes are exact, and with them the sums become the outputs of nnq.Linear"):
+        generator = torch.Generator().manual_seed(33)
+        for what, x_scale, y_scale, spread in [
+            ("a wide bias", 0.021, 0.13, 20_000),
+            ("a narrow bias", 0.4, 0.057, 60),
+        ]:
+            w_scales = 0.002 + 0.02 * torch.rand(12, generator=generator, dtype=torch.float64)
+            whole = torch.randint(-spread, spread, (12,), generator=generator)
+            part = 0.15 + 0.2 * torch.rand(12, generator=generator, dtype=torch.float64)  # never near a half
+            sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6)
+            bias = ((whole + sign * part) * x_scale * w_scales).float()
+            exact = bias.double() / w_scales / x_scale
+            answer = bias_codes(bias, x_scale, w_scales, y_scale)
+            checks.tensor(answer, (12,), f"your codes for {what}")
+            assert not answer.is_floating_point(), (
+                f"your codes for {what} are {answer.dtype}; they are added to int32 sums and should be int32."
+            )
+            checks.close(
+                answer,
+                exact.round(),
+                f"your tensor of codes for {what}",
+                atol=0,
+                rtol=0,
+                mistakes={
+                    "they are cut off instead of rounded.": exact.trunc(),
+                    "they are rounded down instead of to the nearest.": exact.floor(),
+                    "that is the bias in steps of the output: divide by x_scale * w_scales, not by y_scale.": (
+                        bias.double() / y_scale
+                    ).round(),
+                    "you divided by the scale of the weight only.": (bias.double() / w_scales).round(),
+                    "you divided by the scale of the input only.": (bias.double() / x_scale).round(),
+                    "you multiplied by the scales; to count steps, divide.": (
+                        bias.double() * x_scale * w_scales
+                    ).round(),
+                    "y_scale does not belong here: the sum is not yet in the output's unit.": (exact * y_scale).round(),
+                    "all rows got the scale of the largest one; each has its own.": (
+                        bias.double() / x_scale / w_scales.max()
+                    ).round(),
+                    "they are clamped to 8 bits: the bias is added to an int32 sum and needs its room.": exact.round().clamp(
+                        -128, 127
+                    ),
+                    "they wrapped around in 8 bits.": exact.round().long().to(torch.int8),
+                    "they wrapped around in 16 bits.": exact.round().long().to(torch.int16),
+                },
+            )
+            checks.tensor(answer, (12,), f"your tensor of codes for {what}", torch.int32)
+        silent = bias_codes(torch.tensor([3.0, -3.0]), 0.01, torch.tensor([1e-8, 1e-8], dtype=torch.float64), 0.1)
+        assert silent.tolist() == [2**31 - 1, -(2**31)], (
+            f"a bias of 3 and of -3 on a weight row with scale 1e-8 should get the codes {2**31 - 1} and {-(2**31)}; yours are {silent.tolist()}. Clamp "
+            "before you turn them into int32, and in float64: float32 has no number 2**31 - 1."
+        )
+        w_codes = torch.randint(-127, 128, (12, 50), generator=generator).to(torch.int8)
+        x_codes = torch.randint(0, 128, (40, 50), generator=generator).to(torch.uint8)
+        layer = nnq.Linear(50, 12)
+        zeros = torch.zeros(12, dtype=torch.int64)
+        layer.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
+        layer.scale, layer.zero_point = 0.9, 60
+        theirs = layer(torch._make_per_tensor_quantized_tensor(x_codes, x_scale, 50)).int_repr().long()
+        sums = (x_codes.long() - 50) @ w_codes.long().T + bias_codes(bias, x_scale, w_scales, 0.9)
+        ours = (sums * (x_scale * w_scales / 0.9)).round().add(60).clamp(0, 255).long()
+        assert (ours - theirs).abs().max() <= 1, (
+            f"with your bias the outputs are up to {(ours - theirs).abs().max()} codes away from nnq.Linear's."
+        )
+    ### BEGIN HIDDEN TESTS
+    from fractions import Fraction
+
+    generator = torch.Generator().manual_seed(303)
+    for size in (1e-3, 1.0, 500.0):
+        bias = torch.randn(64, generator=generator) * size
+        w_scales = torch.rand(64, generator=generator, dtype=torch.float64) * 0.05 + 1e-4
+        x_scale = 0.0173
+        kept = bias.clone(), w_scales.clone()
+        answer = bias_codes(bias, x_scale, w_scales, 0.25)
+        assert answer.dtype == torch.int32 and answer.shape == (64,), "wrong dtype or shape."
+        assert torch.equal(bias, kept[0]) and torch.equal(w_scales, kept[1]), "an input was changed."
+        for code, b, s in zip(answer.tolist(), bias.tolist(), w_scales.tolist(), strict=True):
+            steps = Fraction(b) / (Fraction(x_scale) * Fraction(s))
+            assert abs(code - steps) <= Fraction(1, 2) + abs(steps) / 10**6, "a code is not the nearest whole number."
+    zero = bias_codes(torch.zeros(3), 0.1, torch.tensor([0.1, 2.0**-23, 1.0], dtype=torch.float64), 3.0)
+    assert zero.tolist() == [0, 0, 0], "a bias of 0 should have codes 0."
+    assert bias_codes(torch.tensor([9.0, -9.0]), 1e-3, torch.full((2,), 1e-9, dtype=torch.float64), 1.0).tolist() == [
+        2**31 - 1,
+        -(2**31),
+    ], "not clamped to int32."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_3()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# How large is one step of the sum, in real numbers? How many of them are the bias?
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# `bias.to(torch.float64)` divided by `x_scale * w_scales`; round; clamp to the ends of int32, `-(2**31)` and `2**31 - 1`; and only then `.to(torch.int32)`.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `(bias.to(torch.float64) / (… * …)).round().clamp(…, …).to(torch.int32)`
+# </details>
+
+# %% [markdown]
+# ### How large are these sums?
+#
+# Here are the sums of a real layer, the static one of section 1, with bias and corrections, for 256 unseen positions. On the right is what each row of the weight needs in order to
+# become an output code: the output is $q_y = z_y + \text{sum} \cdot \frac{s_x s_w}{s_y}$, and this **multiplier** $M = s_x s_w / s_y$ is different for each row (with the engine qnnpack, where the weight has one scale, it is the same for all).
+
+# %%
+int8_layer = static.module[0]
+x_scale, x_zero = float(static.quant.scale), int(static.quant.zero_point)
+y_scale, y_zero = float(int8_layer.scale), int(int8_layer.zero_point)
+stored = int8_layer.weight()
+per_channel = stored.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+stored_scales = (
+    stored.q_per_channel_scales() if per_channel else torch.full((256,), stored.q_scale(), dtype=torch.float64)
+)
+with torch.no_grad():
+    input_codes = static.quant(unseen[:256]).int_repr()  # (256, 256), uint8
+real_sums = (input_codes.int() - x_zero) @ stored.int_repr().int().T  # (256, 256), int32
+real_sums += (int8_layer.bias().detach() / (x_scale * stored_scales)).round().int()
+multipliers = x_scale * stored_scales / y_scale  # (256,)
+
+fig, (left, right) = plots.figure(columns=2, width=10, height=2.6)
+left.hist(real_sums.flatten().numpy() / 1000, bins=120, log=True, color=plots.BLUE)
+for edge in (-32.768, 32.767):
+    left.axvline(edge, color=plots.RED, linestyle="--", linewidth=1)
+left.set_xlabel("sum, in thousands (dashed: the ends of int16)")
+left.set_ylabel("how many (log)")
+right.hist(multipliers.numpy(), bins=np.geomspace(1e-4, 1e-2, 60), color=plots.ORANGE)
+right.set_xscale("log")
+right.set_xlabel("multiplier M of a row")
+right.set_ylabel("rows")
+plots.show(
+    fig,
+    caption="Left: int32 sums of 256 positions and 256 outputs. Right: the number that turns the sums of each output into output codes.",
+    alt="Left: a bell-shaped histogram on a logarithmic axis, centred near zero; its tails reach beyond two dashed lines at plus and minus 32.8 thousand. "
+    "Right: a narrow histogram of multipliers, all of them a few thousandths or less.",
+)
+
+# %% [markdown]
+# Some sums need more than 16 bits (in wider layers, many), the codes have 8, and the multipliers are small fractions. How does one multiply by 0.002 when there are only integers?
+#
+# ### Step 4: a fraction made of two integers
+#
+# Every positive number can be written as $M = M_0 \cdot 2^{-n}$ with $\frac12 \le M_0 < 1$, in exactly one way. Store $M_0$ as the integer $m_0 = \text{round}(M_0 \cdot 2^{31})$: it lies between
+# $2^{30}$ and $2^{31}$ and uses all bits of a positive `int32`. Then
+#
+# $$\text{sum} \cdot M \approx \frac{\text{sum} \cdot m_0}{2^{31+n}}$$
+#
+# and dividing by a power of two is a **shift to the right**, an instruction that every processor has.
+#
+# By hand, with 8 bits instead of 31: $M = 0.3 = 0.6 \cdot 2^{-1}$, so $n = 1$ and $m_0 = \text{round}(0.6 \cdot 2^8) = 154$. The sum 106 times 154 is 16324; shifted by $8 + 1 = 9$ bits,
+# $16324 / 512 = 31.88$. The true value is 31.8.
+#
+# Why must $M_0$ not be smaller than one half? Because then its first bits are zeros, and precision is lost. Why not 1 or more? Because $m_0$ would not fit.
+#
+# One trap is left. A shift does not round. It cuts the bits off, and that rounds *down*, for negative numbers, too:
+
+# %% tags=["nbval-check-output"]
+for number in (106 * 154, -104 * 154):
+    print(
+        f"{number} / 512 = {number / 512:.2f}, shifted: {number >> 9}, with half of 512 added before: {(number + 256) >> 9}"
+    )
+
+# %% [markdown]
+# Rounding down would move every output by half a code on average, in the same direction, layer after layer. Adding half of what the last bit is worth, before the
+# shift, makes it round to the nearest.
+#
+# ### Exercise 3.4: from sums to codes
+# *Difficulty 4 of 5 · 30 minutes · 2 points*
+#
+# Two functions. `fixed_point` runs once, when the layer is made, and may use floats (`torch.frexp` splits a number into $M_0$ and an exponent). `requantize` runs in every call, on integers only:
+# multiply, round, shift, add the zero point, clamp to 0…255. A sum has up to 32 bits and $m_0$ has 31: the product needs `int64`. Where $M_0$ rounds up to exactly
+# $2^{31}$, it does not fit any more: write this number as $2^{30}$, and $n$ one smaller.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_4", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def fixed_point(multipliers: Tensor) -> tuple[Tensor, Tensor]:
+    """Each multiplier as ``m0 * 2**-31 * 2**-n``.
+
+    Parameters
+    ----------
+    multipliers : Tensor, float64, (out_features,)
+        Between ``2**-30`` and ``2**8``.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        `m0`, from ``2**30`` to ``2**31 - 1``, and `n`, which is negative for multipliers of 1 and more;
+        both int64, (out_features,).
+
+    Example
+    -------
+    >>> fixed_point(torch.tensor([0.3, 0.5, 3.0], dtype=torch.float64))
+    (tensor([1288490189, 1073741824, 1610612736]), tensor([ 1,  0, -2]))
+    """
+    ### BEGIN SOLUTION
+    halves, exponents = torch.frexp(multipliers)  # 0.5 <= halves < 1
+    m0, n = (halves * 2**31).round().to(torch.int64), -exponents.to(torch.int64)
+    too_large = m0 == 2**31
+    return torch.where(too_large, 2**30, m0), torch.where(too_large, n - 1, n)
+    ### END SOLUTION
+
+
+def requantize(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
+    """Output codes of the sums: ``sums * m0 / 2**(31 + n)`` rounded to the nearest, plus `y_zero`, clamped to 0…255.
+
+    Parameters
+    ----------
+    sums : Tensor, int32, (rows, out_features)
+    m0, n : Tensor, int64, (out_features,)
+    y_zero : int
+        Zero point of the output.
+
+    Returns
+    -------
+    Tensor, uint8, (rows, out_features)
+
+    Example
+    -------
+    >>> m0, n = torch.tensor([1288490189]), torch.tensor([1])  # 0.3
+    >>> requantize(torch.tensor([[104], [-104], [-1000]], dtype=torch.int32), m0, n, 100).flatten()
+    tensor([131,  69,   0], dtype=torch.uint8)
+    """
+    ### BEGIN SOLUTION
+    shift = n + 31
+    rounded = (sums.to(torch.int64) * m0 + (1 << (shift - 1))) >> shift  # (rows, out_features)
+    return (rounded + y_zero).clamp(0, 255).to(torch.uint8)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_4_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import torch
+
+from helpers import checks, integer
+
+
+def check_ex_3_4() -> None:
+    def differ(a: torch.Tensor, b: torch.Tensor) -> float:
+        return (a.long() != b.long()).double().mean().item()
+
+    with checks.check(
+        "3.4", "M0 is in its range, and at most 1 % of your codes differ from float64's, by at most one code"
+    ):
+        numbers = [0.3, 0.5, 0.25, 0.0123, 0.000071, 0.999, 1 - 2.0**-40, 1.0, 1.7, 200.3, 2.0**-29]
+        multipliers = torch.tensor(numbers, dtype=torch.float64)
+        parts = fixed_point(multipliers)
+        checks.given(parts, "what fixed_point returned")
+        assert isinstance(parts, tuple | list) and len(parts) == 2, (
+            "fixed_point should return a pair of tensors: m0, n."
+        )
+        for name, part in zip(("m0", "n"), parts, strict=True):
+            checks.tensor(part, multipliers.shape, f"your {name}")
+            assert not part.is_floating_point(), (
+                f"your {name} is made of floats ({part.dtype}); it should be int64: the fraction M0 is stored as m0 = round(M0 * 2**31)."
+            )
+        for number, m0, n in zip(numbers, parts[0].tolist(), parts[1].tolist(), strict=True):
+            made = m0 * 2.0 ** -(31 + n)
+            what = f"for the multiplier {number:.6g} your m0 = {m0}, n = {n}"
+            assert not (abs(m0 * 2.0 ** -(31 - n) - number) < 1e-6 * number and n), (
+                f"{what}: n has the wrong sign. It counts shifts to the right: 0.3 = 0.6 * 2**-1 has n = 1."
+            )
+            assert abs(made - number) <= 1e-5 * number, f"{what} make {made:.6g}."
+            assert m0 != 2**31, (
+                f"{what}: M0 was rounded up to 1, and m0 = 2**31 does not fit in an int32. Use 2**30 and n - 1."
+            )
+            assert 2**30 <= m0 < 2**31, f"{what}: M0 = m0 / 2**31 = {m0 / 2**31:.6g} is not between 0.5 and 1." + (
+                " Its first bits are zeros, and precision is lost." if m0 < 2**30 else ""
+            )
+            assert abs(made - number) <= 2.0**-31 * number, (
+                f"{what} make {made:.12g}: round M0 * 2**31 to the nearest, in float64."
+            )
+        assert all(part.dtype == torch.int64 for part in parts), "m0 and n should be int64."
+
+        generator = torch.Generator().manual_seed(34)
+        multipliers = torch.tensor([0.31377, 0.012347, 0.000713, 0.97133, 1.73211], dtype=torch.float64)
+        m0, n = integer.fixed_point(multipliers)
+        reach = (200 / multipliers).long()
+        for what, y_zero, sign in [("mixed sums", 117, 0), ("positive sums", 20, 1), ("negative sums", 240, -1)]:
+            sums = (torch.rand(400, 5, generator=generator) * 2 - 1) * reach
+            sums = (sums.abs() * sign if sign else sums).to(torch.int32)
+            exact = sums.double() * multipliers
+            right = (exact.round() + y_zero).clamp(0, 255)
+            with integer.floats_made() as floats:
+                answer = requantize(sums, m0, n, y_zero)
+            what = f"your tensor of codes for {what}"
+            assert not floats, (
+                f"requantize makes a tensor of floats ({floats[0]}): it may only multiply, add and shift."
+            )
+            checks.tensor(answer, right.shape, what)
+            for sentence, wrong in {
+                "they are not clamped: codes beyond 0…255 wrapped around when they became uint8.": (
+                    exact.round() + y_zero
+                )
+                .long()
+                .to(torch.uint8),
+                "the zero point is missing.": exact.round().clamp(0, 255),
+                "a shift cuts off: add 1 << (31 + n - 1) before it, so that it rounds to the nearest.": (
+                    exact.floor() + y_zero
+                ).clamp(0, 255),
+                "they are cut off towards zero.": (exact.trunc() + y_zero).clamp(0, 255),
+                "they are rounded up: add half of 1 << (31 + n), not all of it.": (exact.floor() + 1 + y_zero).clamp(
+                    0, 255
+                ),
+                "the zero point was added before the multiplication: it is a code of the output, add it after the shift.": (
+                    ((sums + y_zero).double() * multipliers).round().clamp(0, 255)
+                ),
+                "the clamp comes before the zero point is added: add first.": (exact.round().clamp(0, 255) + y_zero)
+                .long()
+                .to(torch.uint8),
+                "the product wrapped around: a 32-bit sum times a 31-bit m0 needs int64.": (
+                    (((sums * m0.to(torch.int32)).long() + (1 << (30 + n))) >> (31 + n)) + y_zero
+                ).clamp(0, 255),
+                "they are clamped to int8, -128…127; output codes are uint8.": (exact.round() + y_zero)
+                .clamp(-128, 127)
+                .long()
+                .to(torch.uint8),
+                "they are clamped to 0…127; output codes are 8 bits here.": (exact.round() + y_zero).clamp(0, 127),
+            }.items():
+                assert differ(wrong, right) <= 0.01 or differ(answer, wrong) > 0.005, f"{what} is wrong: {sentence}"
+            apart = (answer.long() - right.long()).abs().max().item()
+            assert apart <= 1, f"{what} is up to {apart} codes away from float64's."
+            assert differ(answer, right) <= 0.01, (
+                f"{differ(answer, right):.0%} of {what} differ from float64's: is it rounded to the nearest?"
+            )
+            checks.tensor(answer, right.shape, what, torch.uint8)
+    ### BEGIN HIDDEN TESTS
+    from fractions import Fraction
+
+    generator = torch.Generator().manual_seed(304)
+    multipliers = 2.0 ** (torch.rand(300, generator=generator, dtype=torch.float64) * 37 - 29.9)
+    powers = 2.0 ** torch.arange(-29, 8, dtype=torch.float64)
+    multipliers = torch.cat([multipliers, powers, powers * (1 - 2.0**-45), powers * (1 + 2.0**-45)])
+    m0, n = fixed_point(multipliers)
+    assert m0.dtype == n.dtype == torch.int64 and m0.shape == n.shape == multipliers.shape, "wrong dtype or shape."
+    assert ((m0 >= 2**30) & (m0 < 2**31)).all(), "an m0 is out of its range."
+    for a, b, number in zip(m0.tolist(), n.tolist(), multipliers.tolist(), strict=True):
+        error = abs(Fraction(a) / Fraction(2) ** (31 + b) / Fraction(number) - 1)
+        assert error <= Fraction(1, 2**31), "m0 and n are not the nearest to a multiplier."
+    for bits in (9, 14, 20, 30):
+        sums = ((torch.rand(300, 6, generator=generator, dtype=torch.float64) * 2 - 1) * 2**bits).to(torch.int32)
+        multipliers = torch.rand(6, generator=generator, dtype=torch.float64) * 2.0 ** (8 - bits) + 2.0 ** -(bits - 5)
+        m0, n = integer.fixed_point(multipliers)
+        for y_zero in (0, 93, 255):
+            before = sums.clone()
+            with integer.floats_made() as floats:
+                answer = requantize(sums, m0, n, y_zero)
+            expected = ((sums.double() * multipliers).round() + y_zero).clamp(0, 255)
+            apart = (answer.long() - expected.long()).abs()
+            assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
+            assert apart.max() <= 1 and (apart > 0).double().mean() <= 0.01, "too many codes differ from float64's."
+            assert torch.equal(sums, before), "an input was changed."
+    ends = torch.tensor([[2**31 - 1], [-(2**31)], [0]], dtype=torch.int32)
+    for number in (2.0**-29, 0.9999, 3.3):
+        answer = requantize(ends, *integer.fixed_point(torch.tensor([number], dtype=torch.float64)), 100)
+        wanted = [min(max(round(s * number) + 100, 0), 255) for s in (2**31 - 1, -(2**31), 0)]
+        assert answer.flatten().tolist() == wanted, "wrong for the largest sums."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_4()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# `torch.frexp(multipliers)` gives two tensors: numbers from 0.5 to 1, and exponents of 2. The second one is nearly your n.
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# $n$ is *minus* the exponent. In `requantize`, the whole shift is `n + 31` bits, and half of what its last bit is worth is `1 << (n + 30)`. Widen the sums
+# to int64 before they are multiplied.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `m0 = (halves * 2**31).round().to(torch.int64)`, and `torch.where(m0 == 2**31, …, m0)`. Then `(sums.to(torch.int64) * m0 + …) >> (n + 31)`; add the zero
+# point; `.clamp(0, 255).to(torch.uint8)`.
+# </details>
+
+# %% [markdown]
+# ### Step 5: all of it
+#
+# Look at the corrections once more: with symmetric weights only $-z_x \sum_k q_w$ is left, and that does not depend on the input. The bias does not, either. So both become **one** vector of
+# `int32`, computed when the layer is made, in which every sum starts. What is left for each call is short: multiply, add the start, rescale. That is the whole kernel.
+#
+# By hand, one input and one output: $q_w = 50$, $s_w = 0.01$, $b = 0.3$, $s_x = 0.1$, $z_x = 128$, $s_y = 0.05$, $z_y = 10$. The start is
+# $\text{round}(0.3 / 0.001) - 128 \cdot 50 = 300 - 6400 = -6100$, and $M = 0.001 / 0.05 = 0.02$. An input code 148 (the real number 2.0) gives $148 \cdot 50 - 6100 = 1300$, times 0.02 is 26, plus
+# 10 is code 36, which stands for $0.05 \cdot 26 = 1.3$. And indeed $2.0 \cdot 0.5 + 0.3 = 1.3$.
+#
+# ### Exercise 3.5: the integer Linear layer
+# *Difficulty 4 of 5 · 30 minutes · 3 points*
+#
+# `pack` gets the scales, and makes a dictionary of whatever `integer_linear` needs. The names in it are yours; the values may only be integers and integer tensors. `integer_linear` gets codes and this dictionary and nothing else.
+# The weights are symmetric (zero point 0), with one scale for each row. Your functions of exercise 3.4 will do, and so will `integer.fixed_point(multipliers)` and
+# `integer.requantize(sums, m0, n, y_zero)`, which do the same.
+#
+# You are compared with `torch.ops.quantized.linear`, the kernel inside of `nnq.Linear`: at most 1 % of the codes may differ, by at most one.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_5", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def pack(
+    w_codes: Tensor, w_scales: Tensor, bias: Tensor, x_scale: float, x_zero: int, y_scale: float, y_zero: int
+) -> dict[str, Tensor | int]:
+    """Everything that the layer needs at run time, as integers.
+
+    Parameters
+    ----------
+    w_codes : Tensor, int8, (out_features, in_features)
+        Symmetric: their zero point is 0.
+    w_scales : Tensor, float64, (out_features,)
+    bias : Tensor, float32, (out_features,)
+    x_scale, y_scale : float
+        Scales of input and output.
+    x_zero, y_zero : int
+        Zero points of input and output.
+
+    Returns
+    -------
+    dict
+        Values are int or integer tensors.
+    """
+    ### BEGIN SOLUTION
+    bias_in_steps = (bias.to(torch.float64) / (x_scale * w_scales)).round().to(torch.int32)
+    m0, n = integer.fixed_point(x_scale * w_scales / y_scale)
+    start = bias_in_steps - x_zero * w_codes.sum(dim=1, dtype=torch.int32)  # (out_features,)
+    return {"weight": w_codes, "start": start, "m0": m0, "n": n, "y_zero": y_zero}
+    ### END SOLUTION
+
+
+def integer_linear(x_codes: Tensor, packed: dict[str, Tensor | int]) -> Tensor:
+    """Output codes from input codes, without a float.
+
+    Parameters
+    ----------
+    x_codes : Tensor, uint8, (rows, in_features)
+    packed : dict
+        What `pack` returned.
+
+    Returns
+    -------
+    Tensor, uint8, (rows, out_features)
+
+    Example
+    -------
+    >>> w_codes, w_scales = torch.tensor([[50]], dtype=torch.int8), torch.tensor([0.01], dtype=torch.float64)
+    >>> packed = pack(w_codes, w_scales, torch.tensor([0.3]), x_scale=0.1, x_zero=128, y_scale=0.05, y_zero=10)
+    >>> integer_linear(torch.tensor([[148]], dtype=torch.uint8), packed)
+    tensor([[36]], dtype=torch.uint8)
+    """
+    ### BEGIN SOLUTION
+    sums = x_codes.to(torch.int32) @ packed["weight"].to(torch.int32).T + packed["start"]  # (rows, out_features)
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_5_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+import torch
+
+from helpers import checks, integer, known_warnings
+
+
+def check_ex_3_5() -> None:
+    known_warnings.hide()
+
+    def layer(generator: torch.Generator, width: int, outputs: int, x_zero: int, y_zero: int) -> dict:
+        """Codes and scales of a random layer whose outputs fill most of the 256 codes, and leave them sometimes."""
+        loudness = torch.logspace(-1, 0.5, outputs, dtype=torch.float64)
+        x_scale = 0.031
+        w_scales = 0.004 * loudness
+        return {
+            "w_codes": torch.randint(-127, 128, (outputs, width), generator=generator).to(torch.int8),
+            "w_scales": w_scales,
+            "bias": (torch.randn(outputs, generator=generator) * 60).mul(x_scale * w_scales * width**0.5).float() * 40,
+            "x_scale": x_scale,
+            "x_zero": x_zero,
+            "y_scale": x_scale * 0.004 * width**0.5 * 40,
+            "y_zero": y_zero,
+        }
+
+    def exact_values(x: torch.Tensor, a: dict) -> torch.Tensor:
+        """Outputs in steps of the output's scale, before rounding; float64."""
+        sums = ((x.long() - a["x_zero"]) @ a["w_codes"].long().T).double()
+        return (sums * a["x_scale"] * a["w_scales"] + a["bias"].double()) / a["y_scale"]
+
+    def codes(values: torch.Tensor, a: dict) -> torch.Tensor:
+        return (values.round() + a["y_zero"]).clamp(0, 255).long()
+
+    def kernel(x: torch.Tensor, a: dict) -> torch.Tensor:
+        zeros = torch.zeros(len(a["w_scales"]), dtype=torch.int64)
+        weight = torch._make_per_channel_quantized_tensor(a["w_codes"], a["w_scales"], zeros, 0)
+        packed = torch.ops.quantized.linear_prepack(weight, a["bias"])
+        arriving = torch._make_per_tensor_quantized_tensor(x, a["x_scale"], a["x_zero"])
+        return torch.ops.quantized.linear(arriving, packed, a["y_scale"], a["y_zero"]).int_repr().long()
+
+    def differ(a: torch.Tensor, b: torch.Tensor) -> float:
+        return (a.long() != b.long()).double().mean().item()
+
+    with checks.check("3.5", "your layer is PyTorch's int8 kernel, code for code but for roundings, without a float"):
+        generator = torch.Generator().manual_seed(35)
+        for what, width, outputs, x_zero, y_zero, x_bits in [
+            ("a small layer", 20, 6, 60, 117, 7),
+            ("a wide layer", 600, 24, 70, 30, 7),
+            ("an input with zero point 0", 90, 10, 0, 128, 7),
+            ("a layer with 8-bit inputs", 90, 10, 131, 128, 8),
+        ]:
+            a = layer(generator, width, outputs, x_zero, y_zero)
+            x = torch.randint(0, 2**x_bits, (60, width), generator=generator).to(torch.uint8)
+            packed = pack(**a)
+            checks.given(packed, "what pack returned")
+            assert isinstance(packed, dict) and packed, "pack should return a dictionary."
+            for name, value in packed.items():
+                whole = isinstance(value, int) or (
+                    isinstance(value, torch.Tensor)
+                    and not (value.is_floating_point() or value.is_complex() or value.is_quantized)
+                )
+                assert whole, (
+                    f'packed["{name}"] is not an integer or a tensor of integers: scales must become m0 and n, the bias must become codes.'
+                )
+            with integer.floats_made() as floats:
+                answer = integer_linear(x, packed)
+            assert not floats, (
+                f"integer_linear makes a tensor of floats ({floats[0]}): what needs floats belongs into pack."
+            )
+            what = f"your tensor of codes for {what}"
+            values = exact_values(x, a)
+            right = codes(values, a)
+            checks.tensor(answer, right.shape, what)
+            m = a["x_scale"] * a["w_scales"] / a["y_scale"]
+            bias = a["bias"].double()
+            shift_of_zero = m * a["x_zero"] * a["w_codes"].long().sum(1)
+            for sentence, wrong in {
+                "the bias is missing.": codes(values - bias / a["y_scale"], a),
+                "the bias is counted in steps of the output; in the sum a step is x_scale * w_scales.": codes(
+                    values - bias / a["y_scale"] + (bias / a["y_scale"]).round() * m, a
+                ),
+                "the bias is divided by the scale of the input only.": codes(
+                    values - bias / a["y_scale"] + (bias / a["x_scale"]).round() * m, a
+                ),
+                "the bias is added twice.": codes(values + bias / a["y_scale"], a),
+                "the zero point of the input was not corrected: subtract x_zero times the sum of each row of the weight.": codes(
+                    values + shift_of_zero, a
+                ),
+                "the correction for the zero point of the input has the wrong sign: it is subtracted.": codes(
+                    values + 2 * shift_of_zero, a
+                ),
+                "all rows were scaled with the multiplier of the first one; each has its own.": codes(
+                    values / m * m[0], a
+                ),
+                "the zero point of the output is missing.": values.round().clamp(0, 255),
+                "they are not clamped: codes beyond 0…255 wrapped around when they became uint8.": (
+                    (values.round() + a["y_zero"]).long().to(torch.uint8)
+                ),
+                "a shift cuts off: add half of what its last bit is worth before it.": codes(values.floor(), a),
+                "the output's scale is missing: the multiplier is x_scale * w_scales / y_scale.": codes(
+                    values * a["y_scale"], a
+                ),
+                "input codes above 127 became negative: they are uint8.": codes(exact_values(x.to(torch.int8), a), a),
+                "the sums wrapped around in 16 bits.": codes(
+                    ((x.long() @ a["w_codes"].long().T).to(torch.int16).double() * m)
+                    - shift_of_zero
+                    + bias / a["y_scale"],
+                    a,
+                ),
+            }.items():
+                assert differ(wrong, right) <= 0.02 or differ(answer, wrong) > 0.02, f"{what} is wrong: {sentence}"
+            for theirs, name in [(right, "float64's")] + [(kernel(x, a), "PyTorch's kernel")] * (x_bits == 7):
+                apart = (answer.long() - theirs).abs().max().item()
+                assert apart <= 1, f"{what} is up to {apart} codes away from those of {name}."
+                assert differ(answer, theirs) <= 0.01, (
+                    f"{differ(answer, theirs):.0%} of {what} are not those of {name}."
+                )
+            checks.tensor(answer, right.shape, what, torch.uint8)
+    ### BEGIN HIDDEN TESTS
+    generator = torch.Generator().manual_seed(305)
+    for width, outputs in [(12, 1), (64, 64), (33, 7), (2048, 5)]:
+        for x_zero, y_zero in [(0, 0), (64, 128), (127, 255)]:
+            a = layer(generator, width, outputs, x_zero, y_zero)
+            kept = {name: value.clone() for name, value in a.items() if isinstance(value, torch.Tensor)}
+            packed = pack(**a)
+            for value in packed.values():
+                assert isinstance(value, int) or not (value.is_floating_point() or value.is_quantized), (
+                    "floats in packed."
+                )
+            for x_bits in (7, 8):
+                x = torch.randint(0, 2**x_bits, (400 // outputs + 40, width), generator=generator).to(torch.uint8)
+                with integer.floats_made() as floats:
+                    answer = integer_linear(x, packed)
+                expected = kernel(x, a) if x_bits == 7 else codes(exact_values(x, a), a)
+                apart = (answer.long() - expected).abs()
+                assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
+                assert apart.max() <= 1 and (apart > 0).double().mean() <= 0.01, "too many codes differ."
+            assert all(torch.equal(a[name], value) for name, value in kept.items()), "an input was changed."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_5()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Do everything in `pack` that does not depend on the input. What is left has three steps.
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# The start is `round(bias / (x_scale * w_scales))` minus `x_zero` times the sums of the weight rows, in int32. The multiplier is `x_scale * w_scales / y_scale`.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `m0, n = integer.fixed_point(…)`, `return {"weight": w_codes, "start": …, "m0": m0, "n": n, "y_zero": y_zero}`. Then `sums = (int32 product) + packed["start"]` and
+# `integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])`.
+# </details>
+
+# %% [markdown]
+# ### Is that really what runs inside?
+#
+# The layer of section 1 has been converted by PyTorch, with real weights. Its sums were drawn above. Here they become codes, by shifting only, and meet what the module itself returns:
+
+# %% tags=["nbval-check-output"]
+by_shifting = integer.requantize(real_sums, *integer.fixed_point(multipliers), y_zero)
+with torch.no_grad():
+    by_module = int8_layer(static.quant(unseen[:256])).int_repr()
+steps_apart = (by_shifting.int() - by_module.int()).abs()
+print("output codes:", steps_apart.numel())
+print("largest difference at most 1 code:", bool(steps_apart.max() <= 1))
+print("at least 99 % are the very same code:", bool((steps_apart == 0).float().mean() >= 0.99))
+
+# %% [markdown]
+# Nothing is hidden in there. PyTorch's kernels multiply the sum by $M$ as a `float32`, since PCs have fast floats, and keep the bias as a float until then; small
+# processors shift, as you did. The two ways disagree only where a value lies on the edge between two codes.
+#
+# ### ReLU for nothing
+#
+# ReLU sets negative numbers to 0. On the ruler of output codes, real 0 is the code $z_y$, and negative numbers are the codes below it. So ReLU is a clamp at $z_y$: with
+# $z_y = 3$, the codes (0, 2, 3, 7) become (3, 3, 3, 7). The requantization clamps anyway. A fused `nniq.LinearReLU` has *no additional operation*: only the lower end
+# of its clamp is another one.
+#
+# After a ReLU the observer sees no negative numbers, so it names the zero point 0, and spends all codes on the positive side. Compare the two layers of section 1:
+
+# %%
+for name, layer in [("nnq.Linear", static.module[0]), ("nniq.LinearReLU", static_relu.module[0])]:
+    print(f"{name:16} output scale {layer.scale:.4f}, zero point {layer.zero_point}")
+
+# %% [markdown]
+# (In `nniq` layers the lower end is $z_y$ in every case; that $z_y = 0$ is what the *observer* chooses. In code that you write by hand, $z_y$ may be anything.)
+#
+# ### Exercise 3.6: ReLU as a clamp
+# *Difficulty 2 of 5 · 10 minutes · 2 points*
+#
+# Requantize and apply ReLU in one go, for any output zero point. `integer.requantize(sums, m0, n, zero_point, qmin=0, qmax=255)` does what exercise 3.4 does, and lets you choose the ends
+# of the clamp; you may also write it out.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_6", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def requantize_relu(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
+    """Codes of ReLU(y), where ``sums * m0 / 2**(31 + n)`` is y in steps of the output's scale.
+
+    Parameters
+    ----------
+    sums : Tensor, int32, (rows, out_features)
+    m0, n : Tensor, int64, (out_features,)
+    y_zero : int
+        Zero point of the output: the code of the real number 0.
+
+    Returns
+    -------
+    Tensor, uint8, (rows, out_features)
+
+    Example
+    -------
+    >>> m0, n = torch.tensor([2**30]), torch.tensor([0])  # 0.5
+    >>> requantize_relu(torch.tensor([[-6], [-2], [0], [8]], dtype=torch.int32), m0, n, 3).flatten()
+    tensor([3, 3, 3, 7], dtype=torch.uint8)
+    """
+    ### BEGIN SOLUTION
+    return integer.requantize(sums, m0, n, y_zero, qmin=y_zero)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_6_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import torch
+import torch.ao.nn.intrinsic.quantized as nniq
+
+from helpers import checks, integer, known_warnings
+
+
+def check_ex_3_6() -> None:
+    known_warnings.hide()
+
+    def differ(a: torch.Tensor, b: torch.Tensor) -> float:
+        return (a.long() != b.long()).double().mean().item()
+
+    with checks.check("3.6", "your codes are those of nniq.LinearReLU, for zero points 0, 37, 128 and 255"):
+        generator = torch.Generator().manual_seed(36)
+        w_scales = torch.logspace(-3, -2, 8, dtype=torch.float64)
+        w_codes = torch.randint(-127, 128, (8, 70), generator=generator).to(torch.int8)
+        x_codes = torch.randint(0, 128, (120, 70), generator=generator).to(torch.uint8)
+        bias = torch.randn(8, generator=generator)
+        layer = nniq.LinearReLU(70, 8)
+        zeros = torch.zeros(8, dtype=torch.int64)
+        layer.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
+        arriving = torch._make_per_tensor_quantized_tensor(x_codes, 0.05, 61)
+        steps = (bias.double() / 0.05 / w_scales).round().to(torch.int32)
+        sums = ((x_codes.long() - 61) @ w_codes.long().T).to(torch.int32) + steps
+        for y_zero in (37, 0, 128, 255):
+            layer.scale, layer.zero_point = 0.04, y_zero
+            multipliers = 0.05 * w_scales / 0.04
+            values = (sums.double() * multipliers).round()
+            right = layer(arriving).int_repr()
+            m0, n = integer.fixed_point(multipliers)
+            with integer.floats_made() as floats:
+                answer = requantize_relu(sums, m0, n, y_zero)
+            assert not floats, f"your code makes a tensor of floats ({floats[0]}): ReLU needs integers only."
+            what = f"your tensor of codes for the zero point {y_zero}"
+            checks.tensor(answer, right.shape, what)
+            for sentence, wrong in {
+                "negative numbers are still there: real 0 is the code y_zero, not the code 0.": (values + y_zero).clamp(
+                    0, 255
+                ),
+                "the zero point is missing after the ReLU: real 0 must become the code y_zero.": values.clamp(0, 255),
+                "the clamp at 255 comes before the zero point is added: larger codes wrapped around.": (
+                    (values.clamp(0, 255) + y_zero).long().to(torch.uint8)
+                ),
+                "ReLU is at the wrong end: the clamp cuts off the positive numbers.": (values + y_zero).clamp(
+                    0, y_zero
+                ),
+                "codes below y_zero became 0; they must become y_zero, the code of the real 0.": torch.where(
+                    values < 0, 0, (values + y_zero).clamp(0, 255)
+                ),
+                "the upper end of the codes is 255.": (values + y_zero).clamp(y_zero, 127) if y_zero < 127 else values,
+                "codes beyond 255 wrapped around when they became uint8: clamp at 255, too.": (
+                    (values.clamp(min=0) + y_zero).long().to(torch.uint8)
+                ),
+            }.items():
+                assert differ(wrong, right) <= 0.01 or differ(answer, wrong) > 0.005, f"{what} is wrong: {sentence}"
+            apart = (answer.long() - right.long()).abs().max().item()
+            assert apart <= 1, f"{what} is up to {apart} codes away from those of nniq.LinearReLU."
+            assert differ(answer, right) <= 0.01, f"{differ(answer, right):.0%} of {what} are not nniq.LinearReLU's."
+            assert answer.min() >= y_zero, f"{what} has codes below the zero point: negative numbers."
+            checks.tensor(answer, right.shape, what, torch.uint8)
+    ### BEGIN HIDDEN TESTS
+    generator = torch.Generator().manual_seed(306)
+    for y_zero in (0, 1, 90, 200, 254):
+        sums = torch.randint(-9000, 9000, (300, 3), generator=generator).to(torch.int32)
+        sums[:5] = 0
+        multipliers = torch.tensor([0.0131, 0.0577, 0.00091], dtype=torch.float64)
+        m0, n = integer.fixed_point(multipliers)
+        with integer.floats_made() as floats:
+            answer = requantize_relu(sums, m0, n, y_zero)
+        expected = ((sums.double() * multipliers).relu().round() + y_zero).clamp(max=255)
+        apart = (answer.long() - expected.long()).abs()
+        assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
+        assert apart.max() <= 1 and (apart > 0).double().mean() <= 0.01, "too many codes differ."
+        assert answer.min() == y_zero and (answer[sums <= 0] == y_zero).all(), "a negative number is still there."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_6()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Which code stands for the real number 0? No code may lie below it.
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# It is the lower end of the clamp that changes, and it is the clamp *after* the zero point was added.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `integer.requantize(sums, m0, n, y_zero, qmin=…)`
+# </details>
+
+# %% [markdown]
+# ## 3. How long may a sum be?
+#
+# An `int32` is not endless either. Beyond its ends a sum wraps around, and nobody complains:
+
+# %% tags=["nbval-check-output"]
+for length in (65_793, 65_794):
+    ones = torch.full((1, length), 255, dtype=torch.int32)
+    print(
+        length, "products of 255 and -128 add up to", (ones @ torch.full((length, 1), -128, dtype=torch.int32)).item()
+    )
+
+# %% [markdown]
+# One product more, and a very negative sum is positive. To be sure that this cannot happen, think of the **worst case**: every product as large as it can be, or every product as negative
+# as it can be. With $b$ bits a sum may go from $-2^{b-1}$ to $2^{b-1} - 1$.
+#
+# By hand, for `uint8` times `int8` in 16 bits: the largest product is $255 \cdot 127 = 32385$, and 32767 has room for one of them. The most negative one is $255 \cdot (-128) = -32640$, and −32768 has room
+# for one of these. So even *two* products may not fit in an `int16`.
+#
+# ### Exercise 3.7: the accumulator budget
+# *Difficulty 2 of 5 · 15 minutes · 2 points*
+#
+# How many products may be added, whatever the codes are? Look at both ends, and at all four corners: which two codes make the largest product depends on their signs.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_7", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def longest_sum(x_min: int, x_max: int, w_min: int, w_max: int, bits: int) -> int:
+    """How many products of an x code and a w code can be added in a signed integer of `bits` bits without overflow, at worst.
+
+    Parameters
+    ----------
+    x_min, x_max, w_min, w_max : int
+        Smallest and largest codes; at least one product is not 0.
+    bits : int
+        Width of the accumulator: it holds ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> longest_sum(0, 255, -128, 127, 16)
+    1
+    >>> longest_sum(0, 255, -128, 127, 32)
+    65793
+    """
+    ### BEGIN SOLUTION
+    products = [x * w for x in (x_min, x_max) for w in (w_min, w_max)]
+    lengths = []
+    if max(products) > 0:
+        lengths.append((2 ** (bits - 1) - 1) // max(products))
+    if min(products) < 0:
+        lengths.append(2 ** (bits - 1) // -min(products))
+    return min(lengths)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+from helpers import checks
+
+
+def check_ex_3_7() -> None:
+    def fits(length: int, x: tuple[int, int], w: tuple[int, int], bits: int) -> bool:
+        """Whether sums of `length` products stay in range, at both ends, by trying all corners."""
+        corners = [length * a * b for a in x for b in w]
+        return all(-(2 ** (bits - 1)) <= total < 2 ** (bits - 1) for total in corners)
+
+    with checks.check("3.7", "your longest sums fit, and one product more does not, for ten pairs of ranges"):
+        for x, w, bits in [
+            ((0, 255), (-128, 127), 32),
+            ((0, 255), (-127, 127), 32),
+            ((-128, 127), (-128, 127), 32),
+            ((0, 255), (-128, 127), 16),
+            ((0, 127), (-128, 127), 16),
+            ((0, 127), (-127, 127), 16),
+            ((0, 15), (-8, 7), 16),
+            ((-8, 7), (-8, 7), 8),
+            ((0, 256), (-128, 0), 16),
+            ((0, 1), (0, 1), 64),
+        ]:
+            answer = longest_sum(*x, *w, bits)
+            what = f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer"
+            checks.given(answer, what)
+            assert isinstance(answer, int) and not isinstance(answer, bool), (
+                f"{what} is {answer!r}, a {type(answer).__name__}; it should be an int (divide with //)."
+            )
+            if fits(answer, x, w, bits) and not fits(answer + 1, x, w, bits):
+                continue
+            widest = max(abs(a) for a in x) * max(abs(b) for b in w)
+            top = 2 ** (bits - 1) - 1
+            mean = abs(sum(x) / 2) * (abs(w[0]) + abs(w[1])) / 2 or 1
+            sentence = ""
+            if answer == (2**bits - 1) // widest:
+                sentence = " The accumulator has a sign: it ends at 2**(bits-1) - 1."
+            elif answer == top // (max(x) * max(w) or 1):
+                sentence = " You looked at the positive end only: do not forget -128, which makes the sums that reach the negative end."
+            elif answer in (top // widest, top // widest + 1):
+                sentence = " The two ends are not alike: the largest product counts against 2**(bits-1) - 1, the most negative one against 2**(bits-1)."
+            elif answer == int(top // mean):
+                sentence = " That is the average case; a sum must fit in the worst case."
+            raise AssertionError(
+                f"{what} is {answer}; "
+                + (
+                    "a sum of that many products can overflow."
+                    if not fits(answer, x, w, bits)
+                    else "one product more would still fit."
+                )
+                + sentence
+            )
+    ### BEGIN HIDDEN TESTS
+    import random
+
+    chance = random.Random(307)
+    for _ in range(300):
+        x = sorted(chance.sample(range(-300, 300), 2))
+        w = sorted(chance.sample(range(-300, 300), 2))
+        bits = chance.choice([16, 20, 24, 32, 48])
+        if not any(a * b for a in x for b in w):
+            continue
+        answer = longest_sum(*x, *w, bits)
+        assert isinstance(answer, int), "the answer should be an int."
+        assert fits(answer, x, w, bits) and not fits(answer + 1, x, w, bits), "wrong for other ranges."
+    assert longest_sum(0, 1, 0, 1, 64) == 2**63 - 1, "divide integers with //, not floats."
+    assert longest_sum(-1, 0, 0, 1, 64) == 2**63, "the negative end reaches one further."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_7()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Of two ranges, only the four products of their ends matter. Which of them is the largest, which the most negative?
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# Count how often the largest product fits into `2**(bits-1) - 1` (if it is positive), how often the most negative one fits into `2**(bits-1)` (if it is negative), and take the smaller count.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `products = [x * w for x in (…) for w in (…)]`; then `(2 ** (bits - 1) - 1) // max(products)` and `2 ** (bits - 1) // -min(products)`.
+# </details>
+
+# %% [markdown]
+# ### The instruction with the short memory
+#
+# In 32 bits there is room for 65,793 products: no Linear layer of today's models has so many inputs. So why did 16 bits ever matter? Because of *how* PC processors have multiplied 8-bit numbers for many years. Their
+# instruction (`vpmaddubsw`) takes **two** neighbouring activations and **two** weights, and writes the sum of both products into **16** bits. A sum that does not fit is not
+# wrapped around but cut off at the end, at 32767 or −32768: it **saturates**. Only afterwards are the pairs added in 32 bits.
+#
+# You have just computed that two products of 8-bit codes may not fit, and that two of a 7-bit and an 8-bit code always do. Here is the instruction in NumPy, so that everyone can run it:
+
+
+# %%
+def sums_by_pairs(x_codes: np.ndarray, w_codes: np.ndarray) -> tuple[np.ndarray, float]:
+    """Sums as the older instruction makes them: each pair is cut off at 16 bits. Also the share of pairs that were cut off."""
+    sums, cut = np.zeros((len(x_codes), len(w_codes)), dtype=np.int64), 0
+    for k in range(0, x_codes.shape[1], 2):
+        pair = x_codes[:, k, None] * w_codes[:, k] + x_codes[:, k + 1, None] * w_codes[:, k + 1]  # (rows, out_features)
+        short = np.clip(pair, -(2**15), 2**15 - 1)
+        sums, cut = sums + short, cut + int((short != pair).sum())
+    return sums, cut / (sums.size * x_codes.shape[1] / 2)
+
+
+two, weights_of_two = np.array([[255, 255]]), np.array([[127, 127], [100, -100], [-128, -128]])
+print("exact      ", (two @ weights_of_two.T)[0].tolist())
+print("in 16 bits ", sums_by_pairs(two, weights_of_two)[0][0].tolist())
+
+# %% [markdown]
+# Now the real layer of section 1: its weight with one scale a row, and the unseen inputs once with 8 bits and once with 7. Four outputs each: with exact sums and with the instruction's.
+
+# %%
+query_weight, query_bias = query.weight.detach().double(), query.bias.detach().double()
+scales = query_weight.abs().amax(dim=1) / 127.5  # PyTorch's way, which uses -128, too
+weight_ints = (query_weight / scales[:, None]).round().clamp(-128, 127).numpy().astype(np.int32)
+float_output = query_weight.numpy() @ unseen.double().numpy().T + query_bias[:, None].numpy()  # (out_features, rows)
+
+rows, pairs_of = [], {}
+for bits in (8, 7):
+    step, zero = affine.qparams(seen.min().item(), seen.max().item(), 0, 2**bits - 1)
+    ints = affine.quantize(unseen, step, zero, 0, 2**bits - 1).numpy()
+    short_sums, share = sums_by_pairs(ints, weight_ints)
+    found = {}
+    for name, total in [("exact", ints @ weight_ints.T), ("in pairs", short_sums)]:
+        rebuilt = (total - zero * weight_ints.sum(axis=1)) * (step * scales.numpy()) + query_bias.numpy()
+        found[name] = np.linalg.norm(rebuilt.T - float_output) / np.linalg.norm(float_output)
+    rows.append(
+        {
+            "activations": f"{bits} bits",
+            "pairs cut off": f"{share:.3%}",
+            "relative error, exact sums": f"{found['exact']:.4f}",
+            "relative error, 16-bit pairs": f"{found['in pairs']:.4f}",
+        }
+    )
+    some = ints[:48]
+    pairs_of[bits] = some[:, None, 0::2] * weight_ints[:, 0::2] + some[:, None, 1::2] * weight_ints[:, 1::2]
+tables.show(rows)
+
+fig, axes = plots.figure(columns=2, width=10, height=2.5)
+for ax, bits in zip(axes, (8, 7), strict=True):
+    ax.hist(pairs_of[bits].flatten(), bins=np.arange(-45_000, 45_001, 600), log=True, color=plots.BLUE)
+    for edge in (-(2**15), 2**15):
+        ax.axvline(edge, color=plots.RED, linestyle="--", linewidth=1)
+    ax.set_title(f"{bits}-bit activations")
+    ax.set_xlabel("sum of a pair of products (dashed: the ends of int16)")
+axes[0].set_ylabel("how many (log)")
+plots.show(
+    fig,
+    caption="Sums of two products in the real layer. What lies beyond a dashed line is cut off by the older instruction.",
+    alt="Two histograms with logarithmic axes. With 8-bit activations the tails go beyond the dashed lines at plus and minus 32,768; with 7-bit "
+    "activations the histogram is half as wide and stays within them.",
+)
+
+# %% [markdown]
+# It takes very few pairs. A pair that is cut off can be wrong by thousands of steps, always towards zero, and the error of the whole layer is several times as large. With 7 bits the rulers
+# are twice as coarse, which costs something, but **nothing** can be cut off. That is a fair price, and it is known in advance.
+#
+# The layer matters, too: where activations come out of a ReLU or GELU, most codes are small, and hardly a pair is cut off. The inputs here come from a LayerNorm: they have both signs, so
+# their zero point lies in the middle, and a typical code is near 128.
+#
+# ### Now for real
+#
+# Newer processors have instructions called **VNNI**, which add four products directly in 32 bits. The libraries use them where they exist, and can be told not to. So we start a new Python with the newer
+# instructions switched off, by two environment variables, give it the same layer, and ask for four numbers. One of them compares its output codes with those that *our NumPy emulation*
+# predicts.
+
+# %% tags=["varies"]
+CHILD = """
+import json, sys
+import torch
+import torch.ao.quantization as tq
+from torch import nn
+from helpers import int8
+
+given = torch.load(sys.argv[1])
+layer = nn.Linear(256, 256)
+layer.load_state_dict(given["layer"])
+found = {}
+with torch.no_grad():
+    exact = layer(given["unseen"])
+    for bits, engine in [(8, "onednn"), (7, "x86")]:
+        torch.backends.quantized.engine = engine
+        output = int8.static_int8(nn.Sequential(layer), [given["seen"]])(given["unseen"])
+        found[f"{bits} bits, {engine}"] = ((output - exact).norm() / exact.norm()).item()
+    x = torch._make_per_tensor_quantized_tensor(given["codes"], given["step"], given["zero"])
+    zeros = torch.zeros(256, dtype=torch.int64)
+    weight = torch._make_per_channel_quantized_tensor(given["weight"], given["scales"], zeros, 0)
+    packed = torch.ops.quantized.linear_prepack(weight, layer.bias)
+    output = torch.ops.quantized.linear(x, packed, given["y_scale"], given["y_zero"]).int_repr()
+    found["like exact sums"] = (output == given["by exact sums"]).float().mean().item()
+    found["like the emulation"] = (output == given["by pairs"]).float().mean().item()
+torch.manual_seed(0)
+a, b = torch.randint(-128, 128, (64, 256), dtype=torch.int8), torch.randint(-128, 128, (256, 64), dtype=torch.int8)
+found["_int_mm"] = (torch._int_mm(a, b).long() - a.long() @ b.long()).abs().max().item()
+print(json.dumps(found))
+"""
+CAPS = {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def output_codes(total: np.ndarray, step: float, zero: int, y_scale: float, y_zero: int) -> Tensor:
+    """Codes of the layer's outputs from the sums of raw products."""
+    steps = (query_bias.numpy() / (step * scales.numpy())).round()
+    values = (total - zero * weight_ints.sum(axis=1) + steps) * (step * scales.numpy() / y_scale)
+    return torch.from_numpy(np.clip(values.round() + y_zero, 0, 255).astype(np.uint8))
+
+
+def ask_child(switched_off: bool) -> dict[str, float]:
+    """Run CHILD in a new Python on the layer of section 1."""
+    step, zero = affine.qparams(seen.min().item(), seen.max().item(), 0, 255)
+    y_scale, y_zero = affine.qparams(float(float_output.min()), float(float_output.max()), 0, 255)
+    ints = affine.quantize(unseen, step, zero, 0, 255).numpy()
+    given = {"layer": query.state_dict(), "seen": seen, "unseen": unseen, "scales": scales, "y_scale": y_scale}
+    given |= {"codes": torch.from_numpy(ints).to(torch.uint8), "step": step, "zero": zero, "y_zero": y_zero}
+    given |= {"weight": torch.from_numpy(weight_ints).to(torch.int8)}
+    given |= {"by exact sums": output_codes(ints @ weight_ints.T, step, zero, y_scale, y_zero)}
+    given |= {"by pairs": output_codes(sums_by_pairs(ints, weight_ints)[0], step, zero, y_scale, y_zero)}
+    here = {name: value for name, value in os.environ.items() if name not in CAPS}
+    here["PYTHONPATH"] = str(Path(int8.__file__).parent.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(given, Path(folder) / "layer.pt")
+        command = [sys.executable, "-c", CHILD, str(Path(folder) / "layer.pt")]
+        done = subprocess.run(command, env=here | (CAPS if switched_off else {}), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the new Python stopped: {done.stderr[-500:]}")
+    return json.loads(done.stdout)
+
+
+if platform.machine().lower() in ("x86_64", "amd64") and {"onednn", "x86"} <= set(int8.engines()):
+    newest, older = ask_child(switched_off=False), ask_child(switched_off=True)
+    names = {
+        "8 bits, onednn": "8-bit activations (onednn): relative error",
+        "7 bits, x86": "7-bit activations (x86): relative error",
+        "like exact sums": "8 bits: share of codes as with exact sums",
+        "like the emulation": "8 bits: share of codes as our emulation predicts",
+        "_int_mm": "torch._int_mm: largest error of a sum of 256 products",
+    }
+    tables.show(
+        [
+            {"measured": name, "this processor": f"{newest[key]:.5g}", "newer instructions off": f"{older[key]:.5g}"}
+            for key, name in names.items()
+        ]
+    )
+else:
+    print(
+        "This computer has no x86 processor (or its PyTorch no engine for one), so there is no such instruction here that could"
+    )
+    print("be switched on or off. The emulation above shows what it does.")
+
+# %% [markdown]
+# On the computer that this course was built on, a processor with VNNI, the left column shows exact sums, and the right column shows the same weights and the same inputs, with a far larger error at 8 bits. The
+# codes are then those that our NumPy lines predict. `torch._int_mm`, the product that torchao's dynamic int8 is made of, is not exact any more. And the 7-bit model has not
+# changed at all. (If your two columns are alike, your processor has no VNNI. Then you have just seen what an 8-bit model does to you, and to your users.)
+#
+# So that is `reduce_range`. PyTorch's `x86` and `fbgemm` qconfigs give away one bit of every activation, since nobody knows on which processor a model will run. The `onednn` qconfig does not. Choose it only if
+# you know that VNNI is there. And one more lesson: **an int8 model that is right on your computer may be wrong on another one**, without any message. Run your evaluation where the model will run.
+
+# %% [markdown]
+# ## 4. What does it weigh?
+#
+# "Int8 is four times smaller" is true of the codes. A layer also keeps scales, zero points, a bias, and sometimes the scale of its output. How much is that?
+# The next cell looks into a layer with 64 inputs and 24 outputs, in six versions, and counts the bytes of every array that is saved. (Names and the file format come on top. They do
+# not grow with the layer.)
+
+
+# %% tags=["nbval-check-output"]
+def held_bytes(layer: nn.Module) -> dict[str, int]:
+    """Bytes of what a model with one Linear layer saves, by kind."""
+    held: dict[str, int] = {}
+
+    def add(kind: str, count: int) -> None:
+        held[kind] = held.get(kind, 0) + count
+
+    for name, value in layer.state_dict().items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if not isinstance(part, Tensor):
+                continue  # the name of a dtype, or a bias that is not there
+            if part.is_quantized:
+                add("codes", part.int_repr().nbytes)
+                per_row = part.qscheme() == torch.per_channel_affine
+                # One scale for the whole tensor is a double and a 64-bit integer.
+                add("scales", part.q_per_channel_scales().nbytes if per_row else 8)
+                add("zero points", part.q_per_channel_zero_points().nbytes if per_row else 8)
+            elif hasattr(part, "qdata"):  # torchao's tensors
+                add("codes", part.qdata.nbytes)
+                add("scales", part.scale.nbytes)
+                add("zero points", part.zero_point.nbytes)
+            elif name.endswith(("scale", "zero_point")):
+                add("output scale, zero point", part.nbytes)
+            else:
+                add("float weights" if name.endswith("weight") else "bias", part.nbytes)
+    return held
+
+
+def static_layer(linear: nn.Linear, rows: Tensor, per_channel: bool = True) -> nn.Module:
+    """A static int8 copy between stubs; one weight scale a row, or one for all, on every engine."""
+    wrapped = tq.QuantWrapper(copy.deepcopy(linear)).eval()
+    weight = tq.default_per_channel_weight_observer if per_channel else tq.default_weight_observer
+    wrapped.qconfig = tq.QConfig(tq.get_default_qconfig(torch.backends.quantized.engine).activation, weight)
+    watched_layer = tq.prepare(wrapped)
+    with torch.no_grad():
+        watched_layer(rows)
+    return tq.convert(watched_layer)
+
+
+def torchao_layer(linear: nn.Linear, config: object) -> nn.Module:
+    """A copy whose weight is one of torchao's tensors."""
+    copied = nn.Sequential(copy.deepcopy(linear)).eval()
+    ao.quantize_(copied, config)
+    return copied
+
+
+def six_versions(linear: nn.Linear) -> dict[str, nn.Module]:
+    rows = torch.randn(256, linear.in_features, generator=torch.Generator().manual_seed(4))
+    four_bits = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))
+    return {
+        "float": nn.Sequential(linear),
+        "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
+        "static, one scale": static_layer(linear, rows, per_channel=False).module,
+        "static, one scale a row": static_layer(linear, rows).module,
+        "torchao int8 weights": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
+        "torchao int4 weights, groups of 32": torchao_layer(linear, four_bits),
+    }
+
+
+torch.manual_seed(4)
+narrow = nn.Linear(64, 24)
+for name, layer in six_versions(narrow).items():
+    held = held_bytes(layer)
+    print(f"{name:35} {sum(held.values()):5} bytes:", ", ".join(f"{kind} {count}" for kind, count in held.items()))
+
+# %% [markdown]
+# Read it with a pencil. 64 × 24 codes are 1,536 bytes, and a float bias is 4 × 24 = 96 in every version. Then:
+#
+# - One scale a row: 24 scales take 192 bytes, so **8** bytes each. PyTorch keeps them as `float64`, and each zero point as `int64`, although all of these zero points are 0.
+# - The output scale is a `float32`, the output zero point an `int64`: 12 bytes. A *dynamic* layer saves both, too, and never reads them: its class inherits them.
+# - torchao keeps `float32` scales and `int8` zero points.
+# - torchao's 4-bit codes take as many bytes as its 8-bit codes: on a CPU each has a byte of its own.
+#
+# PyTorch does have an operator that really packs two 4-bit codes into a byte. It was made for the rows of embeddings, but a group of 32 weights can be such a row. Behind each row
+# it stores a scale and an offset, in `float16`:
+
+# %% tags=["nbval-check-output"]
+groups = narrow.weight.detach().reshape(-1, 32)  # 48 groups: two for each of 24 rows
+packed = torch.ops.quantized.embedding_bag_4bit_prepack(groups)
+print(len(groups), "groups of 32 become", tuple(packed.shape), packed.dtype, "->", packed.nbytes, "bytes")
+print("a group: 32 / 2 bytes of codes, and", packed.shape[1] - 16, "bytes for scale and offset")
+
+# %% [markdown]
+# ### Exercise 3.9: the bytes of a layer
+# *Difficulty 2 of 5 · 20 minutes · 2 points*
+#
+# Compute the bytes from the shape and the scheme alone. The layer maps $d_\text{in}$ numbers to $d_\text{out}$; its weight has $d_\text{out}$ rows.
+#
+# | variant | codes | scales and zero points | besides |
+# |---|---|---|---|
+# | `"float"` | none: `float32` weights | none | bias |
+# | `"per tensor"` | a byte each | one `float64` scale, one `int64` zero point | bias; output scale `float32` and zero point `int64` |
+# | `"per channel"` | a byte each | a `float64` and an `int64` for each row | bias; output scale and zero point |
+# | `"torchao int8"` | a byte each | a `float32` and an `int8` for each row | bias |
+# | `"groups, unpacked"` | a byte each (4 bits used) | a `float32` and an `int8` for each group of each row | bias |
+# | `"groups, packed"` | two in a byte | a `float16` scale and a `float16` offset for each group of each row | bias |
+#
+# Without a bias, nothing is counted for it. (The engine qnnpack then keeps a bias of zeros. Leave that out.)
+#
+# By hand, 64 inputs, 24 outputs, "groups, packed", groups of 32: $64 \cdot 24 / 2 = 768$ bytes of codes, $24 \cdot 2$ groups with 4 bytes each are 192, the bias is 96. Together 1,056.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_9", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def linear_bytes(d_in: int, d_out: int, variant: str, bias: bool = True, group: int = 32) -> int:
+    """Bytes that a Linear layer keeps, from its shape and scheme.
+
+    Parameters
+    ----------
+    d_in, d_out : int
+        Inputs and outputs; `d_in` is a multiple of `group`, and `group` is even.
+    variant : str
+        One of the table: "float", "per tensor", "per channel", "torchao int8", "groups, unpacked", "groups, packed".
+    bias : bool
+        Is there a float32 bias?
+    group : int
+        Weights of a row that share a scale; only the two last variants use it.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Example
+    -------
+    >>> linear_bytes(64, 24, "groups, packed")
+    1056
+    """
+    ### BEGIN SOLUTION
+    weights, groups_in_all = d_in * d_out, d_out * (d_in // group)
+    beside = {
+        "float": 4 * weights,
+        "per tensor": weights + 16 + 12,
+        "per channel": weights + 16 * d_out + 12,
+        "torchao int8": weights + 5 * d_out,
+        "groups, unpacked": weights + 5 * groups_in_all,
+        "groups, packed": weights // 2 + 4 * groups_in_all,
+    }
+    return beside[variant] + (4 * d_out if bias else 0)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_9_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import copy
+
+import torch
+import torch.ao.quantization as tq
+import torchao.quantization as ao
+from torch import nn
+
+from helpers import checks, int8
+
+
+def check_ex_3_9() -> None:
+    def tensors(value: object) -> list[torch.Tensor]:
+        """Every plain array inside what a state_dict holds."""
+        if isinstance(value, tuple):
+            return [array for part in value for array in tensors(part)]
+        if not isinstance(value, torch.Tensor):
+            return []
+        if value.is_quantized:
+            if value.qscheme() == torch.per_channel_affine:
+                return [value.int_repr(), value.q_per_channel_scales(), value.q_per_channel_zero_points()]
+            return [value.int_repr(), torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)]
+        if hasattr(value, "qdata"):
+            return [value.qdata, value.scale, value.zero_point]
+        return [value]
+
+    def real_bytes(d_in: int, d_out: int, variant: str, bias: bool, group: int) -> int:
+        """Bytes of a real layer of PyTorch or torchao."""
+        linear = nn.Linear(d_in, d_out)  # qnnpack would keep a bias of zeros where there is none
+        no_bias = 0 if bias else linear.bias.nbytes
+        if variant == "groups, packed":
+            rows = torch.ops.quantized.embedding_bag_4bit_prepack(linear.weight.detach().reshape(-1, group))
+            return rows.nbytes + linear.bias.nbytes - no_bias
+        model = nn.Sequential(linear).eval()
+        if variant == "per tensor":
+            model = int8.dynamic_int8(model)
+        elif variant == "per channel":
+            model.qconfig = tq.QConfig(tq.default_observer, tq.default_per_channel_weight_observer)
+            watched = tq.prepare(model)
+            watched(torch.randn(8, d_in))
+            model = tq.convert(watched)
+        elif variant != "float":
+            intx = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(group))
+            ao.quantize_(model, ao.Int8WeightOnlyConfig() if variant == "torchao int8" else intx)
+        arrays = [array for value in model.state_dict().values() for array in tensors(value)]
+        return sum(array.nbytes for array in arrays) - no_bias
+
+    with checks.check("3.9", "your bytes are those of the real layers, in six variants, to the last byte"):
+        for d_in, d_out, bias, group in [(64, 24, True, 32), (96, 40, False, 16), (256, 10, True, 128)]:
+            n, b, g = d_in * d_out, 4 * d_out if bias else 0, d_out * (d_in // group)
+            no_bias = "bias=False: there is no bias to count." if not bias else "the bias was forgotten."
+            a_byte = "the bias stays float32: 4 bytes each."
+            forgotten = "the scales and zero points were forgotten."
+            known = {
+                "float": {"that is one byte a weight: float32 takes 4.": n + b},
+                "per tensor": {
+                    forgotten: n + 12 + b,
+                    "the output scale and zero point were forgotten.": n + 16 + b,
+                    "the scale and zero point, and those of the output, were forgotten.": n + b,
+                    "the scale is a float64, the zero point an int64: 8 bytes each.": n + 8 + 12 + b,
+                },
+                "per channel": {
+                    forgotten: n + 12 + b,
+                    "the scales, and the output's scale and zero point, were forgotten.": n + b,
+                    "the output scale and zero point were forgotten.": n + 16 * d_out + b,
+                    "each row has a zero point, too, an int64, although it is 0.": n + 8 * d_out + 12 + b,
+                    "PyTorch keeps these scales as float64, not float32.": n + 12 * d_out + 12 + b,
+                    "there is a scale for each row (output), not for each input.": n + 16 * d_in + 12 + b,
+                },
+                "torchao int8": {
+                    forgotten: n + b,
+                    "each row has a zero point, too, of one byte.": n + 4 * d_out + b,
+                    "torchao's scales are float32, its zero points int8.": n + 16 * d_out + b,
+                    "there is a scale for each row (output), not for each input.": n + 5 * d_in + b,
+                },
+                "groups, unpacked": {
+                    "the overhead of the groups was forgotten: each group has a scale and a zero point.": n + b,
+                    "there is a scale for each group of each row, not one a row.": n + 5 * d_out + b,
+                    "each group has a zero point, too, of one byte.": n + 4 * g + b,
+                    "unpacked means a byte for each code, although only 4 bits are used.": n // 2 + 5 * g + b,
+                },
+                "groups, packed": {
+                    "the overhead of the groups was forgotten: each group has a scale and an offset.": n // 2 + b,
+                    "there is a scale for each group of each row, not one a row.": n // 2 + 4 * d_out + b,
+                    "each group has an offset, too, a float16.": n // 2 + 2 * g + b,
+                    "packed means two codes in a byte.": n + 4 * g + b,
+                },
+            }
+            for variant, mistakes in known.items():
+                expected = real_bytes(d_in, d_out, variant, bias, group)
+                what = f'your number for linear_bytes({d_in}, {d_out}, "{variant}", bias={bias}, group={group})'
+                answer = linear_bytes(d_in, d_out, variant, bias, group)
+                mistakes = mistakes | {
+                    no_bias: expected - b if bias else expected + 4 * d_out,
+                    a_byte: expected - b + b // 4 if bias else -1,
+                }
+                checks.number(answer, expected, what, mistakes={k: float(v) for k, v in mistakes.items()}, rtol=1e-9)
+                assert float(answer) == int(answer), f"{what} should be a whole number."
+    ### BEGIN HIDDEN TESTS
+    kinds = ["float", "per tensor", "per channel", "torchao int8", "groups, unpacked", "groups, packed"]
+    for d_in, d_out, bias, group in [(128, 33, True, 64), (32, 7, False, 32), (320, 65, True, 16), (512, 2, False, 64)]:
+        for variant in kinds:
+            assert linear_bytes(d_in, d_out, variant, bias=bias, group=group) == real_bytes(
+                d_in, d_out, variant, bias, group
+            ), f"wrong for {d_in} inputs, {d_out} outputs, {variant}."
+    assert linear_bytes(64, 24, "groups, unpacked") == real_bytes(64, 24, "groups, unpacked", True, 32), (
+        "wrong defaults."
+    )
+    ### END HIDDEN TESTS
+
+
+check_ex_3_9()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Every variant is a sum: codes, something for each row or group, something once, and the bias. Which parts grow with what?
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# float64 and int64 take 8 bytes, float32 4, float16 2, int8 1. So a row of "per channel" costs 16 bytes beside its codes, a row of "torchao int8" 5, a packed group 4.
+# There are `d_out * (d_in // group)` groups.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# For example: "per channel" is `d_in * d_out + 16 * … + 12`, "groups, packed" is `d_in * d_out // 2 + 4 * …`; a bias adds `4 * d_out`.
+# </details>
+
+# %% [markdown]
+# ### Bits per weight
+#
+# Divide by the number of weights, and the schemes can be compared. This counts everything that is kept:
+
+# %% tags=["nbval-check-output"]
+rows = []
+for width in (32, 64, 256, 1024):
+    torch.manual_seed(width)
+    linear = nn.Linear(width, width)
+    kept = {name: sum(held_bytes(layer).values()) for name, layer in six_versions(linear).items()}
+    four_bit_rows = torch.ops.quantized.embedding_bag_4bit_prepack(linear.weight.detach().reshape(-1, 32))
+    kept["4 bits, packed, groups of 32"] = four_bit_rows.nbytes + linear.bias.nbytes
+    rows.append({"width": width} | {name: f"{8 * count / width**2:.2f}" for name, count in kept.items()})
+tables.show(rows)
+
+# %% [markdown]
+# The overhead for each *row* shrinks as rows get longer. The overhead for each *group* does not: 4 bytes for 32 weights are one more bit for each weight, at any width. "4 bits in groups of 32" are 5.
+#
+# > **The book says:** the dynamic layer has a more memory-intensive implementation than the static one.
+# >
+# > **What happens:** count what both keep, with one weight scale each, and what flows between two layers.
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(44)
+wide, rows_in = nn.Linear(1024, 1024), torch.randn(128, 1024)
+static, dynamic = static_layer(wide, rows_in, per_channel=False), int8.dynamic_int8(nn.Sequential(wide))
+print("kept by the static layer: ", sum(held_bytes(static.module).values()), "bytes")
+print("kept by the dynamic layer:", sum(held_bytes(dynamic).values()), "bytes")
+same_codes = torch.equal(static.module.weight().int_repr(), dynamic[0].weight().int_repr())
+print("the same int8 codes:      ", same_codes)
+with torch.no_grad():
+    print(
+        "128 rows leave the static layer as", static.module(static.quant(rows_in)).int_repr().nbytes, "bytes,", end=" "
+    )
+    print("the dynamic one as", dynamic(rows_in).nbytes)
+
+# %% [markdown]
+# > **What is true:** both keep the same bytes. But a dynamic layer returns float32, so what flows from layer to layer is four times as large. For a batch of a few rows that is little beside the
+# > weights. For thousands of rows it is not.
+
+# %% [markdown]
+# ## 5. Where does int8 win?
+#
+# Two claims about time are popular: "int8 is faster", and, in the book, "int8 takes longer". Both leave out everything that matters: the width of the layer, the rows in a batch,
+# the threads, and the kernel. So draw the map. For four widths, three batch sizes, one and two threads, five versions of a square layer take turns with the float layer, in one process
+# (`latency.ratio`; the median of several turns). Below 1, int8 is the faster one.
+#
+# "Static, core" gets a tensor that is quantized already and returns one: a layer inside an int8 network. "Static, with stubs" also pays for the way in and out.
+
+
+# %% tags=["varies"]
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gaussian(width: int) -> nn.Linear:
+    """Weights like trained ones: not uniform."""
+    linear = nn.Linear(width, width).eval()
+    nn.init.normal_(linear.weight, std=width**-0.5, generator=torch.Generator().manual_seed(width))
+    return linear
+
+
+widths, batches = (64, 256, 1024, 2048), (1, 16, 128)
+thread_counts = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
+names = ("static, core", "static, with stubs", "dynamic", "torchao weight-only", "torchao dynamic")
+measured = []  # one row for each cell of the map
+threads_before = torch.get_num_threads()
+generator = torch.Generator().manual_seed(5)
+try:
+    for width in widths:
+        linear, x = gaussian(width), torch.randn(128, width, generator=generator)
+        stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
+        candidates = {
+            "static, with stubs": stubbed,
+            "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
+            "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
+            "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
+        }
+        with torch.no_grad():
+            exact = linear(x)
+            off = {name: ((layer(x) - exact).norm() / exact.norm()).item() for name, layer in candidates.items()}
+            for threads, batch in itertools.product(thread_counts, batches):
+                torch.set_num_threads(threads)
+                some = x[:batch]
+                codes = stubbed.quant(some)
+                calls = {name: functools.partial(layer, some) for name, layer in candidates.items()}
+                calls["static, core"] = functools.partial(stubbed.module, codes)
+                work = batch * width**2
+                many = 1 if work > 2**22 else 10
+                for name in names:
+                    layer = stubbed.module if name == "static, core" else candidates[name]
+                    ratio = latency.ratio(functools.partial(linear, some), calls[name], repeats=5, calls=many)
+                    measured.append(
+                        {
+                            "variant": name,
+                            "width": width,
+                            "batch": batch,
+                            "threads": threads,
+                            "bytes": sum(held_bytes(layer if name != "static, with stubs" else layer.module).values()),
+                            "error": off["static, with stubs" if name == "static, core" else name],
+                            "ratio": ratio,
+                        }
+                    )
+finally:
+    torch.set_num_threads(threads_before)
+
+fig, axes = plots.figure(columns=len(names), rows=len(thread_counts), width=11, height=2.5 * len(thread_counts))
+grid = np.atleast_2d(axes)
+for (row, threads), (column, name) in itertools.product(enumerate(thread_counts), enumerate(names)):
+    ax = grid[row, column]
+    cells = {(m["width"], m["batch"]): m["ratio"] for m in measured if (m["variant"], m["threads"]) == (name, threads)}
+    values = np.array([[cells[width, batch] for batch in batches] for width in widths])
+    # Purple and orange can be told apart with every common colour vision; white is 1.
+    picture = ax.imshow(-np.log2(values), cmap="PuOr", vmin=-3, vmax=3, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        red, green, blue, _ = picture.cmap(picture.norm(-math.log2(value)))
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
+        text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
+        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    ax.set_xticks(range(len(batches)), batches)
+    ax.set_yticks(range(len(widths)), widths if column == 0 else [""] * len(widths))
+    ax.tick_params(length=0)
+    ax.set_title(f"{name}\n{threads} thread{'s' if threads > 1 else ''}", fontsize=9)
+    if column == 0:
+        ax.set_ylabel("width")
+    if row == len(thread_counts) - 1:
+        ax.set_xlabel("rows in a batch")
+faster = {name: sum(m["ratio"] < 1 for m in measured if m["variant"] == name) for name in names}
+cells_each = len(measured) // len(names)
+plots.show(
+    fig,
+    caption=f"Time of int8 divided by time of float, one square Linear layer: below 1 (purple) int8 is faster, above 1 (orange) slower; white is equal. {processor()}, "
+    f"{torch.backends.cpu.get_cpu_capability()}, engine {torch.backends.quantized.engine}, PyTorch {torch.__version__.split('+')[0]}, not compiled.",
+    alt="Grids of ratios, one for each version and number of threads, widths downwards and batch sizes across. int8 is faster than float in "
+    + ", ".join(f"{faster[name]} of {cells_each} cells ({name})" for name in names)
+    + ".",
+)
+
+# %% [markdown]
+# Your map differs from ours in its numbers. Look in yours for these patterns:
+#
+# - Go **down** a column. A wider layer has more to multiply for each call, so the fixed price of a call (finding the kernel, choosing a range, making the output) counts less.
+# - Compare the **two static grids**. Their difference is the price of the stubs. It is paid once for a network, not once for a layer, if all layers between are int8.
+# - **Weight-only** multiplies in float, after it has made floats of the codes. What it saves is memory.
+# - **torchao dynamic** pays for a chain of small operations in every call, which `torch.compile` would join to one.
+#
+# Now what each version costs in bytes and in error, at the same four widths:
+
+# %% tags=["varies"]
+rows = []
+for name in names:
+    line = {"variant": name}
+    for width in widths:
+        cell = next(m for m in measured if (m["variant"], m["width"]) == (name, width))
+        line[f"kB, width {width}"] = f"{cell['bytes'] / 1000:.1f}"
+        line[f"error, {width}"] = f"{cell['error']:.4f}"
+    rows.append(line)
+tables.show(rows)
+print(f"engine {torch.backends.quantized.engine}; the relative error is that of the outputs, for 128 rows")
+
+# %% [markdown]
+# The error depends little on the width (a longer row has a somewhat larger largest weight, and so a coarser scale). It depends on what is rounded. Weight-only rounds weights. torchao's dynamic rounds inputs too, one scale
+# a row. PyTorch's dynamic has one scale for the whole batch (and 7 bits for the input, except with qnnpack). Static also rounds the output.
+#
+# > **The book says:** `nn.quantized.Linear` takes more computation time than `nn.Linear`. And its verdict: it has the best balance of memory and computation time.
+# >
+# > **What happens:** ask the map.
+
+# %% tags=["varies"]
+core = [m for m in measured if m["variant"] == "static, core"]
+slower = [m for m in core if m["ratio"] > 1]
+print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} cells", end="")
+print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
+rows = []
+for width, batch in itertools.product(widths, batches):
+    here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
+    here.append({"variant": "float", "error": 0.0, "bytes": 4 * width * (width + 1), "ratio": 1.0})
+    best = {key: min(here, key=lambda m, key=key: m[key])["variant"] for key in ("ratio", "bytes", "error")}
+    rows.append({"width": width, "batch": batch, "fastest": best["ratio"], "smallest": best["bytes"]})
+    rows[-1]["most exact int8"] = min(here[:-1], key=lambda m: m["error"])["variant"]
+tables.show(rows)
+
+# %% [markdown]
+# > **What is true:** "slower" where there is little to multiply, "faster" where there is much, with kernels that are made for your processor. And there is no best balance in general: the columns of
+# > this table disagree with each other, and the first one with itself. Section 8 makes the choice a calculation.
+#
+# ## 6. Fusion
+#
+# A Linear layer followed by a ReLU can be one module, `LinearReLU`; a Linear followed by a BatchNorm can be one Linear, because a normalization with fixed statistics is a scaling and a shift of every output:
+#
+# $$\gamma\,\frac{(Wx + b) - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta \;=\; \Big(\tfrac{\gamma}{\sqrt{\sigma^2+\epsilon}}\,W\Big)x + \tfrac{\gamma\,(b - \mu)}{\sqrt{\sigma^2+\epsilon}} + \beta$$
+#
+# $\mu$ and $\sigma^2$ are the mean and variance that the BatchNorm has collected, $\gamma$ and $\beta$ its weight and bias. `tq.fuse_modules` does both, for names that you give it. The first name gets the new
+# module; the others become `nn.Identity`. First in float, where fusing must change nothing:
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(6)
+chain = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+chain(3 * torch.randn(256, 16) + 1)  # lets the BatchNorm collect statistics
+chain.eval()
+inputs = torch.randn(64, 16)
+relu_only = tq.fuse_modules(chain, [["3", "4"]])
+fused = tq.fuse_modules(chain, [["0", "1"], ["0", "2"], ["3", "4"]])
+print([type(module).__name__ for module in fused])
+with torch.no_grad():
+    print("Linear and ReLU fused: bit-equal in float:", torch.equal(relu_only(inputs), chain(inputs)))
+    print("BatchNorm fused: equal but for rounding:  ", torch.allclose(fused(inputs), chain(inputs), atol=1e-5))
+
+# %% [markdown]
+# Look at the list of names: the BatchNorm first, *then* the ReLU, both with the name of the Linear, which the fused module has kept. PyTorch knows the triple (Linear, BatchNorm, ReLU) only for convolutions.
+#
+# ### What it saves
+#
+# A network trained on the next byte, statically quantized with and without fusion. Input, weights and calibration are the same:
+
+# %%
+train_ids, train_next = next_byte.examples("training", documents=700)
+test_ids, test_next = next_byte.examples("held_out", documents=96)
+
+
+def fresh_network(seed: int) -> nn.Module:
+    """A small next-byte network, trained for a few seconds."""
+    torch.manual_seed(seed)
+    return next_byte.fit(next_byte.NextByteNet(16, 128), train_ids, train_next, steps=200, lr=6e-3, seed=seed)
+
+
+guesser = fresh_network(seed=0)
+with torch.no_grad():
+    test_features = guesser.features(test_ids)
+    some_features = guesser.features(train_ids[:: len(train_ids) // 2048]).split(256)
+print(f"float: {next_byte.bits(guesser, test_ids, test_next).mean():.3f} bits per byte")
+
+# %% tags=["varies"]
+apart = int8.static_int8(guesser.body, some_features)
+joined = int8.static_int8(tq.fuse_modules(guesser.body, [["0", "1"], ["2", "3"]]), some_features)
+rows = []
+with torch.no_grad():
+    hidden, logits = guesser.body[1](guesser.body[0](test_features)), guesser.body(test_features)
+    for name, network in {"apart": apart, "fused": joined}.items():
+        first = network.module[0]
+        after_relu = network.module[1](first(network.quant(test_features)))
+        used = after_relu.int_repr().unique().numel()
+        rows.append(
+            {
+                "Linear and ReLU": name,
+                "output scale of the first layer": f"{first.scale:.4f}",
+                "zero point": first.zero_point,
+                "codes in use after ReLU": used,
+                "error after ReLU": f"{((after_relu.dequantize() - hidden).norm() / hidden.norm()).item():.4f}",
+                "error of the logits": f"{((network(test_features) - logits).norm() / logits.norm()).item():.4f}",
+            }
+        )
+tables.show(rows)
+
+# %% [markdown]
+# Apart, the observer behind the Linear layer sees negative outputs, and spends about half of the codes on them. The ReLU then throws these codes away. Fused, the observer sees what is left, the zero point is 0, and the
+# steps are about half as wide.
+#
+# It is often said that fusion saves a rounding. Is that so here? In a graph that quantizes after *every* operation, it does. In eager mode the separate ReLU works on codes, and rounds nothing:
+
+# %% tags=["nbval-check-output"]
+with torch.no_grad():
+    before_relu = apart.module[0](apart.quant(test_features))
+    after_relu = apart.module[1](before_relu)
+clamped = before_relu.int_repr().int().clamp(min=apart.module[0].zero_point)
+print("ReLU on codes is a clamp at the zero point:", torch.equal(after_relu.int_repr().int(), clamped))
+print("and keeps the scale:", after_relu.q_scale() == before_relu.q_scale())
+
+# %% [markdown]
+# So what is saved is half of the codes, and one walk through memory. With a BatchNorm fusion is no choice at all: there is no int8 `BatchNorm1d`. (Fifth error below.)
+#
+# > **The book says:** `LinearReLU` reduces the need for negative weights, and needs more memory when there are many ReLUs.
+# >
+# > **What happens:** count the negative weights, and the bytes.
+
+# %% tags=["nbval-check-output"]
+codes_apart, codes_joined = (network.module[0].weight().int_repr() for network in (apart, joined))
+print("the same weight codes, fused or not:", torch.equal(codes_apart, codes_joined))
+print("between 45 and 55 % of them negative:", 0.45 < (codes_joined < 0).float().mean().item() < 0.55)
+layers = [nn.Sequential(network.module[0]) for network in (apart, joined)]
+print(
+    "bytes kept, apart and fused, are equal:",
+    sum(held_bytes(layers[0]).values()) == sum(held_bytes(layers[1]).values()),
+)
+
+# %% [markdown]
+# > **What is true:** ReLU concerns *outputs*. It is their negative half that need not be stored.
+#
+# ### What can go wrong
+#
+# Six cases. Run the cell, and say for each line why, before you read on. (`show_error` prints "No error was raised." where nothing complains.)
+
+
+# %% tags=["nbval-check-output"]
+class OneReLU(nn.Module):
+    """Two Linear layers, one ReLU module that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.b(self.relu(self.a(x))))
+
+
+class FunctionalReLU(nn.Module):
+    """The ReLU is no module, but a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+torch.manual_seed(61)
+x4 = torch.randn(64, 4)
+with_norm = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+with_norm(x4)
+print("1. train mode, BatchNorm:   ", end="")
+errors.show_error(lambda: tq.fuse_modules(copy.deepcopy(with_norm).train(), [["0", "1"]]))
+print("2. three names at once:     ", end="")
+errors.show_error(lambda: tq.fuse_modules(copy.deepcopy(with_norm).eval(), [["0", "1", "2"]]))
+print("3. Linear and GELU:         ", end="")
+errors.show_error(lambda: tq.fuse_modules(nn.Sequential(nn.Linear(4, 4), nn.GELU()).eval(), [["0", "1"]]))
+print("4. a ReLU without a name:   ", end="")
+errors.show_error(lambda: tq.fuse_modules(FunctionalReLU().eval(), [["a", "relu"]]))
+print("5. BatchNorm left as it is: ", end="")
+unfused = int8.static_int8(with_norm.eval(), [x4])
+errors.show_error(lambda: unfused(x4), width=90)
+print("6. one ReLU, used twice:    ", end="")
+twice = OneReLU().eval()
+errors.show_error(lambda: tq.fuse_modules(twice, [["a", "relu"]]))
+with torch.no_grad():
+    broken = tq.fuse_modules(twice, [["a", "relu"]])(x4)
+print("   ... and its outputs, which a ReLU has made, have negative numbers among them:", bool((broken < 0).any()))
+
+# %% [markdown]
+# 1. In training a BatchNorm uses the statistics of each batch, so there are no fixed numbers to fold. (A Linear and a ReLU *can* be fused in training mode: nothing is folded.)
+# 2. and 3. There is no fused module for these. For GELU there cannot be a clamp.
+# 4. `fuse_modules` finds modules by name. A function has none. Write `nn.ReLU()` into the model, one for each place.
+# 5. Nothing complained before the first input.
+# 6. The silent one. The name `relu` became an `nn.Identity`, and it is so for the second use, too. The network is a different one now.
+#
+# **For training** there is `tq.fuse_modules_qat`. It wants a model in train mode, and keeps the BatchNorm inside the fused module, because its statistics still change. They are folded at `convert`:
+
+# %% tags=["nbval-check-output"]
+errors.show_error(lambda: tq.fuse_modules_qat(copy.deepcopy(with_norm).eval(), [["0", "1"]]))
+for_training = tq.fuse_modules_qat(copy.deepcopy(with_norm).train(), [["0", "1"]])
+print([type(module).__name__ for module in for_training], "with", [type(part).__name__ for part in for_training[0]])
+
+# %% [markdown]
+# (The first line shows that it does *not* insist on train mode for a BatchNorm: nothing stops you from calling the wrong one of the two.)
+#
+# **A fused file in an unfused model.** After `convert` both have the same names in their `state_dict`, so one loads into the other without a word. Is that harmless? With ReLU it is, even bit for bit: a zero point of 0 *is* a
+# ReLU, and ReLU twice is ReLU once. With a folded BatchNorm it is not. The fused float file lacks only the BatchNorm's entries, and `strict=False`, which many use by habit, accepts that:
+
+# %% tags=["nbval-check-output"]
+swapped = copy.deepcopy(apart)
+print(swapped.load_state_dict(joined.state_dict()))
+with torch.no_grad():
+    print("fused file, unfused network: bit-equal outputs:", torch.equal(swapped(test_features), joined(test_features)))
+
+folded = tq.fuse_modules(with_norm.eval(), [["0", "1"]])
+victim = copy.deepcopy(with_norm).eval()
+print("with a BatchNorm, missing:", victim.load_state_dict(folded.state_dict(), strict=False).missing_keys)
+with torch.no_grad():
+    print("the BatchNorm now acts twice, outputs are right:", torch.allclose(victim(x4), with_norm(x4), atol=1e-2))
+
+# %% [markdown]
+# ### A list of what may be fused
+#
+# For a long model nobody wants to write these names by hand, and case 6 shows that the names alone do not suffice: one must know who *calls* whom. `torch.fx.symbolic_trace` runs a model with a symbol in place of numbers and writes down each
+# call. Here it is as plain data:
+
+
+# %% tags=["nbval-check-output"]
+@dataclass(frozen=True)
+class Step:
+    """One call of a model's forward pass."""
+
+    name: str  # of the module, as in named_modules; or of a function
+    module: nn.Module | None  # None: a function, the input, or the output
+    inputs: tuple[int, ...]  # numbers of the steps whose results it reads
+
+
+def steps(model: nn.Module) -> list[Step]:
+    """All calls of `model`, in order. A module that is called twice makes two steps."""
+    nodes = list(torch.fx.symbolic_trace(model).graph.nodes)
+    number = {node: i for i, node in enumerate(nodes)}
+    return [
+        Step(
+            node.target if isinstance(node.target, str) else node.target.__name__,
+            model.get_submodule(node.target) if node.op == "call_module" else None,
+            tuple(number[source] for source in node.all_input_nodes),
+        )
+        for node in nodes
+    ]
+
+
+for i, step in enumerate(steps(OneReLU())):
+    print(i, f"{step.name:7}", type(step.module).__name__ if step.module else "-", "reads", list(step.inputs))
+
+# %% [markdown]
+# ### Exercise 3.8: the fuse list
+# *Difficulty 4 of 5 · 30 minutes · 2 points*
+#
+# Write the list for `tq.fuse_modules`, for any model that can be traced. Fuse a Linear with the BatchNorm1d behind it, and with the ReLU behind that, or with a ReLU right behind the Linear. A pair may be fused only if
+#
+# - the second module, and *nothing else*, reads what the first one returns (otherwise someone needs the number in between),
+# - both modules are called exactly once,
+# - both are exactly of these types (`type(m) is nn.Linear`): PyTorch looks subclasses up in vain.
+#
+# A model in training mode raises a `ValueError`: this list is for inference.
+#
+# For `chain` above the answer is `[["0", "1"], ["0", "2"], ["3", "4"]]`: two pairs for a Linear with BatchNorm and ReLU, the BatchNorm first, both beginning with the name of the Linear. For `OneReLU()` it is `[]`.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_8", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def fuse_list(model: nn.Module) -> list[list[str]]:
+    """Pairs of names that `tq.fuse_modules` may fuse in `model`, in an order that it accepts.
+
+    Parameters
+    ----------
+    model : Module
+        In eval mode; `steps(model)` can trace it.
+
+    Returns
+    -------
+    list of [str, str]
+        Name of a Linear, and of the BatchNorm1d or ReLU to fuse with it; BatchNorm1d before ReLU.
+
+    Raises
+    ------
+    ValueError
+        If `model` is in training mode.
+
+    Example
+    -------
+    >>> fuse_list(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval())
+    [['0', '1']]
+    """
+    ### BEGIN SOLUTION
+    if model.training:
+        raise ValueError("fuse for inference in eval mode: call model.eval() first.")
+    calls = steps(model)
+
+    def once(module: nn.Module | None) -> bool:
+        return sum(step.module is module for step in calls) == 1
+
+    def follower(number: int, kind: type) -> int | None:
+        """The only step that reads step `number`, if it may be fused to it."""
+        readers = [i for i, step in enumerate(calls) if number in step.inputs]
+        if len(readers) == 1 and type(calls[readers[0]].module) is kind and once(calls[readers[0]].module):
+            return readers[0]
+        return None
+
+    pairs = []
+    for number, step in enumerate(calls):
+        if type(step.module) is not nn.Linear or not once(step.module):
+            continue
+        last = number
+        for kind in (nn.BatchNorm1d, nn.ReLU):
+            found = follower(last, kind)
+            if found is not None:
+                pairs.append([step.name, calls[found].name])
+                last = found
+    return pairs
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import copy
+
+import torch
+import torch.ao.quantization as tq
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers import checks
+
+
+def check_ex_3_8() -> None:
+    class Wired(nn.Module):
+        """Modules by name, and a forward pass given as a function."""
+
+        def __init__(self, run, **parts: nn.Module) -> None:
+            super().__init__()
+            for name, part in parts.items():
+                self.add_module(name, part)
+            self.run = run
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run(self, x)
+
+    def lin() -> nn.Linear:
+        return nn.Linear(8, 8)
+
+    def block() -> nn.Sequential:
+        return nn.Sequential(lin(), nn.BatchNorm1d(8), nn.ReLU())
+
+    shared = lin()
+    one_norm = nn.BatchNorm1d(8)
+    # model, pairs that may be fused, and what goes wrong if others are
+    cases = [
+        (
+            "a Sequential of Linear and ReLU",
+            nn.Sequential(lin(), nn.ReLU(), lin(), nn.ReLU(), lin()),
+            [("0", "1"), ("2", "3")],
+            "only a Linear with what comes right behind it.",
+        ),
+        (
+            "nested Sequentials with BatchNorm",
+            nn.Sequential(block(), nn.Sequential(lin(), nn.BatchNorm1d(8)), lin()),
+            [("0.0", "0.1"), ("0.0", "0.2"), ("1.0", "1.1")],
+            "use the full names, as in named_modules.",
+        ),
+        (
+            "a model that uses one ReLU module twice",
+            Wired(lambda m, x: m.relu(m.b(m.relu(m.a(x)))), a=lin(), b=lin(), relu=nn.ReLU()),
+            [],
+            "the ReLU is called twice; fused once, it would be missing at its other place.",
+        ),
+        (
+            "a Sequential that uses one Linear module twice",
+            nn.Sequential(shared, nn.ReLU(), shared, nn.BatchNorm1d(8), lin(), nn.ReLU()),
+            [("4", "5")],
+            "the Linear is called twice, and only one of its calls has a BatchNorm or ReLU behind it.",
+        ),
+        (
+            "a model whose second Linear is also added to the result",
+            Wired(lambda m, x: m.norm(m.b(m.relu(m.a(x)))) + m.b2(x), a=lin(), relu=nn.ReLU(), b=lin(), norm=nn.BatchNorm1d(8), b2=lin()),
+            [("a", "relu"), ("b", "norm")],
+            "only a Linear with what reads its result.",
+        ),
+        (
+            "a residual, x + relu(linear(x)) with linear(x) read twice",
+            Wired(lambda m, x: (lambda y: m.relu(y) + y)(m.a(x)), a=lin(), relu=nn.ReLU()),
+            [],
+            "the result of the Linear is read by somebody else, too.",
+        ),
+        (
+            "a model whose modules are defined in another order than they are called",
+            Wired(lambda m, x: m.b(m.relu(m.a(x))), b=lin(), relu=nn.ReLU(), a=lin()),
+            [("a", "relu")],
+            "modules are listed in the order of their definition; what counts is who calls whom.",
+        ),
+        (
+            "a model with a functional relu before its ReLU module, and a GELU",
+            Wired(lambda m, x: m.gelu(m.b(m.relu(F.relu(m.a(x))))), a=lin(), relu=nn.ReLU(), b=lin(), gelu=nn.GELU()),
+            [],
+            "a function stands between them, or there is no fused module for this pair.",
+        ),
+        (
+            "a model that applies the ReLU before the BatchNorm",
+            nn.Sequential(lin(), nn.ReLU(), nn.BatchNorm1d(8), lin(), nn.Dropout(0.5), nn.ReLU()),
+            [("0", "1")],
+            "a BatchNorm behind a ReLU cannot be folded into the Linear, and nothing is fused across a Dropout.",
+        ),
+    ]  # fmt: skip
+
+    def judge(title: str, model: nn.Module, right: list[tuple[str, str]], reason: str) -> None:
+        torch.manual_seed(38)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                nn.init.uniform_(module.running_mean, -1, 1)
+                nn.init.uniform_(module.running_var, 0.5, 3)
+                nn.init.uniform_(module.weight, 0.5, 2)
+        model.eval()
+        answer = fuse_list(model)
+        checks.given(answer, "what fuse_list returned")
+        assert isinstance(answer, list | tuple) and all(isinstance(p, list | tuple) for p in answer), (
+            "what fuse_list returned should be a list of pairs, each a list of two names."
+        )
+        assert not any(len(pair) == 3 for pair in answer), (
+            f"for {title} you fuse three names at once: fuse_modules does not know this triple. Two pairs, the BatchNorm first."
+        )
+        pairs = [tuple(pair) for pair in answer]
+        missing = [pair for pair in right if pair not in pairs]
+        extra = [pair for pair in pairs if pair not in right]
+        assert not extra, f"for {title} you fuse {list(extra[0])}: {reason}"
+        assert not missing, f"for {title} the pair {list(missing[0])} is missing in your list."
+        assert len(pairs) == len(set(pairs)), f"for {title} a pair is twice in your list."
+        x = torch.randn(32, 8)
+        try:
+            fused = tq.fuse_modules(copy.deepcopy(model), [list(pair) for pair in answer]) if answer else model
+        except AssertionError as error:
+            raise AssertionError(
+                f"for {title} fuse_modules refuses the order of your list, BatchNorm must come before ReLU: {error}"
+            ) from None
+        with torch.no_grad():
+            assert torch.allclose(fused(x), model(x), atol=1e-4), (
+                f"for {title} the fused model computes something else."
+            )
+
+    with checks.check("3.8", "fuse_modules takes your lists, and no fused model computes anything else than before"):
+        for case in cases:
+            judge(*case)
+        checks.raises(
+            ValueError,
+            lambda: fuse_list(block().train()),
+            "a model in training mode must raise a ValueError: its BatchNorm has no fixed statistics.",
+        )
+    ### BEGIN HIDDEN TESTS
+    odd = nn.modules.linear.NonDynamicallyQuantizableLinear(8, 8)
+    tests = [
+        (Wired(lambda m, x: m.relu(m.a(x)), relu=nn.ReLU(), b=block(), a=lin()), [("a", "relu")]),
+        (nn.Sequential(odd, nn.ReLU(), lin(), nn.ReLU6()), []),
+        (nn.Sequential(lin(), one_norm, lin(), one_norm, nn.ReLU()), []),
+        (Wired(lambda m, x: m.out(m.r(m.n(m.a(x))) + m.n2(m.c(x))), out=lin(), n2=nn.BatchNorm1d(8), c=lin(), r=nn.ReLU(), n=nn.BatchNorm1d(8), a=lin()),
+         [("a", "n"), ("a", "r"), ("c", "n2")]),
+        (Wired(lambda m, x: m.b.relu(m.a(x)) + m.b.extra(x), a=lin(), b=Wired(lambda m, x: x, relu=nn.ReLU(), extra=lin())), [("a", "b.relu")]),
+        (Wired(lambda m, x: (lambda y: m.r(m.n(y)) + y)(m.a(x)), a=lin(), n=nn.BatchNorm1d(8), r=nn.ReLU()), []),
+        (Wired(lambda m, x: (lambda y: m.r(y) + y)(m.n(m.a(x))), a=lin(), n=nn.BatchNorm1d(8), r=nn.ReLU()), [("a", "n")]),
+        (nn.Sequential(nn.ReLU(), lin()), []),
+    ]  # fmt: skip
+    for model, right in tests:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.running_mean.uniform_(-1, 1)
+                module.running_var.uniform_(0.5, 3)
+        model.eval()
+        answer = [tuple(pair) for pair in fuse_list(model)]
+        assert sorted(answer) == sorted(right), f"{answer} instead of {right}."
+        if answer:
+            x, fused = torch.randn(16, 8), tq.fuse_modules(model, [list(pair) for pair in answer])
+            assert torch.allclose(fused(x), model(x), atol=1e-4), "the fused model computes something else."
+    try:
+        fuse_list(nn.Sequential(lin(), nn.ReLU()).train())
+    except ValueError:
+        refused = True
+    else:
+        refused = False
+    assert refused, "a model in training mode is accepted."
+    for title, model, right, _ in cases:
+        assert sorted(tuple(pair) for pair in fuse_list(model.eval())) == sorted(right), f"wrong for {title}."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_8()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Print `steps(model)` for a few models. For a step with a Linear: which steps have its number among their `inputs`? How often does each module occur?
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# Write a small function that returns the only reader of a step, if its module is of the type you want and is called once. Ask it for a BatchNorm1d first; then for a ReLU, behind the BatchNorm if there was one, else behind the Linear.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `readers = [i for i, s in enumerate(calls) if number in s.…]`; a module is called once if `sum(s.module is module for s in calls) == …`. For each Linear: `last = number`; for `kind` in `(nn.BatchNorm1d, nn.ReLU)`, if there is a follower,
+# append `[name of the Linear, name of the follower]` and move `last` on.
+# </details>
+
+# %% [markdown]
+# ## 7. Fine-tuning and freezing
+#
+# > **The book says:** put an `nn.quantized.Linear(5, 2, bias=True, dtype=torch.qint8)` behind a float Linear and a ReLU, set a qconfig, `prepare`, train, `convert`. Then freeze the int8 layer with
+# > `model.layer2.weight.requires_grad = False`, and fine-tune with SGD.
+# >
+# > **What happens:** run it, line by line. Each failure is repaired just enough to reach the next one.
+
+
+# %% tags=["nbval-check-output"]
+class BookModel(nn.Module):
+    """The book's model; the argument of the int8 layer is called `bias_`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1, self.relu = nn.Linear(10, 5), nn.ReLU()
+        self.layer2 = nnq.Linear(5, 2, bias_=True, dtype=torch.qint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(self.relu(self.layer1(x)))
+
+
+x10 = torch.randn(64, 10, generator=torch.Generator().manual_seed(7))
+print("the layer:   ", end="")
+errors.show_error(lambda: nnq.Linear(5, 2, bias=True, dtype=torch.qint8))
+book = BookModel()
+print("its input:   ", end="")
+errors.show_error(lambda: book(x10), width=90)
+print("freezing it: ", end="")
+errors.show_error(lambda: setattr(book.layer2.weight, "requires_grad", False))
+print("parameters before convert:", [name for name, _ in book.named_parameters()])
+
+book_repaired = tq.QuantWrapper(nn.Sequential(nn.Linear(10, 5), nn.ReLU(), nn.Linear(5, 2))).eval()
+book_repaired.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+book_repaired = tq.prepare(book_repaired)
+book_repaired(x10)
+book_repaired = tq.convert(book_repaired)
+print("the optimizer of a converted model: ", end="")
+errors.show_error(lambda: torch.optim.SGD(book_repaired.parameters(), lr=0.01, momentum=0.5))
+print("its loss: ", end="")
+errors.show_error(lambda: book_repaired(x10).sum().backward())
+print("a gradient for its weight: ", end="")
+errors.show_error(lambda: book_repaired.module[0].weight().requires_grad_(True))
+
+# %% [markdown]
+# Six failures, one reason. In a converted layer, `weight` is a *method* that unpacks integers. Integers have no gradient: between two codes there is nothing. So nothing in a converted layer can be trained, and nothing needs to be frozen. (The
+# book's sentence about it contradicts itself, too: it freezes the second layer, calls it the first, and says that only the last one is trained.)
+#
+# > **What works:** the order *prepare_qat, freeze, optimizer, train, convert*. While you train, weights are float, and fake-quantized in every forward pass (unit 02, section 7). Freezing is done there, on `nn.Parameter`s.
+#
+# ### What the defaults do
+#
+# After QAT, one expects that the converted network computes what the fake-quantized one computed. Does it? Take the default qconfig for QAT, and one with two changes: plain `FakeQuantize` modules in place of the fused ones, and weight observers that
+# always look at the *current* weights. The first pair has seen one batch. The second was trained, for 40 steps, from a network that had just been born.
+
+
+# %% tags=["varies"]
+def plain_qconfig(qmax: int, smoothing: float) -> tq.QConfig:
+    """Plain FakeQuantize modules; activations 0 to `qmax`, averaged with `smoothing`; weights always current."""
+    activation = tq.FakeQuantize.with_args(
+        observer=tq.MovingAverageMinMaxObserver.with_args(averaging_constant=smoothing),
+        quant_min=0,
+        quant_max=qmax,
+        dtype=torch.quint8,
+    )
+    weight = tq.FakeQuantize.with_args(
+        observer=tq.MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0),
+        quant_min=-128,
+        quant_max=127,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    return tq.QConfig(activation=activation, weight=weight)
+
+
+def both_ways(body: nn.Module, qconfig: tq.QConfig, count: int) -> dict[str, str]:
+    """QAT of a copy of `body`; how far are the converted and the fake-quantized outputs apart?"""
+    fake = tq.QuantWrapper(copy.deepcopy(body)).train()
+    fake.qconfig = qconfig
+    tq.prepare_qat(fake, inplace=True)
+    descent = torch.optim.Adam(fake.parameters(), lr=6e-3)
+    shuffled = torch.Generator().manual_seed(70)
+    with torch.no_grad():
+        fake(some_features[0])
+    for _ in range(count):
+        chosen = torch.randint(len(train_ids), (512,), generator=shuffled)
+        error = F.cross_entropy(fake(guesser.features(train_ids[chosen]).detach()), train_next[chosen])
+        descent.zero_grad()
+        error.backward()
+        descent.step()
+    fake.eval().apply(tq.disable_observer)
+    with torch.no_grad():
+        converted = tq.convert(fake)
+        pretended, real = fake(test_features), converted(test_features)
+        last = converted.module(converted.quant(test_features)).int_repr()
+    return {
+        "converted against fake-quantized": f"{((real - pretended).norm() / pretended.norm()).item():.4f}",
+        "last layer's codes above 127": f"{(last > 127).float().mean().item():.1%}",
+    }
+
+
+torch.manual_seed(71)
+newborn = next_byte.NextByteNet(16, 128).body
+largest = 255 if torch.backends.quantized.engine == "qnnpack" else 127
+default = tq.get_default_qat_qconfig(torch.backends.quantized.engine)
+choices = {
+    "default": default,
+    "plain, same range": plain_qconfig(largest, 0.01),
+    "plain, 8 bits, quick": plain_qconfig(255, 0.5),
+}
+rows = []
+for title, qconfig in choices.items():
+    rows.append({"qconfig": title, "network": "trained, one batch seen"} | both_ways(guesser.body, qconfig, 0))
+for title, qconfig in choices.items():
+    rows.append({"qconfig": title, "network": "newborn, 40 steps"} | both_ways(newborn, qconfig, 40))
+tables.show(rows)
+print("engine", torch.backends.quantized.engine)
+
+# %% [markdown]
+# Two traps, and neither says a word.
+#
+# - **The weights' scale.** For symmetric weights the fused modules divide the largest weight by 127, and `convert` divides it by 127.5. All codes shift a little. Compare the first two rows.
+# - **The activations' range.** On PCs the default fake quantization clamps at code 127 (7 bits). The converted kernel knows nothing of 7 bits and clamps at 255. As long as the range fits, no code lies above 127. But the observer is slow (each batch
+#   counts 1 %), and the outputs of a young network grow quickly. Then training sees clamped logits, and the converted network has others. Look at the newborn rows.
+#
+# So measure the converted network, never the fake-quantized one. And where you want to be sure, choose the settings yourself, as we do now. (The third row of settings is good only where 8-bit activations are safe: with qnnpack, or with VNNI, see section 3. On an older
+# processor you see it fail here.)
+#
+# ### Fewer bits, one engine less
+#
+# For the rest of this section only *weights* are quantized, to 2 or 3 bits. Two functions do what depends on PyTorch's insides. `weight_only(bits)` is a qconfig: symmetric codes from $-q$ to $q$ with $q = 2^{b-1} - 1$, one scale a row. `to_int8` is the `convert`
+# for it: it builds dynamic int8 layers that hold exactly the codes which training has seen, with exactly its scales. (`tq.convert` would choose the scale anew.)
+
+
+# %%
+def weight_only(bits: int) -> tq.QConfig:
+    """Fake quantization of weights to `bits` bits, symmetric, one scale a row, always from the current weights."""
+    largest_code = 2 ** (bits - 1) - 1
+    weight = tq.FakeQuantize.with_args(
+        observer=tq.MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0),
+        quant_min=-largest_code,
+        quant_max=largest_code,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    return tq.QConfig(activation=nn.Identity, weight=weight)
+
+
+def to_int8(trainee: nn.Sequential) -> nn.Sequential:
+    """A copy of a fake-quantized Sequential whose Linear layers are dynamic int8 layers with the same codes."""
+    converted = copy.deepcopy(trainee).eval()
+    for name, layer in trainee.named_children():
+        if hasattr(layer, "weight_fake_quant"):
+            quantizer = layer.weight_fake_quant
+            codes = (layer.weight / quantizer.scale[:, None]).round().clamp(quantizer.quant_min, quantizer.quant_max)
+            zeros = torch.zeros(layer.out_features, dtype=torch.int64)
+            stored = torch._make_per_channel_quantized_tensor(
+                codes.to(torch.int8), quantizer.scale.double(), zeros, axis=0
+            )
+            replacement = nnqd.Linear(layer.in_features, layer.out_features)
+            replacement.set_weight_bias(stored, layer.bias)
+            setattr(converted, name, replacement)
+    return converted
+
+
+# %% [markdown]
+# With them, rounding after training (PTQ) takes four lines:
+
+# %% tags=["nbval-check-output"]
+rounded = copy.deepcopy(guesser.body).train()
+rounded.qconfig = weight_only(bits=3)
+tq.prepare_qat(rounded, inplace=True)
+rounded(test_features[:1])  # the weight observers look once
+ptq = to_int8(rounded)
+print("codes of the first layer:", ptq[0].weight().int_repr().unique().tolist(), "in a", ptq[0].weight().dtype)
+
+# %% [markdown]
+# ### Exercise 3.11: fine-tune with a frozen layer, then convert
+# *Difficulty 4 of 5 · 35 minutes · 3 points*
+#
+# Why freeze? Lower layers are often shared by several models, or were validated, or hold what little data must not overwrite. Their weights must leave training bit for bit as they came. But they are fake-quantized all the same: the other layers should learn to live with
+# *their* error, too.
+#
+# Write `finetune`, for a `body` that is a Sequential beginning with a Linear layer. A copy is trained; `body` stays as it is. The order:
+#
+# 1. copy, train mode, `weight_only(bits)`, `tq.prepare_qat`;
+# 2. freeze the whole first layer, weight *and* bias;
+# 3. an optimizer of the copy's parameters: Adam, learning rate 2e-3;
+# 4. `steps` steps of cross-entropy. Step $i$ uses the rows $256\,i$ to $256\,(i + 1) - 1$ (begin again at the front when the data is used up: `torch.arange(256 * i, 256 * (i + 1)) % len(x)`);
+# 5. after half of the steps switch the observers off (`trainee.apply(tq.disable_observer)`), so that scales hold still while the weights settle;
+# 6. eval mode, and return the trained copy and what `to_int8` makes of it.
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_11", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def finetune(
+    body: nn.Sequential, x: Tensor, targets: Tensor, bits: int, steps: int
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """QAT of a copy of `body` with its first layer frozen, then int8.
+
+    Parameters
+    ----------
+    body : Sequential
+        Float; Linear layers and ReLUs, the first one a Linear; is not changed.
+    x : Tensor, float32, (count, features)
+    targets : Tensor, int64, (count,)
+        The right class for each row.
+    bits : int
+        Of the weights' codes.
+    steps : int
+        At least 2.
+
+    Returns
+    -------
+    (Sequential, Sequential)
+        The trained copy, fake-quantized, in eval mode, its observers off; and its int8 version.
+    """
+    ### BEGIN SOLUTION
+    trainee = copy.deepcopy(body).train()
+    trainee.qconfig = weight_only(bits)
+    tq.prepare_qat(trainee, inplace=True)
+    trainee[0].requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in trainee.parameters() if p.requires_grad], lr=2e-3)
+    for i in range(steps):
+        if i == steps // 2:
+            trainee.apply(tq.disable_observer)
+        rows = torch.arange(256 * i, 256 * (i + 1)) % len(x)
+        loss = F.cross_entropy(trainee(x[rows]), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    trainee.eval()
+    return trainee, to_int8(trainee)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_11_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+import copy
+
+import torch
+import torch.ao.quantization as tq
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import checks, describe
+
+
+def check_ex_3_11() -> None:
+    def trained(seed: int, d_in: int, hidden: int, classes: int) -> tuple:
+        """A float body that knows a task, with data to train and to test on."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2048 + 1024, d_in, generator=generator)
+        teacher = torch.randn(d_in, 2 * classes, generator=generator)
+        targets = (x @ teacher).relu().unflatten(1, (classes, 2)).amax(2).argmax(1)
+        torch.manual_seed(seed)
+        layers = [nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
+        body = nn.Sequential(*layers)
+        descent = torch.optim.Adam(body.parameters(), lr=1e-2)
+        for i in range(150):
+            some = torch.arange(512 * i, 512 * (i + 1)) % 2048
+            descent.zero_grad()
+            F.cross_entropy(body(x[some]), targets[some]).backward()
+            descent.step()
+        body.zero_grad()
+        return body, x[:2048], targets[:2048], x[2048:], targets[2048:]
+
+    def scale_of(weight: torch.Tensor, bits: int) -> torch.Tensor:
+        return weight.detach().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+
+    def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
+        return (weight.detach() / scale_of(weight, bits)).round() * scale_of(weight, bits)
+
+    def loss_of(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> float:
+        with torch.no_grad():
+            return F.cross_entropy(model(x), targets).item()
+
+    def judge(seed: int, sizes: tuple[int, int, int], bits: int, steps: int) -> tuple[nn.Module, nn.Module]:
+        body, x, targets, test_x, test_targets = trained(seed, *sizes)
+        body.eval()
+        kept = copy.deepcopy(body)
+        ptq = copy.deepcopy(body)
+        for layer in ptq:
+            if isinstance(layer, nn.Linear):
+                layer.weight.data = rounded(layer.weight, bits)
+        try:
+            answer = finetune(body, x, targets, bits, steps)
+        except AssertionError as error:
+            if "training mode" not in str(error):
+                raise
+            raise AssertionError("prepare_qat wants a model in training mode: call .train() on the copy.") from None
+        except AttributeError as error:
+            if "'method' object" not in str(error):
+                raise
+            raise AssertionError(
+                "in a converted layer `weight` is a method, and nothing can be frozen or trained: freeze the copy between prepare_qat and the optimizer."
+            ) from None
+        except ValueError as error:
+            if "empty parameter list" not in str(error):
+                raise
+            raise AssertionError("a converted model has no parameters left: train first, convert last.") from None
+        assert isinstance(answer, tuple | list) and len(answer) == 2, (
+            "finetune should return two models: the trained copy and its int8 version."
+        )
+        trainee, converted = answer
+        for name, part in (("first", trainee), ("second", converted)):
+            assert isinstance(part, nn.Module), f"the {name} thing that finetune returned should be a model."
+        assert [type(m) for m in body] == [type(m) for m in kept], "your function changed the layers of the original."
+        assert all(torch.equal(a, b) for a, b in zip(body.parameters(), kept.parameters(), strict=True)), (
+            "your function trained the original: train a copy (copy.deepcopy)."
+        )
+        assert all(p.requires_grad for p in body.parameters()), "your function froze a layer of the original."
+        assert not body.training, "your function switched the original to training mode: call .train() on the copy."
+        quantizers = [m for m in trainee.modules() if isinstance(m, tq.FakeQuantize)]
+        assert len(quantizers) == 3, (
+            f"the trained copy has {len(quantizers)} fake-quantized layers instead of 3: set the qconfig, then tq.prepare_qat (not prepare), "
+            "and fake-quantize the frozen layer, too."
+        )
+        assert all(int(m.fake_quant_enabled) == 1 for m in quantizers), "fake quantization is switched off."
+        codes = 2 ** (bits - 1) - 1
+        assert all((m.quant_min, m.quant_max) == (-codes, codes) for m in quantizers), (
+            f"the weights are not fake-quantized to {bits} bits: use weight_only(bits)."
+        )
+        frozen = torch.equal(trainee[0].weight.detach(), kept[0].weight.detach())
+        moved = [not torch.equal(trainee[i].weight.detach(), kept[i].weight.detach()) for i in (2, 4)]
+        assert frozen or any(moved), "only the first layer moved: it is the one that should be frozen."
+        assert any(moved), (
+            "no weight has moved: does the optimizer hold the parameters of *this* copy? If it was made of the original, or before a prepare_qat that copies, it is stale."
+        )
+        assert frozen, "the first layer's weight has moved: it should be frozen before the first step."
+        assert torch.equal(trainee[0].bias.detach(), kept[0].bias.detach()), (
+            "the first layer's bias has moved: freeze the whole layer, trainee[0].requires_grad_(False)."
+        )
+        assert all(moved), "only the first layer should be frozen: one of the others has not moved either."
+        assert not any(int(m.observer_enabled) for m in quantizers), (
+            "the observers are still on: switch them off after half of the steps, trainee.apply(tq.disable_observer)."
+        )
+        fresh = [
+            torch.allclose(trainee[i].weight_fake_quant.scale[:, None], scale_of(trainee[i].weight, bits), rtol=1e-3)
+            for i in (2, 4)
+        ]
+        assert not all(fresh), (
+            "the observers were switched off only at the end: the scales should hold still for the second half of the steps."
+        )
+        first = [
+            torch.allclose(trainee[i].weight_fake_quant.scale[:, None], scale_of(kept[i].weight, bits), rtol=1e-4)
+            for i in (2, 4)
+        ]
+        assert not any(first), (
+            "the scales are those of the untrained weights: switch the observers off after half of the steps, not before."
+        )
+        assert not trainee.training, "the trained copy should be in eval mode."
+        dtypes = describe.weight_dtypes(converted)
+        assert list(dtypes.values()) == ["torch.qint8"] * 3, (
+            f"the weights of the second model are {sorted(set(dtypes.values()))}: it should be what to_int8 returns."
+        )
+        real = describe.dequantized_weights(converted)
+        for i in (0, 2, 4):
+            with torch.no_grad():
+                pretended = trainee[i].weight_fake_quant(trainee[i].weight)
+            assert torch.allclose(real[str(i)], pretended, atol=1e-6), (
+                f"the int8 weights of layer {i} are not those that training has seen: convert last, after all steps, with to_int8 of the same copy."
+            )
+        assert torch.allclose(real["0"], rounded(kept[0].weight, bits), atol=1e-6), (
+            "the int8 codes of the frozen layer are not its rounded float weights."
+        )
+        before, after = loss_of(ptq, test_x, test_targets), loss_of(converted, test_x, test_targets)
+        limit = before - 0.3 * (before - loss_of(kept, test_x, test_targets))
+        assert after < limit, (
+            f"at {bits} bits the loss on held-out rows is {after:.3f} after fine-tuning and {before:.3f} after mere rounding; below {limit:.3f} was expected. "
+            "Was every step made, with the rows of the data in turn, and zero_grad before each?"
+        )
+        return trainee, converted
+
+    with checks.check(
+        "3.11",
+        "the first layer is bit-equal, the others have learned to live with few bits, and the codes are what training saw",
+    ):
+        judge(311, (16, 48, 6), bits=3, steps=60)
+        judge(312, (12, 40, 5), bits=2, steps=80)
+    ### BEGIN HIDDEN TESTS
+    for seed, sizes, bits, steps in [(3111, (20, 32, 4), 2, 80), (3112, (10, 64, 7), 3, 50)]:
+        returned = judge(seed, sizes, bits, steps)
+        rows = torch.randn(3, sizes[0])
+        assert [tuple(model(rows).shape) for model in returned] == [(3, sizes[2])] * 2, "another batch size fails."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_11()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Everything that trains happens between `prepare_qat` and `to_int8`, on one and the same copy. Print `[name for name, p in trainee.named_parameters() if p.requires_grad]` before you make the optimizer.
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# `trainee = copy.deepcopy(body).train()`, set `trainee.qconfig`, `tq.prepare_qat(trainee, inplace=True)`. Only then freeze `trainee[0]` and give the optimizer what still requires a gradient. In step `steps // 2`, before the forward pass, `apply(tq.disable_observer)`.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `trainee[0].requires_grad_(…)`; `torch.optim.Adam([p for p in … if p.requires_grad], lr=2e-3)`; then the usual loop: rows, loss, `zero_grad`, `backward`, `step`. At the end `trainee.eval()` and return it with `to_int8(…)`.
+# </details>
+
+# %% [markdown]
+# ### What is it worth, and how sure are we?
+#
+# One run of one network proves little. So: **three networks**, each born and trained with a seed of its own. Each is rounded to 2 and to 3 bits; fine-tuned with fake quantization and then rounded; and, as a control, fine-tuned *in float* for as many steps,
+# and then rounded. The first layer is frozen everywhere. The difference between the last two is computed for each network, and its 95 % interval is Student's for three values: mean ± 4.30 · standard deviation / √3.
+
+
+# %%
+def tuned_body(network: nn.Module, bits: int | None, count: int, seed: int) -> nn.Module:
+    """The network's body after `count` steps with its first layer frozen; `bits` None: in float."""
+    body = copy.deepcopy(network.body).train()
+    if bits is not None:
+        body.qconfig = weight_only(bits)
+        tq.prepare_qat(body, inplace=True)
+    body[0].requires_grad_(False)
+    descent = torch.optim.Adam([weight for weight in body.parameters() if weight.requires_grad], lr=2e-3)
+    shuffled = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        if number == count // 2:
+            body.apply(tq.disable_observer)
+        chosen = torch.randint(len(train_ids), (1024,), generator=shuffled)
+        with torch.no_grad():
+            seen = network.features(train_ids[chosen])
+        error = F.cross_entropy(body(seen), train_next[chosen])
+        descent.zero_grad()
+        error.backward()
+        descent.step()
+    return body.eval()
+
+
+def just_rounded(body: nn.Module, bits: int) -> nn.Module:
+    """PTQ: an int8 copy with codes of `bits` bits."""
+    copied = copy.deepcopy(body).train().requires_grad_(True)
+    copied.qconfig = weight_only(bits)
+    tq.prepare_qat(copied, inplace=True)
+    copied(torch.zeros(1, copied[0].in_features))
+    return to_int8(copied)
+
+
+results = []
+for seed in (0, 1, 2):
+    network = guesser if seed == 0 else fresh_network(seed)
+    with torch.no_grad():
+        held_out = network.features(test_ids)
+
+    def cost(body: nn.Module, held_out: Tensor = held_out) -> float:
+        """Bits per byte."""
+        with torch.no_grad():
+            return F.cross_entropy(body(held_out), test_next).item() / metrics.NATS_PER_BIT
+
+    control = tuned_body(network, None, 50, seed)
+    costs = {"float": cost(network.body), "float, 50 steps more": cost(control)}
+    for bits in (3, 2):
+        costs[f"{bits} bits: rounded (PTQ)"] = cost(just_rounded(network.body, bits))
+        costs[f"{bits} bits: 50 float steps, rounded"] = cost(just_rounded(control, bits))
+        costs[f"{bits} bits: 50 steps of QAT, int8"] = cost(to_int8(tuned_body(network, bits, 50, seed)))
+    results.append(costs)
+fig, ax = plots.figure(height=3.0)
+means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+for i, name in enumerate(means):
+    ax.plot(
+        [result[name] for result in results],
+        [i] * 3,
+        "o",
+        color=plots.PALETTE[0 if i < 2 else (i - 2) % 3 + 1],
+        alpha=0.7,
+    )
+    ax.text(max(result[name] for result in results) + 0.1, i, f"{means[name]:.2f}", va="center")
+ax.set_yticks(range(len(means)), list(means))
+ax.invert_yaxis()
+ax.margins(x=0.1, y=0.15)
+ax.set_xlabel("bits per byte, held-out documents")
+plots.show(
+    fig,
+    caption="Three networks (dots) and their mean (number); lower is better, and without any knowledge one needs 8 bits per byte.",
+    alt="Three dots in each of eight rows. Means in bits per byte: "
+    + "; ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+    + ".",
+)
+for bits in (3, 2):
+    gains = np.array(
+        [r[f"{bits} bits: 50 float steps, rounded"] - r[f"{bits} bits: 50 steps of QAT, int8"] for r in results]
+    )
+    half = 4.303 * gains.std(ddof=1) / 3**0.5
+    print(f"{bits} bits, QAT against the control: {gains.mean():.2f} bits per byte better, ", end="")
+    print(f"95 % interval {gains.mean() - half:.2f} to {gains.mean() + half:.2f}")
+
+# %% [markdown]
+# At 3 bits the three networks agree, and the interval is narrow. At 2 bits the gain is many times larger, and so is the interval: how badly mere rounding ruins a network is a matter of luck. An interval that does not reach 0 says that QAT helps, beyond luck; the control says that it
+# is not the additional training that helps. And QAT does not bring everything back. Compare its rows with the float ones.
+#
+# ## 8. Which fire?
+#
+# You have bytes, errors and times. Now choose: a *budget* for error and bytes says what is allowed, and time decides among what is left. Two cautions belong into the rule.
+#
+# - **Times are noisy.** A difference of 5 % is no reason to accept a larger error. So whoever is within 5 % of the fastest counts as equally fast, and the most exact of them wins.
+# - **No guessing.** A shape that you have not measured has no row in the table, and gets no answer.
+#
+# ### Exercise 3.10: choose from a table
+# *Difficulty 3 of 5 · 25 minutes · 2 points*
+#
+# Write `choose`. Use the rows of the table with this width and batch. Of those with `error <= max_error` and `bytes <= max_bytes`, let the *candidates* be the ones with a ratio of at most 1.05 times the smallest ratio among them. The candidate with the smallest error is
+# chosen. Also return *why the others were not*: for each other variant one word,
+#
+# | word | meaning |
+# |---|---|
+# | `"error"` | its error is over the budget (whatever its bytes are) |
+# | `"bytes"` | its error is allowed, its bytes are not |
+# | `"time"` | within both budgets, but not a candidate |
+# | `"tie"` | a candidate, but less exact than the chosen one |
+#
+# If nothing fits, the choice is `None`. If there is no row for this width and batch, raise a `ValueError`. No table in the check has two equal errors.
+#
+# By hand: dynamic (ratio 0.40, error 0.02) and static (0.41, 0.03) fit the budgets, weight-only (1.10, 0.005) does, too. The smallest ratio is 0.40; $1.05 \cdot 0.40 = 0.42$. Candidates: dynamic and static. Chosen: dynamic. Static: "tie". Weight-only: "time".
+
+
+# %% nbgrader={"grade": false, "grade_id": "ex_3_10", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def choose(
+    table: list[dict], width: int, batch: int, max_error: float, max_bytes: int
+) -> tuple[str | None, dict[str, str]]:
+    """The variant to use for a shape, within a budget, and why not the others.
+
+    Parameters
+    ----------
+    table : list of dict
+        Measurements with the keys "variant" (str), "width", "batch", "bytes" (int), "error" and "ratio" (float: time of the
+        variant / time of float). At most one row for a variant, width and batch. Other keys may be there.
+    width, batch : int
+        The shape that is asked for.
+    max_error, max_bytes : float, int
+        The budgets; equal is still allowed.
+
+    Returns
+    -------
+    (str or None, dict of str to str)
+        The chosen variant; for each other variant of this shape "error", "bytes", "time" or "tie".
+
+    Raises
+    ------
+    ValueError
+        If the table has no row for this width and batch.
+    """
+    ### BEGIN SOLUTION
+    here = [row for row in table if row["width"] == width and row["batch"] == batch]
+    if not here:
+        raise ValueError(f"width {width} with batch {batch} was not measured.")
+    why = {row["variant"]: "error" if row["error"] > max_error else "bytes" for row in here}
+    fitting = [row for row in here if row["error"] <= max_error and row["bytes"] <= max_bytes]
+    if not fitting:
+        return None, why
+    limit = 1.05 * min(row["ratio"] for row in fitting)
+    for row in fitting:
+        why[row["variant"]] = "tie" if row["ratio"] <= limit else "time"
+    chosen = min((row for row in fitting if row["ratio"] <= limit), key=lambda row: row["error"])["variant"]
+    del why[chosen]
+    return chosen, why
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "ex_3_10_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+import copy
+import random
+
+from helpers import checks
+
+
+def check_ex_3_10() -> None:
+    def table_of(width: int, batch: int, entries: dict[str, tuple[int, float, float]]) -> list[dict]:
+        return [
+            {
+                "variant": name,
+                "width": width,
+                "batch": batch,
+                "bytes": size,
+                "error": error,
+                "ratio": ratio,
+                "threads": 1,
+            }
+            for name, (size, error, ratio) in entries.items()
+        ]
+
+    # bytes, error, ratio; the same layer is faster with 128 rows than with one, and another variant wins
+    small = {"float": (16640, 0.0, 1.0), "static": (5400, 0.027, 4.1), "dynamic": (4380, 0.021, 3.2)}
+    one_row = {"float": (4198400, 0.0, 1.0), "static": (1069068, 0.027, 0.22), "dynamic": (1052700, 0.021, 0.51)}
+    many_rows = {"float": (4198400, 0.0, 1.0), "static": (1069068, 0.027, 0.195), "dynamic": (1052700, 0.021, 0.199)}
+    table = (
+        table_of(1024, 128, many_rows | {"weights": (1057792, 0.006, 1.08)})
+        + table_of(64, 1, small | {"weights": (4672, 0.006, 2.9)})
+        + table_of(1024, 1, one_row | {"weights": (1057792, 0.006, 0.97)})
+    )
+    # width, batch, max_error, max_bytes, choice, reasons, the likely mistake
+    asked = [
+        (64, 1, 1.0, 10**9, "float", {"static": "time", "dynamic": "time", "weights": "time"}, "a ratio below 1 means faster than float, above 1 slower."),
+        (64, 1, 1.0, 6000, "weights", {"float": "bytes", "static": "time", "dynamic": "time"}, "the budget for bytes is what excludes the float layer here."),
+        (1024, 1, 0.05, 2 * 10**6, "static", {"float": "bytes", "dynamic": "time", "weights": "time"}, "use the rows of this batch only, and let time decide among what fits."),
+        (1024, 1, 0.027, 1069068, "static", {"float": "bytes", "dynamic": "time", "weights": "time"}, "equal to the budget is still allowed."),
+        (1024, 128, 0.05, 2 * 10**6, "dynamic", {"float": "bytes", "static": "tie", "weights": "time"}, "the fastest is not 5 % faster than another candidate that is more exact."),
+        (1024, 128, 0.01, 2 * 10**6, "weights", {"float": "bytes", "static": "error", "dynamic": "error"}, "the budget for the error is smaller than before."),
+        (1024, 128, 0.001, 10**7, "float", {"static": "error", "dynamic": "error", "weights": "error"}, "only the float layer is exact enough here."),
+        (1024, 128, 0.02, 1060000, "weights", {"float": "bytes", "static": "error", "dynamic": "error"}, "only one fits both budgets."),
+        (1024, 128, 0.03, 1052699, None, {"float": "bytes", "static": "bytes", "dynamic": "bytes", "weights": "bytes"}, "nothing fits."),
+        (64, 1, 0.006, 4500, None, {"float": "bytes", "static": "error", "dynamic": "error", "weights": "bytes"}, "nothing fits."),
+    ]  # fmt: skip
+
+    with checks.check("3.10", "your choices are not beaten within the budget, and each other variant has its reason"):
+        choices = []
+        kept = copy.deepcopy(table)
+        for width, batch, max_error, max_bytes, right, reasons, sentence in asked:
+            answer = choose(table, width, batch, max_error, max_bytes)
+            checks.given(answer, "what choose returned")
+            assert isinstance(answer, tuple | list) and len(answer) == 2, (
+                "what choose returned should be a pair: the choice, and the reasons of the others."
+            )
+            choices.append((answer[0], right, answer[1], reasons, (width, batch, max_error, max_bytes), sentence))
+        assert table == kept, "your function changed the table."
+        assert len({str(choice[0]) for choice in choices}) > 1, (
+            f"your answer is always {choices[0][0]}: it must depend on the shape, the table and the budgets."
+        )
+        for choice, right, given, reasons, (width, batch, max_error, max_bytes), sentence in choices:
+            what = f"width {width}, batch {batch}, max_error={max_error}, max_bytes={max_bytes}"
+            rows = {row["variant"]: row for row in table if (row["width"], row["batch"]) == (width, batch)}
+            assert right is not None or choice is None, (
+                f"for {what} nothing fits, and the choice is None, not {choice!r}."
+            )
+            if choice is not None:
+                assert choice in rows, f"for {what} you chose {choice!r}, which is not in the table."
+                row = rows[choice]
+                assert row["error"] <= max_error, f"for {what} you chose {choice}, whose error is over the budget."
+                assert row["bytes"] <= max_bytes, f"for {what} you chose {choice}, whose bytes are over the budget."
+            assert choice == right, f"for {what} you chose {choice}; expected is {right}: {sentence}"
+            assert isinstance(given, dict), "the reasons should be a dictionary: variant to word."
+            assert right not in given, f"for {what} the chosen variant has a reason against it."
+            missing = sorted(set(reasons) - set(given))
+            assert not missing, f"for {what} there is no reason why not {missing[0]}."
+            extra = sorted(set(given) - set(reasons))
+            assert not extra, f"for {what} there is a reason for {extra[0]}, which has no row for this shape."
+            for name, word in reasons.items():
+                assert given[name] == word, (
+                    f"for {what} your reason against {name} is {given[name]!r}; expected is {word!r}. "
+                    "Look at the error first, then the bytes, then the time."
+                )
+        checks.raises(
+            ValueError,
+            lambda: choose(table, 512, 1, 1.0, 10**9),
+            "a width that was not measured must raise a ValueError: do not guess from other rows.",
+        )
+        checks.raises(
+            ValueError,
+            lambda: choose(table, 64, 128, 1.0, 10**9),
+            "a batch that was not measured must raise a ValueError: width 64 has other batches only.",
+        )
+    ### BEGIN HIDDEN TESTS
+    dice = random.Random(3100)
+    for _ in range(60):
+        shapes = [(w, b) for w in (32, 128, 512) for b in (1, 8)]
+        data = []
+        for w, b in shapes:
+            for name in ("a", "b", "c", "d", "e"):
+                size, error = dice.choice([100, 200, 300, 400]), dice.random()
+                data += table_of(w, b, {name: (size, error, dice.choice([0.3, 0.31, 0.3149, 0.33, 1.0, 2.0]))})
+        dice.shuffle(data)
+        for w, b in shapes:
+            most_error, most_bytes = dice.choice([0.2, 0.6, 0.9]), dice.choice([100, 200, 300, 400])
+            got, words = choose(data, w, b, most_error, most_bytes)
+            own = {row["variant"]: row for row in data if (row["width"], row["batch"]) == (w, b)}
+            allowed = [r for r in own.values() if r["error"] <= most_error and r["bytes"] <= most_bytes]
+            quick = [r for r in allowed if all(r["ratio"] <= 1.05 * other["ratio"] for other in allowed)]
+            best = [r["variant"] for r in quick if all(r["error"] <= other["error"] for other in quick)]
+            assert got == (best[0] if best else None), "a choice that is beaten within the budget."
+            assert set(words) == set(own) - {got}, "a reason is missing, or there is one too many."
+            for name, word in words.items():
+                row = own[name]
+                if row["error"] > most_error:
+                    assert word == "error", "wrong reason."
+                elif row["bytes"] > most_bytes:
+                    assert word == "bytes", "wrong reason."
+                else:
+                    assert word == ("tie" if row in quick else "time"), "wrong reason."
+    answered = []
+    for rows, w, b in ([], 32, 1), (data, 64, 1), (data, 32, 4), (data, 128, 2):
+        try:
+            answered.append(choose(rows, w, b, 1.0, 10**6))
+        except ValueError:
+            continue
+    assert not answered, "a shape that was not measured gets an answer."
+    ### END HIDDEN TESTS
+
+
+check_ex_3_10()
+
+# %% [markdown]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Three sieves, one after the other: shape, budgets, time. Give each row its word at the sieve where it stays behind.
+# </details>
+#
+# <details><summary>Hint 2: the key step</summary>
+#
+# First give every row of this shape the word that it has if it does not fit ("error" before "bytes"). Then overwrite the words of those that fit: "tie" within 5 % of their smallest ratio, else "time". The chosen one is the "tie" with the smallest error; remove its word.
+# </details>
+#
+# <details><summary>Hint 3: nearly the code</summary>
+#
+# `here = [row for row in table if …]`; `fitting = [row for row in here if row["error"] <= … and …]`; `limit = 1.05 * min(…)`; `min((row for row in fitting if …), key=lambda row: row["error"])`.
+# </details>
+
+# %% [markdown]
+# ### Your guide, from your own table
+#
+# Now apply it to what *this* computer measured in section 5. "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
+
+# %% tags=["varies"]
+rows = []
+try:
+    for width, batch in itertools.product(widths, batches):
+        whole = 4 * width * (width + 1)
+        own = [m for m in measured if m["threads"] == 1 and m["variant"] != "static, core"]
+        own.append({"variant": "float", "width": width, "batch": batch, "bytes": whole, "error": 0.0, "ratio": 1.0})
+        line = {"width": width, "rows in a batch": batch}
+        for title, budget in {
+            "no budget: the fastest": (1.0, 2 * whole),
+            "half of the bytes": (1.0, whole // 2),
+            "half of the bytes, error ≤ 1 %": (0.01, whole // 2),
+        }.items():
+            line[title] = choose(own, width, batch, *budget)[0] or "nothing fits"
+        rows.append(line)
+    tables.show(rows)
+    print(f"{processor()}, engine {torch.backends.quantized.engine}, one thread")
+except NotImplementedError:
+    print("Solve exercise 3.10, and run this cell again.")
+
+# %% [markdown]
+# **The guide on one page.** It says what to try first. Your table has the last word.
+#
+# | your case | try first | because (section) |
+# |---|---|---|
+# | narrow layers, one row at a time | float | a call has a fixed price; there is little to save (5) |
+# | memory is short, time is not | torchao weight-only int8 | the most exact of the int8 versions, no calibration (4, 5) |
+# | memory is very short | 4 bits, in groups, packed, and a kernel that reads them | a group costs a bit a weight; unpacked saves nothing over int8 (4) |
+# | wide layers, inputs that change in size | dynamic | no calibration, no stubs, output stays float (5) |
+# | wide layers behind each other, known data, throughput counts | static, fused, stubs only at the ends | integers flow from layer to layer, a quarter of the traffic (4, 5, 6) |
+# | a processor without VNNI, or an unknown one | 7-bit activations (`reduce_range`), the default on PCs | 16-bit sums overflow with 8 bits (3) |
+# | 3 bits and fewer | QAT, with a float-tuned control beside it | rounding alone ruins the network (7) |
+# | some layers must not change | freeze them in the fake-quantized model, convert last | a converted layer has no parameters (7) |
+#
+# ## 9. The book's Linear chapter, corrected
+#
+# All snippets and claims of the book stand in [the book, corrected](../../docs/book_corrected.md), with a test for each row. Those on Linear layers, and where you met them:
+#
+# | the book | verdict | what happens | section |
+# |---|---|---|---|
+# | "LLM" is short for Linear Layer Module | wrong | everywhere else it is a large language model | |
+# | `nn.Linear` quantizes weights and activations independently | wrong | it quantizes nothing: float weights, float products | 1 |
+# | `nn.quantized.Linear` uses one scale per channel | depends | the qconfig decides; with qnnpack, or made directly, it has one for the whole weight | 1, 4 |
+# | `nn.quantized.Linear` takes more computation time | depends | slower where there is little to multiply, faster where there is much | 5 |
+# | dynamic has a higher accuracy for a specific range of values | half right | it needs no statistics, right; its range is that of each batch, so one loud row costs the others | 5; unit 02, 6 |
+# | dynamic is more memory-intensive | wrong, but | the same bytes are kept; what flows *between* layers is float | 4 |
+# | `LinearReLU` reduces the need for negative weights | wrong | the codes are the same; it is outputs that lose their negative half | 6 |
+# | `LinearReLU` needs more memory with many ReLUs | wrong | the same bytes | 6 |
+# | `nn.quantized.Linear` has the best balance | not in general | depends on shape, threads, budget, processor | 5, 8 |
+# | `convert` makes an `nn.quantized.ReLU` of each ReLU | wrong | there is none; `nn.ReLU` works on codes | 6 |
+# | `nn.quantized.Linear(5, 2, bias=True)` in a float model | fails | the argument is `bias_`; and the layer cannot read float | 7 |
+# | freeze with `layer2.weight.requires_grad = False` | fails | `weight` is a method; freeze before converting | 7 |
+# | an optimizer for the converted model | fails | no parameters are left | 7 |
+# | quantize dynamically, train, convert | does nothing | prepare_qat, train, convert | 7 |
+#
+# And its three fun facts, which we leave out, for a reason each:
+#
+# | the book | verdict | what we could find |
+# |---|---|---|
+# | PyTorch quantization is used in Caffe2Go | wrong | Caffe2Go was Caffe2's way to mobile devices, before PyTorch had any quantization (that came with 1.3, in October 2019); the document that is cited is not to be found |
+# | "fine-tuning" was introduced in a 1995 paper, *Gradient-Based Learning Applied to Document Recognition* | wrong | that paper is of 1998 (Proceedings of the IEEE 86); we found nothing that says it coined the word; the link leads to another paper |
+# | the first release of PyTorch was in October 2016 | wrong | the public release was in January 2017, after alpha versions in 2016; the link is about version 1.0 |
+
+# %% [markdown]
+# ## Where you stand
+
+# %% tags=["varies"]
+checks.show_progress("3", exercises=11)
+
+# %% [markdown]
+# *Prometheus had a choice of fires, and everybody had told him which was best. He asked instead what was to be cooked, for how many, and how much wood there was. For a single cup the sun was enough; for a whole people he took the fire of the forge. He wrote down what he had
+# measured, and gave that away with the flame: a fire without a measure burns down houses.*
+#
+# ## Key takeaways
+#
+# - An int8 Linear is integer sums, zero-point corrections, a bias in int32 and one fixed-point multiplication; PyTorch's kernels compute the same, within one code (3.1 to 3.6).
+# - How long a sum may be is arithmetic, not hope: int32 is nearly always enough, pairs in int16 are not (3.7).
+# - Fusion with ReLU frees the negative half of the codes, fusion with BatchNorm1d is the only way into int8; a module that is used twice must not be fused (3.8).
+# - Bytes follow from shape and scheme: scales, zero points and groups are part of the bill (3.9).
+# - Whether int8 is faster depends on width, batch, threads, kernel and processor; draw the map on the machine that you will use (section 5).
+# - A choice needs a budget, a table and a rule for ties; with them it is a calculation (3.10).
+# - Nothing in a converted layer can be trained. Fake-quantize, freeze, train, freeze the observers, convert last; and compare with a float-tuned control, over several seeds (3.11).
+#
+# **When not to quantize.** Not when the layers are narrow and get one row at a time: you pay for every call. Not when neither memory nor time is short: each scheme adds an error that somebody has to measure. Not to 4 bits when your kernel keeps them in bytes. Not statically without data like that of
+# the future. And not before a float model of the right size: a smaller network may cost less and err less than a large one in few bits.
+#
+# **References.** Jacob et al. 2018, [Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference](https://arxiv.org/abs/1712.05877) · Khudia et al. 2021,
+# [FBGEMM: Enabling High-Performance Low-Precision Deep Learning Inference](https://arxiv.org/abs/2101.05615) · Wu et al. 2020,
+# [Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation](https://arxiv.org/abs/2004.09602) · PyTorch,
+# [fuse_modules](https://docs.pytorch.org/docs/stable/generated/torch.ao.quantization.fuse_modules.fuse_modules.html)

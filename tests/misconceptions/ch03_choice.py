@@ -1,0 +1,632 @@
+"""Unit 03, sections 4 to 8: what learners really answer in exercises 3.8 to 3.11."""
+
+import copy
+from itertools import pairwise
+
+import torch
+import torch.ao.nn.quantized.dynamic as nnqd
+import torch.ao.quantization as tq
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import int8
+from tests.misconceptions.bank import right, wrong
+
+# 3.9 bytes
+
+
+def bytes_of(d_in, d_out, variant, bias, group, **change):
+    """The right sum, each part of which can be replaced."""
+    row = {"per tensor": 0, "per channel": 16, "torchao int8": 5}.get(variant, 0)
+    part = {
+        "codes": {"float": 4 * d_in * d_out, "groups, packed": d_in * d_out // 2}.get(variant, d_in * d_out),
+        "rows": row * d_out,
+        "once": {"per tensor": 28, "per channel": 12}.get(variant, 0),
+        "groups": {"groups, unpacked": 5, "groups, packed": 4}.get(variant, 0) * d_out * (d_in // group),
+        "offset": 4 * d_out if bias else 0,
+    } | change
+    return sum(part.values())
+
+
+@wrong("ex_3_9", "the scales and zero points were forgotten")
+def scales_forgotten(d_in, d_out, variant, bias=True, group=32):
+    change = {"rows": 0, "groups": 0} | ({"once": 12} if variant == "per tensor" else {})
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "the overhead of the groups was forgotten")
+def group_overhead_forgotten(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, groups=0)
+
+
+@wrong("ex_3_9", "a scale for each group of each row, not one a row")
+def one_group_a_row(d_in, d_out, variant, bias=True, group=32):
+    size = {"groups, unpacked": 5, "groups, packed": 4}.get(variant, 0)
+    return bytes_of(d_in, d_out, variant, bias, group, groups=size * d_out)
+
+
+@wrong("ex_3_9", "the output scale and zero point were forgotten")
+def output_scale_forgotten(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, once=16 if variant == "per tensor" else 0)
+
+
+@wrong("ex_3_9", "float64, not float32")
+def scales_as_float32(d_in, d_out, variant, bias=True, group=32):
+    change = {"rows": 12 * d_out} if variant == "per channel" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "not for each input")
+def scale_for_each_input(d_in, d_out, variant, bias=True, group=32):
+    size = {"per channel": 16, "torchao int8": 5}.get(variant, 0)
+    return bytes_of(d_in, d_out, variant, bias, group, rows=size * d_in)
+
+
+@wrong("ex_3_9", "two codes in a byte")
+def packed_is_not_packed(d_in, d_out, variant, bias=True, group=32):
+    change = {} if variant == "float" else {"codes": d_in * d_out}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "a byte for each code, although only 4 bits")
+def unpacked_counted_as_packed(d_in, d_out, variant, bias=True, group=32):
+    change = {"codes": d_in * d_out // 2} if variant.startswith("groups") else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "the bias stays float32")
+def bias_as_int8(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, offset=d_out if bias else 0)
+
+
+@wrong("ex_3_9", "the bias was forgotten")
+def bias_forgotten(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, offset=0)
+
+
+@wrong("ex_3_9", "there is no bias to count")
+def bias_always_counted(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, True, group)
+
+
+@wrong("ex_3_9", "were forgotten")
+def bits_as_advertised(d_in, d_out, variant, bias=True, group=32):
+    return {"float": 4.0, "groups, packed": 0.5, "groups, unpacked": 0.5}.get(
+        variant, 1.0
+    ) * d_in * d_out + 4 * d_out * bias
+
+
+@right("ex_3_9")
+def from_sizes_of_dtypes(d_in, d_out, variant, bias=True, group=32):
+    size = {"f64": 8, "i64": 8, "f32": 4, "f16": 2, "i8": 1, "i4": 0.5}
+    total = d_out * size["f32"] * bias
+    if variant == "float":
+        return int(total + d_in * d_out * size["f32"])
+    code, scale, zero, how_many = {
+        "per tensor": ("i8", "f64", "i64", 1),
+        "per channel": ("i8", "f64", "i64", d_out),
+        "torchao int8": ("i8", "f32", "i8", d_out),
+        "groups, unpacked": ("i8", "f32", "i8", d_in * d_out // group),
+        "groups, packed": ("i4", "f16", "f16", d_in * d_out // group),
+    }[variant]
+    total += d_in * d_out * size[code] + how_many * (size[scale] + size[zero])
+    return int(total + (size["f32"] + size["i64"] if variant.startswith("per ") else 0))
+
+
+@right("ex_3_9")
+def one_branch_each(d_in, d_out, variant, bias=True, group=32):
+    if variant in ("per tensor", "per channel"):
+        rows = d_out if variant == "per channel" else 1
+        return d_in * d_out + 16 * rows + 12 + (4 * d_out if bias else 0)
+    return bytes_of(d_in, d_out, variant, bias, group)
+
+
+# 3.8 fuse list
+
+
+def calls_of(model):
+    """(name, module, numbers of the steps it reads), for each call."""
+    nodes = list(torch.fx.symbolic_trace(model).graph.nodes)
+    number = {node: i for i, node in enumerate(nodes)}
+    return [
+        (
+            str(n.target),
+            model.get_submodule(n.target) if n.op == "call_module" else None,
+            [number[s] for s in n.all_input_nodes],
+        )
+        for n in nodes
+    ]
+
+
+def pairs_of(
+    model, *, shared=False, read_elsewhere=False, kind=lambda m, t: type(m) is t, refuse=True, norm=True, order=1
+):
+    if refuse and model.training:
+        raise ValueError("call model.eval() first.")
+    calls = calls_of(model)
+    times = [id(module) for _, module, _ in calls]
+    once = lambda i: shared or times.count(times[i]) == 1  # noqa: E731
+    pairs = []
+    for i, (name, module, _) in enumerate(calls):
+        if not kind(module, nn.Linear) or not once(i):
+            continue
+        last, mine = i, []
+        for wanted in (nn.BatchNorm1d, nn.ReLU) if norm else (nn.ReLU,):
+            readers = [j for j, call in enumerate(calls) if last in call[2]]
+            fits = [j for j in readers if kind(calls[j][1], wanted) and once(j)]
+            if fits and (read_elsewhere or len(readers) == 1):
+                mine.append([name, calls[fits[0]][0]])
+                last = fits[0]
+        pairs += mine[::order]
+    return pairs
+
+
+@wrong("ex_3_8", "the ReLU is called twice")
+def across_a_shared_module(model):
+    return pairs_of(model, shared=True)
+
+
+@wrong("ex_3_8", "read by somebody else, too")
+def across_a_residual(model):
+    return pairs_of(model, read_elsewhere=True)
+
+
+@wrong("ex_3_8", "must raise a ValueError")
+def in_training_mode(model):
+    return pairs_of(model, refuse=False)
+
+
+@wrong("ex_3_8", "is missing in your list")
+def without_batchnorm(model):
+    return pairs_of(model, norm=False)
+
+
+@wrong("ex_3_8", "refuses the order of your list")
+def relu_before_batchnorm(model):
+    return pairs_of(model, order=-1)
+
+
+@wrong("ex_3_8", "three names at once")
+def triples(model):
+    by_linear = {}
+    for first, second in pairs_of(model):
+        by_linear.setdefault(first, [first]).append(second)
+    return list(by_linear.values())
+
+
+@wrong("ex_3_8", "the ReLU is called twice")
+def neighbours_in_named_modules(model):
+    if model.training:
+        raise ValueError("call model.eval() first.")
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    pairs = []
+    for i, (name, module) in enumerate(leaves):
+        if type(module) is nn.Linear:
+            for after, other in leaves[i + 1 :]:
+                if type(other) not in (nn.BatchNorm1d, nn.ReLU):
+                    break
+                pairs.append([name, after])
+    return pairs
+
+
+@wrong("ex_3_8", "is missing in your list")
+def nothing_is_safe(model):
+    if model.training:
+        raise ValueError("call model.eval() first.")
+    return []
+
+
+@wrong("ex_3_8", "Dropout")
+def in_the_order_of_calls(model):
+    """Who comes next, not who reads whom; looks past a Dropout, which does nothing in eval mode."""
+    pairs = pairs_of(model)
+    calls = [call for call in calls_of(model) if type(call[1]) is not nn.Dropout]
+    for (name, module, _), (after, other, _) in pairwise(calls):
+        alone = sum(call[1] is other for call in calls) == 1 == sum(call[1] is module for call in calls)
+        reads = sum(
+            call[2].count(calls_of(model).index(next(c for c in calls_of(model) if c[0] == name)))
+            for call in calls_of(model)
+        )
+        if type(module) is nn.Linear and type(other) is nn.ReLU and alone and reads == 1 and [name, after] not in pairs:
+            pairs.append([name, after])
+    return pairs
+
+
+@right("ex_3_8")
+def with_fx_nodes(model):
+    if model.training:
+        raise ValueError("eval mode, please.")
+    graph = torch.fx.symbolic_trace(model).graph
+    modules = [model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"]
+
+    def good(node, kind):
+        if node.op != "call_module":
+            return False
+        module = model.get_submodule(node.target)
+        return type(module) is kind and sum(m is module for m in modules) == 1
+
+    found = []
+    for node in graph.nodes:
+        if good(node, nn.Linear):
+            end = node
+            for kind in (nn.BatchNorm1d, nn.ReLU):
+                users = list(end.users)
+                if len(users) == 1 and good(users[0], kind):
+                    found.append([node.target, users[0].target])
+                    end = users[0]
+    return found
+
+
+@right("ex_3_8")
+def tuples_in_another_order(model):
+    pairs = [tuple(pair) for pair in pairs_of(model)]
+    names = list(dict.fromkeys(first for first, _ in pairs))
+    return [pair for name in reversed(names) for pair in pairs if pair[0] == name]
+
+
+# 3.11 fine-tuning with a frozen layer
+
+
+def weight_only(bits):
+    q = 2 ** (bits - 1) - 1
+    weight = tq.FakeQuantize.with_args(
+        observer=tq.MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0),
+        quant_min=-q,
+        quant_max=q,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    return tq.QConfig(activation=nn.Identity, weight=weight)
+
+
+def to_int8(trainee):
+    converted = copy.deepcopy(trainee).eval()
+    for name, layer in trainee.named_children():
+        if hasattr(layer, "weight_fake_quant"):
+            fake = layer.weight_fake_quant
+            codes = (layer.weight / fake.scale[:, None]).round().clamp(fake.quant_min, fake.quant_max).to(torch.int8)
+            zeros = torch.zeros(layer.out_features, dtype=torch.int64)
+            stored = torch._make_per_channel_quantized_tensor(codes, fake.scale.double(), zeros, axis=0)
+            new = nnqd.Linear(layer.in_features, layer.out_features)
+            new.set_weight_bias(stored, layer.bias)
+            setattr(converted, name, new)
+    return converted
+
+
+def rows_of(i, x):
+    return torch.arange(256 * i, 256 * (i + 1)) % len(x)
+
+
+def run(trainee, optimizer, x, targets, steps, off=None, zero=True):
+    for i in range(steps):
+        if i == off:
+            trainee.apply(tq.disable_observer)
+        rows = rows_of(i, x)
+        loss = F.cross_entropy(trainee(x[rows]), targets[rows])
+        if zero:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def prepared(body, bits):
+    trainee = copy.deepcopy(body).train()
+    trainee.qconfig = weight_only(bits)
+    return tq.prepare_qat(trainee, inplace=True)
+
+
+def adam(model, lr=2e-3):
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+
+
+@wrong("ex_3_11", "in a converted layer `weight` is a method")
+def freezes_the_converted_layer(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee(x[:8])
+    converted = to_int8(trainee)
+    converted[0].weight.requires_grad = False
+    run(converted, torch.optim.SGD(converted.parameters(), lr=0.01), x, targets, steps)
+    return trainee, converted
+
+
+@wrong("ex_3_11", "train first, convert last")
+def optimizer_of_a_converted_model(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee(x[:8])
+    converted = to_int8(trainee)
+    run(converted, torch.optim.Adam(converted.parameters(), lr=2e-3), x, targets, steps)
+    return trainee, converted
+
+
+@wrong("ex_3_11", "it is stale")
+def stale_optimizer(body, x, targets, bits, steps):
+    first = copy.deepcopy(body).train()
+    first.qconfig = weight_only(bits)
+    optimizer = adam(first)
+    trainee = tq.prepare_qat(first)  # a copy: the optimizer holds the other one
+    trainee[0].requires_grad_(False)
+    run(trainee, optimizer, x, targets, steps, off=steps // 2)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "the observers are still on")
+def observers_left_on(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "switched off only at the end")
+def observers_off_at_the_end(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps)
+    trainee.eval()(x[:8])
+    trainee.apply(tq.disable_observer)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "scales are those of the untrained weights")
+def observers_off_at_once(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=1)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "the first layer's bias has moved")
+def only_the_weight_is_frozen(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].weight.requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "the first layer's weight has moved")
+def nothing_frozen(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "one of the others has not moved either")
+def freezes_all_but_the_last(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[:4].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "only the first layer moved")
+def freezes_the_wrong_layers(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[2:].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "train a copy")
+def trains_the_original(body, x, targets, bits, steps):
+    body.train()
+    body[0].requires_grad_(False)
+    run(body, adam(body), x, targets, steps)
+    trainee = prepared(body, bits)
+    trainee(x[:8])
+    return trainee.eval().apply(tq.disable_observer), to_int8(trainee)
+
+
+@wrong("ex_3_11", "set the qconfig, then tq.prepare_qat")
+def prepare_in_place_of_prepare_qat(body, x, targets, bits, steps):
+    trainee = copy.deepcopy(body).train()
+    trainee.qconfig = weight_only(bits)
+    trainee = tq.prepare(trainee)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps)
+    return trainee.eval(), int8.dynamic_int8(trainee)
+
+
+@wrong("ex_3_11", "call .train() on the copy")
+def prepares_in_eval_mode(body, x, targets, bits, steps):
+    trainee = copy.deepcopy(body).eval()
+    trainee.qconfig = weight_only(bits)
+    tq.prepare_qat(trainee, inplace=True)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "not those that training has seen")
+def converts_before_the_last_steps(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    optimizer = adam(trainee)
+    run(trainee, optimizer, x, targets, steps, off=steps // 2)
+    converted = to_int8(trainee)
+    run(trainee, optimizer, x, targets, 5)
+    return trainee.eval(), converted
+
+
+@wrong("ex_3_11", "should be what to_int8 returns")
+def never_converts(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    trainee.eval()
+    return trainee, trainee
+
+
+@wrong("ex_3_11", "was expected")
+def gradients_pile_up(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2, zero=False)
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "was expected")
+def float_training_then_rounding(body, x, targets, bits, steps):
+    trainee = copy.deepcopy(body).train()
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee, 1e-4), x, targets, steps // 2)
+    halfway = prepared(trainee, bits)
+    halfway(x[:8])
+    halfway.apply(tq.disable_observer)
+    trainee.train()
+    run(trainee, adam(trainee, 1e-4), x, targets, steps // 2)
+    with torch.no_grad():
+        for i in (2, 4):
+            halfway[i].weight.copy_(trainee[i].weight)
+            halfway[i].bias.copy_(trainee[i].bias)
+    return halfway.eval(), to_int8(halfway)
+
+
+@right("ex_3_11")
+def frozen_before_prepare_with_sgd_style_loop(body, x, targets, bits, steps):
+    trainee = copy.deepcopy(body)
+    for parameter in trainee[0].parameters():
+        parameter.requires_grad = False
+    trainee.train()
+    trainee.qconfig = weight_only(bits)
+    trainee = tq.prepare_qat(trainee)
+    optimizer = torch.optim.Adam(trainee.parameters(), lr=2e-3)
+    for i in range(steps):
+        rows = rows_of(i, x)
+        trainee.zero_grad()
+        F.cross_entropy(trainee(x[rows]), targets[rows]).backward()
+        optimizer.step()
+        if i == steps // 2 - 1:
+            for module in trainee.modules():
+                if isinstance(module, tq.FakeQuantize):
+                    module.disable_observer()
+    trainee.train(False)
+    return trainee, to_int8(trainee)
+
+
+@right("ex_3_11")
+def optimizer_of_the_upper_layers(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    optimizer = torch.optim.Adam(trainee[1:].parameters(), lr=2e-3)
+    run(trainee, optimizer, x, targets, steps, off=steps // 2)
+    return [trainee.eval(), to_int8(trainee)]
+
+
+# 3.10 the chooser
+
+
+def chosen_from(
+    table, width, batch, max_error, max_bytes, *, fits=None, margin=1.05, by="error", shape=None, faster=min
+):
+    here = [r for r in table if (shape or (lambda r: (r["width"], r["batch"]) == (width, batch)))(r)]
+    if not here:
+        raise ValueError("not measured")
+    fits = fits or (lambda r: r["error"] <= max_error and r["bytes"] <= max_bytes)
+    why = {r["variant"]: "error" if r["error"] > max_error else "bytes" for r in here}
+    allowed = [r for r in here if fits(r)]
+    if not allowed:
+        return None, why
+    best = faster(r["ratio"] for r in allowed)
+    quick = [r for r in allowed if (r["ratio"] <= margin * best if faster is min else r["ratio"] >= best / margin)]
+    winner = min(quick, key=lambda r: r[by])["variant"]
+    why |= {r["variant"]: "tie" if r in quick else "time" for r in allowed}
+    why.pop(winner)
+    return winner, why
+
+
+@wrong("ex_3_10", "your answer is always static")
+def always_static(table, width, batch, max_error, max_bytes):
+    names = {r["variant"] for r in table if (r["width"], r["batch"]) == (width, batch)}
+    if not names:
+        raise ValueError("not measured")
+    return "static", dict.fromkeys(names - {"static"}, "time")
+
+
+@wrong("ex_3_10", "whose bytes are over the budget")
+def ignores_bytes(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, fits=lambda r: r["error"] <= max_error)
+
+
+@wrong("ex_3_10", "whose error is over the budget")
+def ignores_the_error(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, fits=lambda r: r["bytes"] <= max_bytes)
+
+
+@wrong("ex_3_10", "more exact")
+def no_margin_for_noise(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, margin=1.0)
+
+
+@wrong("ex_3_10", "expected is")
+def the_most_exact(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, margin=1e9)
+
+
+@wrong("ex_3_10", "a ratio below 1 means faster")
+def larger_ratio_is_faster(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, faster=max)
+
+
+@wrong("ex_3_10", "use the rows of this batch only")
+def ignores_the_batch(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, shape=lambda r: r["width"] == width)
+
+
+@wrong("ex_3_10", "equal to the budget")
+def strictly_below_the_budget(table, width, batch, max_error, max_bytes):
+    below = lambda r: r["error"] < max_error and r["bytes"] < max_bytes  # noqa: E731
+    return chosen_from(table, width, batch, max_error, max_bytes, fits=below)
+
+
+@wrong("ex_3_10", "your reason against")
+def bytes_before_the_error(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    large = {r["variant"] for r in table if (r["width"], r["batch"]) == (width, batch) and r["bytes"] > max_bytes}
+    return answer, {name: "bytes" if name in large else word for name, word in why.items()}
+
+
+@wrong("ex_3_10", "your reason against")
+def a_tie_counts_as_slower(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, {name: "time" if word == "tie" else word for name, word in why.items()}
+
+
+@wrong("ex_3_10", "a width that was not measured must raise")
+def nearest_width(table, width, batch, max_error, max_bytes):
+    near = min({(r["width"], r["batch"]) for r in table}, key=lambda s: (abs(s[0] - width), abs(s[1] - batch)))
+    return chosen_from(table, *near, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "should be a pair")
+def only_the_name(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes)[0] or "none"
+
+
+@wrong("ex_3_10", "the choice is None")
+def the_least_bad(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return (answer if answer else "nothing"), why
+
+
+@right("ex_3_10")
+def sorted_by_time(table, width, batch, max_error, max_bytes):
+    rows = sorted((r for r in table if r["width"] == width and r["batch"] == batch), key=lambda r: r["ratio"])
+    if len(rows) == 0:
+        raise ValueError(f"no measurement of {width}, {batch}")
+    words, candidates = {}, []
+    for r in rows:
+        if r["error"] > max_error:
+            words[r["variant"]] = "error"
+        elif r["bytes"] > max_bytes:
+            words[r["variant"]] = "bytes"
+        elif not candidates or r["ratio"] <= 1.05 * candidates[0]["ratio"]:
+            candidates.append(r)
+        else:
+            words[r["variant"]] = "time"
+    if not candidates:
+        return None, words
+    candidates.sort(key=lambda r: r["error"])
+    return candidates[0]["variant"], words | {r["variant"]: "tie" for r in candidates[1:]}
+
+
+@right("ex_3_10")
+def from_the_general_one(table, width, batch, max_error, max_bytes):
+    return chosen_from(copy.deepcopy(table), width, batch, max_error, max_bytes)

@@ -1,0 +1,629 @@
+"""Unit 03, sections 1 to 3: what learners really answer when a layer must do without floats."""
+
+import math
+
+import numpy as np
+import torch
+
+from helpers import integer
+from tests.misconceptions.bank import right, wrong
+
+# 3.1 the product of codes
+
+
+@wrong("ex_3_1", "make both codes int32 first")
+def two_types_multiplied(x_codes, w_codes):
+    return (x_codes @ w_codes.T).to(torch.int32)
+
+
+@wrong("ex_3_1", "codes above 127 became negative")
+def input_as_int8(x_codes, w_codes):
+    return x_codes.to(torch.int8).to(torch.int32) @ w_codes.to(torch.int32).T
+
+
+@wrong("ex_3_1", "wrapped around in 8 bits")
+def widened_too_late(x_codes, w_codes):
+    return (x_codes.to(torch.int8) @ w_codes.T).to(torch.int32)
+
+
+@wrong("ex_3_1", "wrapped around in 8 bits, without a sign")
+def multiplied_in_uint8(x_codes, w_codes):
+    return (x_codes @ w_codes.to(torch.uint8).T).to(torch.int32)
+
+
+@wrong("ex_3_1", "wrapped around in 16 bits")
+def summed_in_int16(x_codes, w_codes):
+    return (x_codes.to(torch.int16) @ w_codes.to(torch.int16).T).to(torch.int32)
+
+
+@wrong("ex_3_1", "makes a tensor of floats")
+def summed_in_float16(x_codes, w_codes):
+    return (x_codes.half() @ w_codes.half().T).to(torch.int32)
+
+
+@wrong("ex_3_1", "makes a tensor of floats")
+def summed_in_float32(x_codes, w_codes):
+    return (x_codes.float() @ w_codes.float().T).round().to(torch.int32)
+
+
+@wrong("ex_3_1", "int8, not uint8")
+def weights_without_sign(x_codes, w_codes):
+    return x_codes.to(torch.int32) @ w_codes.view(torch.uint8).to(torch.int32).T
+
+
+@wrong("ex_3_1", "expected is torch.int32")
+def left_in_int64(x_codes, w_codes):
+    return x_codes.long() @ w_codes.long().T
+
+
+@wrong("ex_3_1", "must be transposed")
+def transposed_when_it_must_be(x_codes, w_codes):
+    square = w_codes.shape[0] == w_codes.shape[1]
+    return x_codes.int() @ (w_codes if square else w_codes.T).int()
+
+
+@right("ex_3_1")
+def one_product_at_a_time(x_codes, w_codes):
+    sums = torch.zeros(len(x_codes), len(w_codes), dtype=torch.int32)
+    for row in range(len(x_codes)):
+        sums[row] = (w_codes.int() * x_codes[row].int()).sum(dim=1).int()
+    return sums
+
+
+@right("ex_3_1")
+def with_numpy(x_codes, w_codes):
+    return torch.from_numpy(np.einsum("rk,ok->ro", x_codes.numpy().astype(np.int32), w_codes.numpy().astype(np.int32)))
+
+
+# 3.2 the zero-point corrections
+
+
+def corrections(x_codes, x_zero, w_codes, w_zeros, width=None):
+    """The three terms, each (rows or 1, out_features)."""
+    width = x_codes.shape[1] if width is None else width
+    w_sums, x_sums = w_codes.sum(1, dtype=torch.int32), x_codes.sum(1, dtype=torch.int32)[:, None]
+    return x_zero * w_sums, x_sums * w_zeros, width * x_zero * w_zeros
+
+
+@wrong("ex_3_2", "nothing was corrected")
+def no_correction(products, x_codes, x_zero, w_codes, w_zeros):
+    return products
+
+
+@wrong("ex_3_2", "sums of the weight rows is missing")
+def without_weight_sums(products, x_codes, x_zero, w_codes, w_zeros):
+    _, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - b + c
+
+
+@wrong("ex_3_2", "sums of the input rows is missing")
+def without_input_sums(products, x_codes, x_zero, w_codes, w_zeros):
+    a, _, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a + c
+
+
+@wrong("ex_3_2", "last term is missing")
+def without_the_constant(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, _ = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a - b
+
+
+@wrong("ex_3_2", "minus times minus is plus")
+def constant_subtracted(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a - b - c
+
+
+@wrong("ex_3_2", "they are subtracted")
+def corrections_added(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products + a + b + c
+
+
+@wrong("ex_3_2", "the zero points are swapped")
+def swapped(products, x_codes, x_zero, w_codes, w_zeros):
+    _, _, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    w_sums, x_sums = w_codes.sum(1, dtype=torch.int32), x_codes.sum(1, dtype=torch.int32)[:, None]
+    return products - w_zeros * w_sums - x_zero * x_sums + c
+
+
+@wrong("ex_3_2", "counts the rows of the input")
+def counts_rows(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros, len(x_codes))
+    return products - a - b + c
+
+
+@wrong("ex_3_2", "not multiplied by in_features")
+def constant_once(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros, 1)
+    return products - a - b + c
+
+
+@wrong("ex_3_2", "wrapped around in uint8")
+def input_sums_in_uint8(products, x_codes, x_zero, w_codes, w_zeros):
+    a, _, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a - x_codes.sum(1, dtype=torch.uint8).int()[:, None] * w_zeros + c
+
+
+@wrong("ex_3_2", "wrapped around in int8")
+def weight_sums_in_int8(products, x_codes, x_zero, w_codes, w_zeros):
+    _, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - x_zero * w_codes.sum(1, dtype=torch.int8).int() - b + c
+
+
+@wrong("ex_3_2", "multiply the matrices again")
+def multiplies_again(products, x_codes, x_zero, w_codes, w_zeros):
+    return (x_codes.int() - x_zero) @ (w_codes.int() - w_zeros[:, None]).T
+
+
+@wrong("ex_3_2", "makes a tensor of floats")
+def through_means(products, x_codes, x_zero, w_codes, w_zeros):
+    width = x_codes.shape[1]
+    a, b = width * x_zero * w_codes.double().mean(1), width * x_codes.double().mean(1)[:, None] * w_zeros
+    return (products - a - b + width * x_zero * w_zeros).round().to(torch.int32)
+
+
+@right("ex_3_2")
+def factored(products, x_codes, x_zero, w_codes, w_zeros):
+    inputs = (x_codes.int() - x_zero).sum(1, keepdim=True)
+    return (products - x_zero * w_codes.int().sum(1) - inputs * w_zeros).to(torch.int32)
+
+
+@right("ex_3_2")
+def with_a_product_of_ones(products, x_codes, x_zero, w_codes, w_zeros):
+    ones = torch.ones(x_codes.shape[1], dtype=torch.int64)
+    left, lower = x_codes.long() @ ones, w_codes.long() @ ones
+    return (products - lower * x_zero - torch.outer(left - len(ones) * x_zero, w_zeros.long())).int()
+
+
+# 3.3 the bias in 32 bits
+
+
+def bias_steps(bias, step, rounding=torch.round):
+    ends = torch.iinfo(torch.int32)
+    return rounding(bias.double() / step).clamp(ends.min, ends.max).to(torch.int32)
+
+
+@wrong("ex_3_3", "not by y_scale")
+def at_the_output_scale(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, y_scale)
+
+
+@wrong("ex_3_3", "scale of the weight only")
+def at_the_weight_scale(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, w_scales)
+
+
+@wrong("ex_3_3", "scale of the input only")
+def at_the_input_scale(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale)
+
+
+@wrong("ex_3_3", "to count steps, divide")
+def multiplied(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, 1 / (x_scale * w_scales))
+
+
+@wrong("ex_3_3", "y_scale does not belong here")
+def with_the_whole_multiplier(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales / y_scale)
+
+
+@wrong("ex_3_3", "cut off instead of rounded")
+def cut_off(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales, torch.trunc)
+
+
+@wrong("ex_3_3", "scale of the largest one")
+def one_scale_for_all(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales.max())
+
+
+@wrong("ex_3_3", "clamped to 8 bits")
+def eight_bits(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).clamp(-128, 127)
+
+
+@wrong("ex_3_3", "should be int32")
+def left_as_floats(bias, x_scale, w_scales, y_scale):
+    return (bias.double() / (x_scale * w_scales)).round()
+
+
+@wrong("ex_3_3", "clamp before you turn them into int32")
+def without_a_clamp(bias, x_scale, w_scales, y_scale):
+    return (bias.double() / (x_scale * w_scales)).round().to(torch.int64).to(torch.int32)
+
+
+@wrong("ex_3_3", "float32 has no number 2**31 - 1")
+def clamped_in_float32(bias, x_scale, w_scales, y_scale):
+    steps = (bias.double() / (x_scale * w_scales)).round().float()
+    return steps.clamp(-(2**31), 2**31 - 1).long().to(torch.int32)
+
+
+@right("ex_3_3")
+def with_numpy_rint(bias, x_scale, w_scales, y_scale):
+    steps = np.rint(bias.numpy().astype(np.float64) / x_scale / w_scales.numpy())
+    return torch.from_numpy(np.minimum(np.maximum(steps, -(2.0**31)), 2.0**31 - 1).astype(np.int32))
+
+
+@right("ex_3_3")
+def one_number_at_a_time(bias, x_scale, w_scales, y_scale):
+    pairs = zip(bias.tolist(), w_scales.tolist(), strict=True)
+    return torch.tensor([min(max(round(b / (x_scale * s)), -(2**31)), 2**31 - 1) for b, s in pairs], dtype=torch.int32)
+
+
+# 3.4 from sums to codes
+
+
+@wrong("ex_3_4", "is not between 0.5 and 1", binds="fixed_point")
+def m0_between_1_and_2(multipliers):
+    m0, n = integer.fixed_point(multipliers)
+    return m0 * 2, n + 1
+
+
+@wrong("ex_3_4", "precision is lost", binds="fixed_point")
+def one_shift_for_all(multipliers):
+    return (multipliers * 2**20).round().to(torch.int64), torch.full(multipliers.shape, -11)
+
+
+@wrong("ex_3_4", "wrong sign", binds="fixed_point")
+def exponent_as_it_is(multipliers):
+    m0, n = integer.fixed_point(multipliers)
+    return m0, -n
+
+
+@wrong("ex_3_4", "does not fit in an int32", binds="fixed_point")
+def rounded_up_to_one(multipliers):
+    halves, exponents = torch.frexp(multipliers)
+    return (halves * 2**31).round().to(torch.int64), -exponents.to(torch.int64)
+
+
+@wrong("ex_3_4", "stored as m0 = round", binds="fixed_point")
+def m0_as_a_fraction(multipliers):
+    halves, exponents = torch.frexp(multipliers)
+    return halves, -exponents.to(torch.int64)
+
+
+@wrong("ex_3_4", "in float64", binds="fixed_point")
+def m0_in_float32(multipliers):
+    halves, exponents = torch.frexp(multipliers.float())
+    return (halves * 2**31).long().clamp(max=2**31 - 1), -exponents.to(torch.int64)
+
+
+def scaled(sums, m0, n, extra):
+    return (sums.long() * m0 + extra) >> (n + 31)
+
+
+@wrong("ex_3_4", "a shift cuts off", binds="requantize")
+def truncating_shift(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 0) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "cut off towards zero", binds="requantize")
+def divided_towards_zero(sums, m0, n, y_zero):
+    steps = torch.div(sums.long() * m0, 1 << (n + 31), rounding_mode="trunc")
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "add half of", binds="requantize")
+def rounded_up(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 31)) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "they are not clamped", binds="requantize")
+def no_saturation(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).to(torch.uint8)
+
+
+@wrong("ex_3_4", "added before the multiplication", binds="requantize")
+def zero_point_first(sums, m0, n, y_zero):
+    return scaled(sums + y_zero, m0, n, 1 << (n + 30)).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "the zero point is missing", binds="requantize")
+def zero_point_forgotten(sums, m0, n, y_zero):
+    return scaled(sums, m0, n, 1 << (n + 30)).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "clamp comes before the zero point", binds="requantize")
+def clamped_too_early(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 30)).clamp(0, 255) + y_zero).to(torch.uint8)
+
+
+@wrong("ex_3_4", "needs int64", binds="requantize")
+def product_in_int32(sums, m0, n, y_zero):
+    product = (sums * m0.to(torch.int32)).long()
+    return (((product + (1 << (n + 30))) >> (n + 31)) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "clamped to int8", binds="requantize")
+def clamped_to_int8(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(-128, 127).to(torch.uint8)
+
+
+@wrong("ex_3_4", "requantize makes a tensor of floats", binds="requantize")
+def multiplied_by_a_float(sums, m0, n, y_zero):
+    return ((sums * (m0 * 2.0 ** -(31 + n.double()))).round() + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "expected is torch.uint8", binds="requantize")
+def left_wide(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(0, 255)
+
+
+@right("ex_3_4", binds="fixed_point")
+def with_math(multipliers):
+    m0, n = [], []
+    for number in multipliers.tolist():
+        half, exponent = math.frexp(number)
+        whole = round(half * 2**31)
+        m0.append(min(whole, 2**31 - 1) if whole < 2**31 else whole // 2)
+        n.append(-exponent - (whole == 2**31))
+    return torch.tensor(m0), torch.tensor(n)
+
+
+@right("ex_3_4", binds="requantize")
+def floor_division(sums, m0, n, y_zero):
+    divisor = 2 ** (n + 31)
+    steps = torch.div(sums.to(torch.int64) * m0 + divisor // 2, divisor, rounding_mode="floor")
+    return torch.clamp(steps + y_zero, min=0, max=255).to(torch.uint8)
+
+
+@right("ex_3_4", binds="requantize")
+def halves_away_from_zero(sums, m0, n, y_zero):
+    product = sums.long() * m0
+    steps = product.sign() * ((product.abs() + (1 << (n + 30))) >> (n + 31))
+    return steps.add(y_zero).clamp(0, 255).to(torch.uint8)
+
+
+# 3.5 the integer Linear layer
+
+
+def packed_parts(w_codes, w_scales, bias, x_scale, x_zero, y_scale, y_zero, **changes):
+    step = x_scale * w_scales
+    multipliers = changes.get("multipliers", step / y_scale)
+    codes = (bias.double() / changes.get("unit", step)).round().to(torch.int32) * changes.get("times", 1)
+    start = codes - changes.get("correction", 1) * x_zero * w_codes.sum(1, dtype=torch.int32)
+    m0, n = integer.fixed_point(multipliers)
+    return {"w": w_codes.int().T.contiguous(), "b": start, "m0": m0, "n": n, "zero": changes.get("zero", y_zero)}
+
+
+class Whole(dict):
+    """A packed layer whose names are those of our solution, so that ours can run it."""
+
+    def __init__(self, parts):
+        super().__init__(weight=parts["w"].T.to(torch.int8), start=parts["b"], m0=parts["m0"], n=parts["n"])
+        self["y_zero"] = parts["zero"]
+
+
+@wrong("ex_3_5", "the bias is missing", binds="pack")
+def bias_forgotten(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, times=0))
+
+
+@wrong("ex_3_5", "counted in steps of the output", binds="pack")
+def bias_at_the_output_scale(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, unit=kwargs["y_scale"]))
+
+
+@wrong("ex_3_5", "divided by the scale of the input only", binds="pack")
+def bias_at_the_input_scale(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, unit=kwargs["x_scale"]))
+
+
+@wrong("ex_3_5", "added twice", binds="pack")
+def bias_twice(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, times=2))
+
+
+@wrong("ex_3_5", "zero point of the input was not corrected", binds="pack")
+def no_zero_point(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, correction=0))
+
+
+@wrong("ex_3_5", "has the wrong sign", binds="pack")
+def zero_point_added(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, correction=-1))
+
+
+@wrong("ex_3_5", "multiplier of the first one", binds="pack")
+def first_scale_for_all(*args, **kwargs):
+    m = kwargs["x_scale"] * kwargs["w_scales"] / kwargs["y_scale"]
+    return Whole(packed_parts(*args, **kwargs, multipliers=m[:1].expand_as(m)))
+
+
+@wrong("ex_3_5", "zero point of the output is missing", binds="pack")
+def output_zero_point_forgotten(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, zero=0))
+
+
+@wrong("ex_3_5", "the output's scale is missing", binds="pack")
+def multiplier_without_y_scale(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, multipliers=kwargs["x_scale"] * kwargs["w_scales"]))
+
+
+@wrong("ex_3_5", "is not an integer or a tensor of integers", binds="pack")
+def scales_packed_as_floats(w_codes, w_scales, bias, x_scale, x_zero, y_scale, y_zero):
+    return {"weight": w_codes, "bias": bias, "multiplier": x_scale * w_scales / y_scale, "x_zero": x_zero}
+
+
+@wrong("ex_3_5", "belongs into pack", binds="integer_linear")
+def floats_at_run_time(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    multipliers = packed["m0"] * 2.0 ** -(31 + packed["n"].double())
+    return ((sums * multipliers).round() + packed["y_zero"]).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_5", "input codes above 127 became negative", binds="integer_linear")
+def signed_input(x_codes, packed):
+    sums = x_codes.to(torch.int8).int() @ packed["weight"].int().T + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
+@wrong("ex_3_5", "wrapped around in 16 bits", binds="integer_linear")
+def sixteen_bits(x_codes, packed):
+    sums = (x_codes.short() @ packed["weight"].short().T).int() + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
+@wrong("ex_3_5", "a shift cuts off", binds="integer_linear")
+def shifted_without_rounding(x_codes, packed):
+    sums = (x_codes.int() @ packed["weight"].int().T + packed["start"]).long()
+    return (((sums * packed["m0"]) >> (packed["n"] + 31)) + packed["y_zero"]).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_5", "they are not clamped", binds="integer_linear")
+def wraps_at_the_end(x_codes, packed):
+    sums = (x_codes.int() @ packed["weight"].int().T + packed["start"]).long()
+    steps = (sums * packed["m0"] + (1 << (packed["n"] + 30))) >> (packed["n"] + 31)
+    return (steps + packed["y_zero"]).to(torch.uint8)
+
+
+@right("ex_3_5", binds="pack")
+def wider_parts(w_codes, w_scales, bias, x_scale, x_zero, y_scale, y_zero):
+    m0, n = integer.fixed_point(x_scale * w_scales / y_scale)
+    start = (bias.double() / w_scales / x_scale).round().long() - (w_codes.long() * x_zero).sum(1)
+    return {"weight": w_codes.to(torch.int16), "start": start, "m0": m0, "n": n, "y_zero": int(y_zero)}
+
+
+@right("ex_3_5", binds="integer_linear")
+def row_by_row(x_codes, packed):
+    rows = []
+    for row in x_codes.long():
+        sums = (packed["weight"].long() * row).sum(1) + packed["start"]
+        steps = (sums * packed["m0"] + 2 ** (packed["n"] + 30)) >> (packed["n"] + 31)
+        rows.append((steps + packed["y_zero"]).clamp(0, 255).to(torch.uint8))
+    return torch.stack(rows)
+
+
+# 3.6 ReLU as a clamp
+
+
+def steps_of(sums, m0, n):
+    return (sums.long() * m0 + (1 << (n + 30))) >> (n + 31)
+
+
+@wrong("ex_3_6", "real 0 is the code y_zero, not the code 0")
+def clamped_at_code_0(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).clamp(min=0).clamp(max=255).to(torch.uint8)
+
+
+@wrong("ex_3_6", "the zero point is missing after the ReLU")
+def relu_without_zero_point(sums, m0, n, y_zero):
+    return steps_of(sums, m0, n).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_6", "before the zero point is added: larger codes wrapped around")
+def clamped_before_the_zero_point(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n).clamp(0, 255) + y_zero).to(torch.uint8)
+
+
+@wrong("ex_3_6", "the wrong end")
+def upper_end(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmax=y_zero)
+
+
+@wrong("ex_3_6", "became 0; they must become y_zero")
+def negative_codes_zeroed(sums, m0, n, y_zero):
+    codes = integer.requantize(sums, m0, n, y_zero)
+    return torch.where(codes < y_zero, 0, codes).to(torch.uint8)
+
+
+@wrong("ex_3_6", "clamp at 255, too")
+def no_upper_end(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).clamp(min=y_zero).to(torch.uint8)
+
+
+@wrong("ex_3_6", "the upper end of the codes is 255")
+def seven_bits(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmin=y_zero, qmax=max(127, y_zero))
+
+
+@wrong("ex_3_6", "ReLU needs integers only")
+def through_real_numbers(sums, m0, n, y_zero):
+    return ((sums * (m0 * 2.0 ** -(31 + n.double()))).relu().round() + y_zero).clamp(max=255).to(torch.uint8)
+
+
+@right("ex_3_6")
+def relu_on_the_sums(sums, m0, n, y_zero):
+    return integer.requantize(sums.relu(), m0, n, y_zero)
+
+
+@right("ex_3_6")
+def maximum_after_the_clamp(sums, m0, n, y_zero):
+    codes = integer.requantize(sums, m0, n, y_zero)
+    return torch.maximum(codes, torch.tensor(y_zero, dtype=torch.uint8))
+
+
+# 3.7 the accumulator budget
+
+
+@wrong("ex_3_7", "do not forget -128")
+def largest_codes_only(x_min, x_max, w_min, w_max, bits):
+    return (2 ** (bits - 1) - 1) // (x_max * w_max or 1)
+
+
+@wrong("ex_3_7", "do not forget -128")
+def symmetric_weights(x_min, x_max, w_min, w_max, bits):
+    return exact_length(max(x_min, -x_max), x_max, max(w_min, -w_max), w_max, bits)
+
+
+@wrong("ex_3_7", "it ends at 2**(bits-1) - 1")
+def without_a_sign(x_min, x_max, w_min, w_max, bits):
+    return (2**bits - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
+
+
+@wrong("ex_3_7", "the two ends are not alike")
+def absolute_values(x_min, x_max, w_min, w_max, bits):
+    return (2 ** (bits - 1) - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
+
+
+@wrong("ex_3_7", "positive end only")
+def positive_end(x_min, x_max, w_min, w_max, bits):
+    largest = max(x * w for x in (x_min, x_max) for w in (w_min, w_max))
+    return (2 ** (bits - 1) - 1) // largest if largest else 1
+
+
+@wrong("ex_3_7", "the average case")
+def average_case(x_min, x_max, w_min, w_max, bits):
+    mean = abs(x_min + x_max) / 2 * (abs(w_min) + abs(w_max)) / 2 or 1
+    return int((2 ** (bits - 1) - 1) // mean)
+
+
+@wrong("ex_3_7", "divide with //")
+def divided(x_min, x_max, w_min, w_max, bits):
+    return 2 ** (bits - 1) / max(abs(x * w) for x in (x_min, x_max) for w in (w_min, w_max))
+
+
+@wrong("ex_3_7", "can overflow")
+def one_too_many(x_min, x_max, w_min, w_max, bits):
+    return exact_length(x_min, x_max, w_min, w_max, bits) + 1
+
+
+@wrong("ex_3_7", "would still fit")
+def carefully_one_less(x_min, x_max, w_min, w_max, bits):
+    return exact_length(x_min, x_max, w_min, w_max, bits) - 1
+
+
+def exact_length(x_min, x_max, w_min, w_max, bits):
+    top, lengths = 2 ** (bits - 1), []
+    for product in (x_min * w_min, x_min * w_max, x_max * w_min, x_max * w_max):
+        if product:
+            lengths.append((top - 1) // product if product > 0 else top // -product)
+    return min(lengths)
+
+
+@right("ex_3_7")
+def corner_by_corner(x_min, x_max, w_min, w_max, bits):
+    return exact_length(x_min, x_max, w_min, w_max, bits)
+
+
+@right("ex_3_7")
+def by_bisection(x_min, x_max, w_min, w_max, bits):
+    corners = [x * w for x in (x_min, x_max) for w in (w_min, w_max)]
+    low, high = 0, 2**bits
+    while high - low > 1:
+        middle = (low + high) // 2
+        good = all(-(2 ** (bits - 1)) <= middle * c < 2 ** (bits - 1) for c in corners)
+        low, high = (middle, high) if good else (low, middle)
+    return low
