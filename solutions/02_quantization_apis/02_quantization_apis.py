@@ -1486,7 +1486,7 @@ import torch
 import torch.ao.quantization as tq
 from torch import nn
 
-from helpers import checks, describe, known_warnings
+from helpers import checks, describe, known_warnings, witness
 
 
 def check_ex_2_6() -> None:
@@ -1588,6 +1588,9 @@ def check_ex_2_6() -> None:
         assert 1e-4 < error < 0.12, (
             f"your model's outputs are {error:.3f} (relative) away from float; int8 should be within a few per cent, and not exact."
         )
+        assert witness.runs_in_int8(answer, kept, x), (
+            "your model's outputs do not follow its int8 weights: it computes with a float copy that it hides."
+        )
     ### BEGIN HIDDEN TESTS
     with torch.random.fork_rng(devices=[]):  # new layers draw random weights
         for seed, widths in [(1, (8, 30, 4)), (2, (20, 20, 20, 20, 7)), (3, (6, 3))]:
@@ -1623,6 +1626,11 @@ def check_ex_2_6() -> None:
             assert output.unique().numel() <= 256, (
                 "the outputs take more values than 8 bits have: they do not come from an int8 layer."
             )
+        with torch.random.fork_rng(devices=[]):
+            net = network(9, 10, 14, 4).eval()
+            shown = static_int8(net, [torch.randn(64, 10)])
+            followed = witness.runs_in_int8(shown, net, torch.randn(50, 10))
+        assert followed, "the outputs do not come from the int8 layers."
     ### END HIDDEN TESTS
 
 
@@ -2758,58 +2766,78 @@ plots.show(
 # function that finds the failure in any model, and then the cure.
 
 # %% [markdown]
-# You cured this one in exercise 2.6. Here you meet it by its message, which does not say what is missing.
-#
 # A quantized layer is a different thing from the float layer that it replaced: it takes int8 tensors and returns int8 tensors.
-# `prepare` and `convert` swap layers, but they do not add a step that turns the first float input into int8. So the first
-# quantized layer meets a float tensor, and PyTorch says that its operator cannot be run with arguments from the CPU. Many take this
-# for a broken installation: [pytorch#128578](https://github.com/pytorch/pytorch/issues/128578),
-# [optimum#24](https://github.com/huggingface/optimum/issues/24). It only means: this tensor is not quantized.
+# `prepare` and `convert` swap layers, but they do not add a step that turns float into int8. In exercise 2.6 a QuantStub in front of
+# the whole model did that. A language model does not read float numbers, however. It reads *ids*: whole numbers, the names of rows of a table.
+# Two messages belong to this place:
 #
-# ### Exercise 2.10.1: the model that cannot read its input
+# - **There is no stub.** The first int8 layer meets a float tensor, and PyTorch says that its operator cannot be run with arguments from the CPU.
+#   Many take this for a broken installation: [pytorch#128578](https://github.com/pytorch/pytorch/issues/128578),
+#   [optimum#24](https://github.com/huggingface/optimum/issues/24). It only means: this tensor is not quantized.
+# - **The stub stands in front of the ids.** Then it gets whole numbers (their type is called Long) and refuses them. (With another qconfig the
+#   histogram observer refuses them before, while you calibrate: `"histogram_cpu" not implemented for 'Long'`.)
+#
+# ### Exercise 2.10.1: the stub in the wrong place
 # *Difficulty 2 of 5 · 8 minutes · 1 point*
 #
-# Write `int8_mlp`: a statically quantized copy of a plain `nn.Sequential` of Linear and ReLU layers, calibrated on `batches`. The
-# copy takes float numbers and returns float numbers. The model that came in stays as it is.
+# Write `int8_reader`. The model has two parts, `model.embedding` (an Embedding) and `model.body` (Linear and ReLU layers), and computes
+# `body(embedding(ids))`. Return a copy whose body is statically quantized, with the default qconfig of the engine in use, and calibrated on all `batches`.
+# The embedding stays float. Where in the model are the first float numbers?
 
 
 # %% tags=["broken"]
-def patient_1(model: nn.Module, batches: list[Tensor]) -> Tensor:
-    model.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
-    prepared = tq.prepare(model)
+class Reader(nn.Module):
+    """ids (batch, time) -> float numbers (batch, time, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.body(self.embedding(ids))
+
+
+def patient_1(reader: nn.Module, batches: list[Tensor], stubs: bool) -> Tensor:
+    reader.embedding.qconfig = None  # the table stays float (patient 3 is about tables)
+    whole = tq.QuantWrapper(reader).eval() if stubs else reader
+    whole.qconfig = tq.default_qconfig
+    prepared = tq.prepare(whole)
     for batch in batches:
         prepared(batch)
     return tq.convert(prepared)(batches[0])
 
 
-errors.show_error(
-    lambda: patient_1(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), [torch.randn(32, 8)])
-)
+torch.manual_seed(1)
+for stubs in (True, False):
+    errors.show_error(lambda stubs=stubs: patient_1(Reader().eval(), [torch.randint(30, (16, 6))], stubs))
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_2_10_1", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def int8_mlp(model: nn.Module, batches: list[Tensor]) -> nn.Module:
-    """A statically quantized copy of `model` that takes and returns float tensors; `model` itself is unchanged.
+def int8_reader(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """A copy of `model` with a statically quantized body behind a float embedding; `model` itself is unchanged.
 
     Parameters
     ----------
     model : Module
-        A Sequential of Linear and ReLU layers, in eval mode, without stubs.
-    batches : list of Tensor, float32, (batch, features)
-        Typical inputs, to calibrate with.
+        With parts `embedding` (an Embedding) and `body` (a Sequential of Linear and ReLU); in eval mode, without stubs.
+    batches : list of Tensor, int64, (batch, time)
+        Typical ids, to calibrate with: all of them.
 
     Returns
     -------
     Module
-        Maps float32 (batch, features) to float32 (batch, outputs); the weights of all Linear layers are `torch.qint8`.
+        Maps ids (batch, time) to float32 (batch, time, outputs). The weights of all Linear layers are `torch.qint8`, with
+        the scales that the default qconfig of the engine finds; the embedding is float32, bit for bit.
     """
     ### BEGIN SOLUTION
-    wrapped = tq.QuantWrapper(model).eval()
-    wrapped.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
-    watched = tq.prepare(wrapped)
-    for batch in batches:
-        watched(batch)
-    return tq.convert(watched)
+    reader = copy.deepcopy(model)
+    reader.body = tq.QuantWrapper(reader.body).eval()
+    reader.body.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+    tq.prepare(reader, inplace=True)
+    for ids in batches:
+        reader(ids)
+    return tq.convert(reader)
     ### END SOLUTION
 
 
@@ -2818,47 +2846,82 @@ import copy
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_1() -> None:
+    class Words(nn.Module):
+        def __init__(self, widths: tuple[int, ...]) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(24, widths[0])
+            layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+            self.body = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
+            for parameter in self.parameters():
+                nn.init.normal_(parameter, std=0.4)
+            with torch.no_grad():  # ids from 12 on are large, those from 16 on small, and those from 20 on never occur
+                self.embedding.weight += torch.tensor([0.0, 3.0, -3.0, 40.0])[
+                    [0] * 12 + [1] * 4 + [2] * 4 + [3] * 4, None
+                ]
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.body(self.embedding(ids))
+
     def check_ex_2_10_1_model(widths: tuple[int, ...], seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
-        model = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1]).eval()
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.4)
+        model = Words(widths).eval()
         untouched = copy.deepcopy(model)
-        batches, x = [torch.randn(64, widths[0]) for _ in range(4)], torch.randn(64, widths[0])
-        answer = int8_mlp(model, batches)
+        batches = [torch.randint(low, high, (16, 6)) for low, high in [(0, 12), (12, 16), (16, 20), (0, 12)]]
+        try:
+            answer = int8_reader(model, batches)
+        except (AssertionError, NotImplementedError) as error:
+            if "float_qparams_weight_only_qconfig" in str(error):
+                raise AssertionError(
+                    "the embedding got a qconfig, and convert refuses it: set the qconfig on the body only."
+                ) from None
+            if "histogram_cpu" not in str(error):
+                raise
+            raise AssertionError(
+                "an observer gets ids, whole numbers: the QuantStub must stand behind the embedding, where the numbers are float. "
+                f"PyTorch says: {error}."
+            ) from None
         assert isinstance(answer, nn.Module), (
-            f"what int8_mlp returned should be a model, not {type(answer).__name__}: does it end with `return`?"
+            f"what int8_reader returned should be a model, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert describe.layer_types(model) == describe.layer_types(untouched), (
-            "your function changed the layers of the model that came in: return a converted copy (inplace=False is the default)."
+        changed = witness.unchanged(untouched, model)
+        assert not changed, f"your function changed the model that came in ({changed}): work on a copy."
+        dtypes, weights = describe.weight_dtypes(answer), describe.dequantized_weights(answer)
+        count, linears = len(widths) - 1, list(dtypes.values()).count("torch.qint8")
+        floats = [name for name, dtype in dtypes.items() if dtype != "torch.qint8"]
+        assert linears, (
+            "no Linear weight of your model is int8: prepare, run the batches, convert, and return what convert returns."
         )
-        dtypes, types = describe.weight_dtypes(answer), describe.layer_types(answer)
-        assert "torch.qint8" in dtypes.values(), (
-            "no weight of your model is int8: prepare, run the batches, convert, and return what convert returns."
+        assert linears == count and len(floats) == 1, (
+            f"{linears} of {count} Linear layers are int8, and {len(floats)} other layers hold weights: it should be all of them, and "
+            "one, the embedding. A float copy to fall back on hides the failure, it does not cure it."
         )
-        assert "torch.float32" not in dtypes.values(), (
-            "your model still holds float Linear layers: a float copy to fall back on hides the failure, it does not cure it."
+        assert dtypes[floats[0]] == "torch.float32" and torch.equal(weights[floats[0]], untouched.embedding.weight), (
+            "the embedding should stay float32, with the numbers that it had: give it no qconfig."
         )
-        assert len(dtypes) == len(layers), (
-            f"your model has {len(dtypes)} Linear layers; the original has {len(layers)}."
-        )
-        assert not [name for name, kind in types.items() if ".dynamic." in kind], (
+        assert not [kind for kind in describe.layer_types(answer).values() if ".dynamic." in kind], (
             "your layers are dynamically quantized: that needs no stubs, but it is another scheme. Use prepare, batches, convert."
         )
+        ids = torch.randint(20, (64, 6))
         with torch.no_grad():
-            expected = untouched(x)
+            expected = untouched(ids)
             try:
-                output = answer(x)
+                output = answer(ids)
             except NotImplementedError:
                 raise AssertionError(
-                    "the first int8 layer still gets float numbers: a QuantStub must stand in front of it before prepare."
+                    "the first int8 layer still gets float numbers: before prepare, a QuantStub must stand between embedding and body."
+                ) from None
+            except RuntimeError as error:
+                if "got Long" not in str(error):
+                    raise
+                raise AssertionError(
+                    "the QuantStub gets ids, whole numbers: it must stand behind the embedding, where the numbers are float. PyTorch "
+                    f"says: {error}."
                 ) from None
         assert not output.is_quantized, (
             "your model returns a quantized tensor: a DeQuantStub must stand behind the last layer before prepare."
@@ -2866,21 +2929,27 @@ def check_ex_2_10_1() -> None:
         assert output.shape == expected.shape, (
             f"your output has shape {tuple(output.shape)}, not {tuple(expected.shape)}."
         )
-        assert not torch.equal(output, expected), (
-            "your output is the float model's to the last bit: the int8 layers do not run. A fallback to float is no cure."
+        right = witness.expected_scales(untouched.body, [untouched.embedding(batch) for batch in batches])
+        for (name, scale, _), accepted in zip(describe.int8_linears(answer), right, strict=True):
+            assert min(abs(scale / true - 1) for true in accepted) < 0.03, (
+                f"the output scale of {name} is {scale:.3g}; expected is {accepted[0]:.3g}: run all batches, and nothing else, through the "
+                "prepared model before convert, with get_default_qconfig of the engine."
+            )
+        assert len(output.unique()) <= 256 and witness.runs_in_int8(answer, untouched, ids, ("embedding",)), (
+            "your output does not come from the int8 layers that your model shows: it is computed in float. A fallback to float is no cure."
         )
         error = float((output - expected).norm() / expected.norm())
-        assert error < 0.1, (
-            f"your output is {error:.0%} off: run all batches through the prepared model before convert, or its scales are guesses."
-        )
+        assert error < 0.1, f"your output is {error:.0%} off: 8 bits should cost a few percent at most."
         return answer
 
-    with checks.check("2.10.1", "float in, int8 inside, float out"):
+    with checks.check("2.10.1", "ids in, a float table, int8 behind it, float out"):
         check_ex_2_10_1_model((8, 32, 16), seed=1)
     ### BEGIN HIDDEN TESTS
-    for widths, seed in [((8, 24, 24, 8), 2101), ((16, 5), 2102), ((4, 40, 12), 2103)]:
-        converted = check_ex_2_10_1_model(widths, seed)
-        assert converted(torch.randn(3, widths[0])).shape == (3, widths[-1]), "another batch size fails."
+    with torch.random.fork_rng(devices=[]):
+        for widths, seed in [((8, 24, 24, 8), 2101), ((16, 5), 2102), ((4, 40, 12), 2103)]:
+            converted = check_ex_2_10_1_model(widths, seed)
+            shape = converted(torch.zeros(2, 3, dtype=torch.long)).shape
+            assert shape == (2, 3, widths[-1]), "another length fails."
     ### END HIDDEN TESTS
 
 
@@ -2889,19 +2958,20 @@ check_ex_2_10_1()
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Something must turn float into int8 in front of the first layer, and back behind the last one.
+# Ids are names, and there is nothing to round in a name. Something must turn float into int8 behind the embedding, and back behind the last
+# layer.
 # </details>
 #
 # <details><summary>Hint 2: the key step</summary>
 #
-# `tq.QuantWrapper(model)` is a module with a QuantStub in front of `model` and a DeQuantStub behind it. Wrap first; then
-# qconfig, prepare, batches, convert, all on the wrapper.
+# `tq.QuantWrapper(model.body)` is a module with a QuantStub in front of the body and a DeQuantStub behind it. Put it in the place of the body, in a
+# deep copy of the model. Set the qconfig on this wrapper only, then the embedding has none and stays float.
 # </details>
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# Take the broken program. Its first line becomes two: `wrapped = tq.QuantWrapper(…)` and `wrapped.qconfig = …`. Its last line
-# returns the converted model and does not call it.
+# `copy.deepcopy(model)`, `….body = tq.QuantWrapper(….body)`, `….body.qconfig = tq.get_default_qconfig(…)`; then prepare, batches and convert as in the
+# broken program, all on the whole copy, which you return and do not call.
 # </details>
 
 # %% [markdown]
@@ -2937,6 +3007,7 @@ def patient_2(block: nn.Module, batches: list[Tensor]) -> Tensor:
     return tq.convert(prepared)(batches[0])
 
 
+torch.manual_seed(2)
 errors.show_error(lambda: patient_2(Residual(nn.Linear(8, 8)).eval(), [torch.randn(32, 8)]))
 
 
@@ -2976,17 +3047,25 @@ import copy
 
 import torch
 import torch.ao.quantization as tq
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_2() -> None:
+    class Plain(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(x)
+
     def check_ex_2_10_2_block(inner: nn.Module, width: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         for parameter in inner.parameters():
             nn.init.normal_(parameter, std=0.4)
-        reference = copy.deepcopy(inner).eval()
+        reference = Plain(copy.deepcopy(inner)).eval()
         block = residual_block(inner)
         assert isinstance(block, nn.Module), (
             f"what residual_block returned should be a module, not {type(block).__name__}: does it end with `return`?"
@@ -2994,7 +3073,7 @@ def check_ex_2_10_2() -> None:
         block.eval()
         x = torch.randn(64, width)
         with torch.no_grad():
-            expected = x + reference(x)
+            expected = reference(x)
             try:
                 floats = block(x)
             except (TypeError, RuntimeError) as error:
@@ -3038,16 +3117,34 @@ def check_ex_2_10_2() -> None:
         assert not output.is_quantized, "your block returns a quantized tensor: the DeQuantStub must come last."
         error = float((output - expected).norm() / expected.norm())
         assert error < 0.1, f"after convert your block is {error:.0%} off."
-        assert not torch.equal(output, expected), "after convert your block computes in float: no int8 layer runs."
+        steps = [output / module.scale for module in sums]  # int8 numbers are whole multiples of their scale
+        assert len(output.unique()) <= 256 and any(bool(((n - n.round()).abs() < 1e-3).all()) for n in steps), (
+            "the sum is done in float: your output is not made of multiples of the FloatFunctional's scale. What its method add returns must "
+            "be what you dequantize and return; to call it and add once more in float is no cure."
+        )
+        scales = [module.scale for module in sums]
+        for module in sums:
+            module.scale *= 2
+        with torch.no_grad():
+            coarse = ready(x)
+        for module, scale in zip(sums, scales, strict=True):
+            module.scale = scale
+        assert not torch.equal(coarse, output) and len(coarse.unique()) <= len(output.unique()), (
+            "the sum is done in float: with twice the scale in the FloatFunctional your output stays the same."
+        )
+        assert witness.runs_in_int8(ready, reference, x), (
+            "after convert your block computes in float: the int8 layers that it shows do not run."
+        )
         return ready
 
     with checks.check("2.10.2", "the sum has a scale of its own, and runs in int8"):
         check_ex_2_10_2_block(nn.Linear(8, 8), width=8, seed=2)
     ### BEGIN HIDDEN TESTS
-    deep = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 12))
-    for inner, width, seed in [(deep, 12, 2201), (nn.Linear(5, 5, bias=False), 5, 2202)]:
-        converted = check_ex_2_10_2_block(inner, width, seed)
-        assert converted(torch.randn(3, width)).shape == (3, width), "another batch size fails."
+    with torch.random.fork_rng(devices=[]):
+        deep = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 12))
+        for inner, width, seed in [(deep, 12, 2201), (nn.Linear(5, 5, bias=False), 5, 2202)]:
+            converted = check_ex_2_10_2_block(inner, width, seed)
+            assert converted(torch.randn(3, width)).shape == (3, width), "another batch size fails."
     ### END HIDDEN TESTS
 
 
@@ -3091,6 +3188,7 @@ def patient_3(model: nn.Module) -> nn.Module:
     return tq.quantize_dynamic(model, {nn.Embedding, nn.Linear}, dtype=torch.qint8)
 
 
+torch.manual_seed(3)
 errors.show_error(lambda: patient_3(nn.Sequential(nn.Embedding(100, 16), nn.Linear(16, 100)).eval()))
 
 
@@ -3120,7 +3218,7 @@ import copy
 import torch
 from torch import nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_3() -> None:
@@ -3139,9 +3237,8 @@ def check_ex_2_10_3() -> None:
             f"what int8_text_model returned should be a model, not {type(answer).__name__}: does it end with `return`?"
         )
         before, dtypes = describe.weight_dtypes(untouched), describe.weight_dtypes(answer)
-        assert describe.layer_types(model) == describe.layer_types(untouched), (
-            "your function changed the layers of the model that came in: return a quantized copy."
-        )
+        changed = witness.unchanged(untouched, model)
+        assert not changed, f"your function changed the model that came in ({changed}): return a quantized copy."
         assert set(dtypes) == set(before), (
             "your model has other layers than the original: swap them in place, without a float copy beside them."
         )
@@ -3166,6 +3263,9 @@ def check_ex_2_10_3() -> None:
         assert not torch.equal(output, expected), (
             "your output is the float model's to the last bit: the int8 layers do not run."
         )
+        assert witness.runs_in_int8(answer, untouched, ids), (
+            "your output does not come from the int8 layers that your model shows: it is computed in float. A fallback to float is no cure."
+        )
         return answer
 
     with checks.check("2.10.3", "8-bit rows in the table, int8 in the Linear layers"):
@@ -3173,14 +3273,16 @@ def check_ex_2_10_3() -> None:
             nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5)), seed=3
         )
     ### BEGIN HIDDEN TESTS
-    nested = nn.Sequential(
-        nn.Sequential(nn.Embedding(30, 8), nn.LayerNorm(8)), nn.Sequential(nn.Linear(8, 24), nn.Linear(24, 8))
-    )
-    for model, seed in [(nested, 2301), (nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 20, bias=False)), 2302)]:
-        quantized = check_ex_2_10_3_model(model, seed)
-        table = next(layer for layer in quantized.modules() if type(layer).__name__ == "Embedding")
-        rows = table.weight().q_per_channel_scales()
-        assert rows.numel() == table.num_embeddings, "the rows do not have a scale each."
+    with torch.random.fork_rng(devices=[]):
+        nested = nn.Sequential(
+            nn.Sequential(nn.Embedding(30, 8), nn.LayerNorm(8)), nn.Sequential(nn.Linear(8, 24), nn.Linear(24, 8))
+        )
+        flat = nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 20, bias=False))
+        for model, seed in [(nested, 2301), (flat, 2302)]:
+            quantized = check_ex_2_10_3_model(model, seed)
+            table = next(layer for layer in quantized.modules() if type(layer).__name__ == "Embedding")
+            rows = table.weight().q_per_channel_scales()
+            assert rows.numel() == table.num_embeddings, "the rows do not have a scale each."
     ### END HIDDEN TESTS
 
 
@@ -3227,6 +3329,7 @@ def patient_4(layer: nn.Module, x: Tensor) -> Tensor:
     return tq.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)(x)
 
 
+torch.manual_seed(4)
 errors.show_error(
     lambda: patient_4(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), torch.randn(2, 5, 16))
 )
@@ -3272,7 +3375,7 @@ import copy
 import torch
 from torch import nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_4() -> None:
@@ -3293,9 +3396,8 @@ def check_ex_2_10_4() -> None:
         assert isinstance(answer, nn.Module), (
             f"what int8_encoder_layer returned should be a module, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert describe.layer_types(layer) == describe.layer_types(untouched) and not layer.training, (
-            "your function changed the layer that came in: return a copy."
-        )
+        changed = witness.unchanged(untouched, layer)
+        assert not changed, f"your function changed the layer that came in ({changed}): return a copy."
         modules = [module for module in answer.modules() if isinstance(module, nn.Dropout | nn.MultiheadAttention)]
         assert not any(module.training for module in modules), (
             "your layer is in training mode: that avoids the fast path, and turns dropout on, so every call gives another result."
@@ -3343,6 +3445,9 @@ def check_ex_2_10_4() -> None:
         assert error < 0.06, (
             f"your output is {error:.0%} off: batch and time, or the mode of the layer, must have changed."
         )
+        assert witness.runs_in_int8(answer, untouched, x, ("self_attn",)), (
+            "your output does not come from the int8 layers that your module shows: it is computed in float. A float fallback is no cure."
+        )
         padding = torch.arange(6) >= torch.tensor([3, 4, 5])[:, None]  # (batch, time), True where there is no text
         x = x * (1 + 3 * padding[..., None])
         with torch.no_grad():
@@ -3357,9 +3462,9 @@ def check_ex_2_10_4() -> None:
             check_ex_2_10_4_layer(width=16, heads=4, seed=4, norm_first=False)
         ### BEGIN HIDDEN TESTS
         mha.set_fastpath_enabled(True)
-        for width, heads, seed, norm_first in [(24, 2, 2401, True), (8, 1, 2402, False), (32, 4, 2403, True)]:
-            quantized = check_ex_2_10_4_layer(width, heads, seed, norm_first)
-            with torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for width, heads, seed, norm_first in [(24, 2, 2401, True), (8, 1, 2402, False), (32, 4, 2403, True)]:
+                quantized = check_ex_2_10_4_layer(width, heads, seed, norm_first)
                 assert quantized(torch.randn(1, 9, width)).shape == (1, 9, width), "another length fails."
         ### END HIDDEN TESTS
     finally:
@@ -3415,6 +3520,7 @@ def patient_5(model: nn.Module, batches: list[Tensor]) -> Tensor:
     return tq.convert(prepared)(batches[0])
 
 
+torch.manual_seed(5)
 errors.show_error(
     lambda: patient_5(
         nn.Sequential(OrderedDict(body=nn.Sequential(nn.Linear(8, 16), nn.ReLU()), head=nn.Linear(16, 4))),
@@ -3432,7 +3538,7 @@ def int8_body(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     model : Module
         With parts `body` (a Sequential of Linear and ReLU) and `head` (a Linear); in eval mode, without stubs.
     batches : list of Tensor, float32, (batch, features)
-        Typical inputs, to calibrate with.
+        Typical inputs, to calibrate with: all of them, with the default qconfig of the engine.
 
     Returns
     -------
@@ -3455,9 +3561,9 @@ from collections import OrderedDict
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_5() -> None:
@@ -3468,14 +3574,15 @@ def check_ex_2_10_5() -> None:
         model = nn.Sequential(OrderedDict(body=body, head=nn.Linear(widths[-1], outputs))).eval()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.4)
-        untouched, x = copy.deepcopy(model), torch.randn(256, widths[0])
-        answer = int8_body(model, [torch.randn(64, widths[0]) for _ in range(4)])
+        untouched, shift = copy.deepcopy(model), torch.tensor([0.0, 3.0, -3.0, 1.0])
+        x = 1.5 * torch.randn(256, widths[0]) + shift[torch.arange(256) % 4, None]
+        batches = [1.5 * torch.randn(64, widths[0]) + middle for middle in shift]  # no batch is like another
+        answer = int8_body(model, batches)
         assert isinstance(answer, nn.Module), (
             f"what int8_body returned should be a model, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert describe.layer_types(model) == describe.layer_types(untouched) and not any(
-            hasattr(part, "qconfig") for part in model.modules()
-        ), "your function changed the model that came in (its layers, or a qconfig is left in it): work on a copy."
+        changed = witness.unchanged(untouched, model)
+        assert not changed, f"your function changed the model that came in ({changed}): work on a copy."
         dtypes, weights = describe.weight_dtypes(answer), describe.dequantized_weights(answer)
         floats = [name for name, dtype in dtypes.items() if dtype == "torch.float32"]
         assert floats, "no layer is float: the head must keep its float weights. Give it no qconfig."
@@ -3485,6 +3592,10 @@ def check_ex_2_10_5() -> None:
         )
         assert torch.equal(weights[floats[0]], untouched.head.weight), (
             "the weights of your float layer are not those of the head: they may have been rounded, or it is another layer."
+        )
+        bias = getattr(answer.get_submodule(floats[0]), "bias", None)
+        assert isinstance(bias, Tensor) and torch.equal(bias, untouched.head.bias), (
+            "the bias of your float layer is not that of the head, bit for bit."
         )
         assert not [kind for kind in describe.layer_types(answer).values() if ".dynamic." in kind], (
             "your body is dynamically quantized: that needs no stubs, but it is another scheme. Use prepare, batches, convert."
@@ -3505,10 +3616,17 @@ def check_ex_2_10_5() -> None:
         assert not torch.equal(output, expected), (
             "your output is the float model's to the last bit: the int8 body does not run. A float fallback is no cure."
         )
-        error = float((output - expected).norm() / expected.norm())
-        assert error < 0.1, (
-            f"your output is {error:.0%} off: run all batches through the prepared model before convert."
+        right = witness.expected_scales(untouched.body, batches)
+        for (name, scale, _), accepted in zip(describe.int8_linears(answer), right, strict=True):
+            assert min(abs(scale / true - 1) for true in accepted) < 0.03, (
+                f"the output scale of {name} is {scale:.3g}; expected is {accepted[0]:.3g}: run all batches through the prepared model before "
+                "convert, and nothing else, with get_default_qconfig of the engine."
+            )
+        assert witness.runs_in_int8(answer, untouched, x, ("head",)), (
+            "your output does not come from the int8 layers that your model shows: its body is computed in float."
         )
+        error = float((output - expected).norm() / expected.norm())
+        assert error < 0.1, f"your output is {error:.0%} off: 8 bits in the body should cost a few percent at most."
         assert len(output[:, 0].unique()) > 200, (
             "your output has few different values: it was rounded to 8 bits behind the head, which should stay float."
         )
@@ -3517,9 +3635,10 @@ def check_ex_2_10_5() -> None:
     with checks.check("2.10.5", "an int8 body, and a head that is float to the last bit"):
         check_ex_2_10_5_model((8, 32, 16), outputs=4, seed=5)
     ### BEGIN HIDDEN TESTS
-    for widths, outputs, seed in [((12, 24), 3, 2501), ((6, 16, 20, 16), 7, 2502)]:
-        converted = check_ex_2_10_5_model(widths, outputs, seed)
-        assert converted(torch.randn(2, widths[0])).shape == (2, outputs), "another batch size fails."
+    with torch.random.fork_rng(devices=[]):
+        for widths, outputs, seed in [((12, 24), 3, 2501), ((6, 16, 20, 16), 7, 2502)]:
+            converted = check_ex_2_10_5_model(widths, outputs, seed)
+            assert converted(torch.randn(2, widths[0])).shape == (2, outputs), "another batch size fails."
     ### END HIDDEN TESTS
 
 
@@ -3585,6 +3704,7 @@ def patient_6(model: nn.Module, batches: list[Tensor], x: Tensor) -> Tensor:
     return convert_pt2e(prepared)(x)
 
 
+torch.manual_seed(6)
 errors.show_error(lambda: patient_6(TwoSteps().eval(), [torch.randn(2, 3, 8)], torch.randn(5, 3, 8)))
 
 
@@ -3595,9 +3715,9 @@ def exported_int8(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     Parameters
     ----------
     model : Module
-        Maps float32 (batch, …) to float32 (batch, …); in eval mode.
+        Maps float32 (batch, …) to float32 (batch, …); in eval mode; it is not changed.
     batches : list of Tensor, float32, (batch, …)
-        To calibrate with. Their batch sizes differ, and are at least 2 (an example with a batch of 1 is always taken for a
+        To calibrate with: all of them. Their batch sizes differ, and are at least 2 (an example with a batch of 1 is always taken for a
         constant).
 
     Returns
@@ -3617,10 +3737,12 @@ def exported_int8(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_6_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from helpers import checks
+from helpers import checks, witness
 
 
 def check_ex_2_10_6() -> None:
@@ -3637,7 +3759,8 @@ def check_ex_2_10_6() -> None:
         model = Steps(time, width).eval()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.4)
-        batches = [torch.randn(size, time, width) for size in (32, 48, 8)]
+        untouched, middles = copy.deepcopy(model), torch.tensor([0.0, 3.0, -3.0, 0.0])
+        batches = [torch.randn(rows, time, width) + m for rows, m in zip((32, 48, 40, 8), middles, strict=True)]
         try:
             answer = exported_int8(model, batches)
         except Exception as error:
@@ -3661,11 +3784,13 @@ def check_ex_2_10_6() -> None:
         assert isinstance(answer, nn.Module), (
             f"what exported_int8 returned should be a module, not {type(answer).__name__}: does it end with `return`?"
         )
+        changed = witness.unchanged(untouched, model)
+        assert not changed, f"your function changed the model that came in ({changed})."
         graphs = [
             part for part in answer.modules() if isinstance(part, torch.fx.GraphModule) and part.graph is not None
         ]
-        names = [str(node.target) for graph in graphs for node in graph.graph.nodes]
-        inputs = [name for name in names if "quantize_per_tensor" in name and "dequantize" not in name]
+        nodes = [node for graph in graphs for node in graph.graph.nodes]
+        inputs = [n for n in nodes if "quantize_per_tensor" in str(n.target) and "dequantize" not in str(n.target)]
         codes = sum(buffer.numel() for buffer in answer.buffers() if buffer.dtype == torch.int8)
         wanted = model.up.weight.numel() + model.down.weight.numel()
         assert graphs, (
@@ -3675,12 +3800,20 @@ def check_ex_2_10_6() -> None:
             f"your graph holds {codes} int8 weights and quantizes {len(inputs)} activations; it should be {wanted} and at least 2: "
             "export, prepare_pt2e, batches, convert_pt2e, and return what convert_pt2e returns."
         )
-        for size in (1, 2, 7, 300):
-            x = torch.randn(size, time, width)
+        assert not [node for node in nodes if "choose_qparams" in str(node.target)] and all(
+            isinstance(node.args[1], float) for node in inputs
+        ), (
+            "your graph chooses scales anew for each input: that is dynamic quantization, which needs no calibration. Static scales are numbers in the "
+            "graph: take the default configuration, without is_dynamic."
+        )
+        inner = next(graph for graph in graphs if inputs[0] in graph.graph.nodes)
+        for size in (1, 2, 7, 300, 5000):
+            x = torch.randn(size, time, width) + middles[torch.arange(size) % 3 + (size < 3), None, None]
             with torch.no_grad():
                 expected = model(x)
                 try:
                     output = answer(x)
+                    again = output if torch.equal(output, expected) else inner(x)
                 except (AssertionError, RuntimeError) as error:
                     raise AssertionError(
                         f"a batch of {size} fails: the graph has a batch size, or a limit for it, built in. Mark dimension 0 of the "
@@ -3693,14 +3826,20 @@ def check_ex_2_10_6() -> None:
             )
             error = float((output - expected).norm() / expected.norm())
             assert error < 0.15, f"a batch of {size} is {error:.0%} off: run all batches through the prepared graph."
+            assert torch.allclose(again, output, atol=1e-4), (
+                "your output is not what the graph inside your model computes."
+            )
+        assert witness.runs_in_int8(answer, untouched, x), (
+            "your output does not come from the int8 weights that your graph holds: it is computed in float."
+        )
         return answer
 
     with checks.check("2.10.6", "one graph for every batch size"):
         check_ex_2_10_6_graph(time=3, width=8, seed=6)
     ### BEGIN HIDDEN TESTS
-    for time, width, seed in [(2, 12, 2601), (5, 4, 2602)]:
-        graph = check_ex_2_10_6_graph(time, width, seed)
-        with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for time, width, seed in [(2, 12, 2601), (5, 4, 2602)]:
+            graph = check_ex_2_10_6_graph(time, width, seed)
             assert graph(torch.zeros(11, time, width)).shape == (11, 4), "another batch size fails."
     ### END HIDDEN TESTS
 
@@ -3817,6 +3956,7 @@ def calibrated_int8(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     model : Module
         In eval mode, with its own stubs.
     batches : list of Tensor
+        To calibrate with: all of them, with the default qconfig of the engine.
 
     Returns
     -------
@@ -3847,10 +3987,13 @@ import torch
 import torch.ao.quantization as tq
 from torch import Tensor, nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_7() -> None:
+    class Quiet(tq.MinMaxObserver):
+        """An observer of another name, such as anybody may write."""
+
     class TwoWays(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
@@ -3877,8 +4020,9 @@ def check_ex_2_10_7() -> None:
             "you name the layers: name the observers inside them, as named_modules does, such as rare.activation_post_process."
         )
         assert sorted(found) == sorted(every), (
-            f"before calibration all {len(every)} observers of a small model are unseen; your probe lists {len(found)}: a fresh "
-            "observer has minimum +inf and maximum -inf, or, for channels, no entries at all."
+            f"before calibration all {len(every)} observers ({activation.__name__}) of a small model are unseen; your probe lists "
+            f"{len(found)}: a fresh observer has minimum +inf and maximum -inf, or, for channels, no entries at all. What counts is that it is a "
+            "tq.ObserverBase, not the name of its class."
         )
         watched(torch.zeros(4, 8))
         only_rare = uncalibrated(watched)
@@ -3913,8 +4057,8 @@ def check_ex_2_10_7() -> None:
         torch.manual_seed(seed)
         model = TwoWays(width).eval()
         untouched = copy.deepcopy(model)
-        calm = [torch.randn(64, width).clamp(-4, 4) for _ in range(3)]
-        wild = [batch.clone() for batch in calm]
+        calm = [(torch.randn(64, width) + middle).clamp(-8, 8) for middle in (0, 3, -3, 0)]
+        wild = [2 * torch.randn(64, width) + middle for middle in (0, 5, -5, 0)]
         for batch in wild:
             batch[:, 0] = 12
         for batches, names in [(calm, ("rare",)), (wild, ("common",)), ([], ("quant", "common", "rare", "head"))]:
@@ -3922,33 +4066,48 @@ def check_ex_2_10_7() -> None:
             try:
                 calibrated_int8(model, batches)
             except ValueError as error:
-                for name in names:
-                    assert f"{name}.activation_post_process" in str(error), (
+                for name in ("quant", "common", "rare", "head"):
+                    named = f"{name}.activation_post_process" in str(error)
+                    assert named or name not in names, (
                         f"your ValueError for {what} does not name {name}.activation_post_process: say which ones, so that "
                         "somebody can find the missing data."
+                    )
+                    assert name in names or not named, (
+                        f"your ValueError for {what} names {name}.activation_post_process, which has seen data: name only the others."
                     )
             else:
                 raise AssertionError(
                     f"your function converts a model after {what}: its scales are made up. A warning is not enough, random data or a "
                     "float layer hides it: raise ValueError."
                 )
-        answer = calibrated_int8(model, calm + wild)
+        batches = [calm[0], wild[0], *calm[1:], *wild[1:]]  # the first two reach every layer, but not every range
+        answer = calibrated_int8(model, batches)
         assert isinstance(answer, nn.Module), (
             f"what calibrated_int8 returned should be a model, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert describe.layer_types(model) == describe.layer_types(untouched) and not hasattr(model, "qconfig"), (
-            "your function left a qconfig or other layers in the model that came in: work on a deep copy."
-        )
+        changed = witness.unchanged(untouched, model)
+        assert not changed, f"your function changed the model that came in ({changed}): work on a deep copy."
         assert set(describe.weight_dtypes(answer).values()) == {"torch.qint8"} and not any(
             ".dynamic." in kind for kind in describe.layer_types(answer).values()
         ), "with good batches all three layers should be statically quantized: call convert and return its result."
+        for branch, batches in [("common", calm), ("rare", wild)]:
+            layer = getattr(untouched, branch)
+            right = witness.expected_scales(nn.Sequential(layer), batches)[0][0]
+            scale = getattr(answer, branch).scale
+            assert abs(scale / right - 1) < 0.03, (
+                f"the output scale of {branch} is {scale:.3g}; expected is {right:.3g}: run all batches before you convert, also when every "
+                "observer has seen something, and use get_default_qconfig of the engine."
+            )
         with torch.no_grad():
-            for x in (calm[0], wild[0]):
+            for x in batches:
                 expected = untouched(x)
                 error = float((answer(x) - expected).norm() / expected.norm())
                 assert error < 0.2, (
                     f"with good batches your model is {error:.0%} off: run all of them before you convert."
                 )
+        assert all(witness.runs_in_int8(answer, untouched, x) for x in (calm[0], wild[0])), (
+            "your output does not come from the int8 layers that your model shows: it is computed in float."
+        )
         return answer
 
     observers = {"minmax": tq.MinMaxObserver, "average": tq.MovingAverageMinMaxObserver}
@@ -3959,6 +4118,7 @@ def check_ex_2_10_7() -> None:
         warnings.simplefilter("ignore")
         check_ex_2_10_7_probe(observers["minmax"], seed=7)
         check_ex_2_10_7_probe(tq.HistogramObserver, seed=70)
+        check_ex_2_10_7_probe(Quiet, seed=72)
         mixed = nn.Sequential(
             tq.PerChannelMinMaxObserver(), tq.PlaceholderObserver(), tq.default_fixed_qparams_range_0to1_observer()
         )
@@ -3973,9 +4133,9 @@ def check_ex_2_10_7() -> None:
         )
         check_ex_2_10_7_cure(width=8, seed=71)
     ### BEGIN HIDDEN TESTS
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        for seed, kind in enumerate([observers["average"], tq.HistogramObserver, observers["minmax"]]):
+        for seed, kind in enumerate([observers["average"], tq.HistogramObserver, observers["minmax"], Quiet]):
             check_ex_2_10_7_probe(kind, 2701 + seed)
         channels = nn.Sequential(tq.QuantStub(), nn.Linear(3, 4), nn.Sigmoid()).eval()
         channels.qconfig = tq.QConfig(activation=tq.PerChannelMinMaxObserver, weight=tq.default_weight_observer)
@@ -3983,9 +4143,10 @@ def check_ex_2_10_7() -> None:
             activation=tq.default_fixed_qparams_range_0to1_observer, weight=tq.default_weight_observer
         )
         channels = tq.prepare(channels)
+        channels.add_module("bare", tq.PerChannelMinMaxObserver())
         channels.add_module("later", tq.PlaceholderObserver())
         channels.add_module("fixed", tq.default_fixed_qparams_range_0to1_observer())
-        assert "1.activation_post_process" in uncalibrated(channels), "a fresh per-channel observer is not found."
+        assert {"1.activation_post_process", "bare"} <= set(uncalibrated(channels)), "a per-channel observer is missed."
         assert not set(uncalibrated(channels)) & {"later", "fixed", "2.activation_post_process"}, "these need no data."
         channels[1].activation_post_process(torch.zeros(5, 4))
         assert "1.activation_post_process" not in uncalibrated(channels), "per-channel zeros are data."
@@ -4064,8 +4225,9 @@ from helpers.models import SelfAttention
 def int8_share(model: nn.Module) -> float:
     """Share of a model's weight numbers that are stored in 8 bits.
 
-    Counted are float parameters with 2 or more dimensions, and the packed weights of quantized layers. `torch.qint8`
-    and `torch.quint8` are 8 bits; other types (`torch.quint4x2`, `torch.float16`) count as numbers, but not as 8 bits.
+    Counted are float parameters with 2 or more dimensions, and the packed weights of PyTorch's own quantized layers.
+    `torch.qint8` and `torch.quint8` are 8 bits; other types (`torch.quint4x2`, `torch.float16`) count as numbers, but not
+    as 8 bits. A matrix that several layers share counts once, as in `model.parameters()`.
 
     Returns
     -------
@@ -4113,18 +4275,31 @@ def int8_self_attention(mha: nn.MultiheadAttention) -> nn.Module:
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 import copy
+from numbers import Real
 
 import torch
 import torch.ao.quantization as tq
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_8() -> None:
+    class Attend(nn.Module):
+        """The float attention, called with one tensor (batch, time, width)."""
+
+        def __init__(self, mha: nn.MultiheadAttention) -> None:
+            super().__init__()
+            self.mha = mha
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if self.mha.batch_first else x.transpose(0, 1)
+            y = self.mha(x, x, x, need_weights=False)[0]
+            return y if self.mha.batch_first else y.transpose(0, 1)
+
     def check_ex_2_10_8_share(model: nn.Module, expected: float, what: str, mistake: str) -> None:
         share = int8_share(model)
-        assert isinstance(share, int | float), (
+        assert isinstance(share, Real), (
             f"what int8_share returned should be a number, not {type(share).__name__}: does it end with `return`?"
         )
         assert abs(share - expected) < 1e-6, (
@@ -4175,6 +4350,21 @@ def check_ex_2_10_8() -> None:
         rows = tq.quantize_dynamic(nn.Sequential(table, linear), recipe)
         share = 50 * width / (50 * width + width * hidden)
         check_ex_2_10_8_share(rows, share, "an embedding with 8-bit rows", "torch.quint8 is 8 bits, too.")
+        waves = tq.quantize_dynamic(nn.Sequential(linear, nn.Conv1d(width, 5, 3)), **dynamic)
+        share = width * hidden / (width * hidden + 15 * width)
+        check_ex_2_10_8_share(
+            waves,
+            share,
+            "an int8 layer with a float Conv1d",
+            "The weight of a Conv1d has 3 dimensions: 2 or more count.",
+        )
+        both_ends = nn.ModuleList([table, linear, nn.Linear(width, 50, bias=False)])
+        both_ends[2].weight = table.weight
+        tied = tq.quantize_dynamic(both_ends, {"1": tq.default_dynamic_qconfig})
+        share = width * hidden / (width * hidden + 50 * width)
+        check_ex_2_10_8_share(
+            tied, share, "an int8 layer with two float layers that share a matrix", "A shared matrix counts once."
+        )
 
     def check_ex_2_10_8_cure(width: int, heads: int, seed: int, batch_first: bool) -> nn.Module:
         torch.manual_seed(seed)
@@ -4186,9 +4376,10 @@ def check_ex_2_10_8() -> None:
         assert isinstance(answer, nn.Module), (
             f"what int8_self_attention returned should be a module, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert describe.layer_types(mha) == describe.layer_types(untouched) and all(
-            torch.equal(a, b) for a, b in zip(mha.parameters(), untouched.parameters(), strict=True)
-        ), "your function changed the attention that came in: copy its weights into new layers."
+        changed = witness.unchanged(untouched, mha)
+        assert not changed, (
+            f"your function changed the attention that came in ({changed}): copy its weights into new layers."
+        )
         left = [name for name, parameter in answer.named_parameters() if parameter.dim() >= 2]
         assert not left, (
             f"your module still holds a float matrix, {left[0]}: all four must be int8. quantize_dynamic returns the quantized copy, and it does "
@@ -4197,11 +4388,8 @@ def check_ex_2_10_8() -> None:
         dtypes = list(describe.weight_dtypes(answer).values())
         assert dtypes == ["torch.qint8"] * 4, f"there should be four int8 layers, q, k, v and out; yours has {dtypes}."
         with torch.no_grad():
-            y = x if batch_first else x.transpose(0, 1)
-            expected = untouched(y, y, y)[0]
-            expected = expected if batch_first else expected.transpose(0, 1)  # (batch, time, width)
-            output = answer(x)
-        assert isinstance(output, torch.Tensor) and output.shape == expected.shape, (
+            expected, output = Attend(untouched)(x), answer(x)
+        assert isinstance(output, Tensor) and output.shape == expected.shape, (
             "your module should return one tensor of the shape of x."
         )
         error = float((output - expected).norm() / expected.norm())
@@ -4209,23 +4397,27 @@ def check_ex_2_10_8() -> None:
             f"your output is {error:.0%} off: in_proj_weight holds the rows of q, then k, then v, each width × width like the "
             "weight of a Linear layer (no transpose); biases likewise; the number of heads must be the same."
         )
-        assert error > 1e-4, "your output has no error at all: it is computed in float."
+        assert error > 1e-4 and witness.runs_in_int8(answer, Attend(untouched), x), (
+            "your output does not come from the four int8 layers: it has no error at all, or it stays the same when their weights change. It is "
+            "computed in float."
+        )
         return answer
 
     with checks.check("2.10.8", "the probe counts every matrix, and all of attention is int8"):
         check_ex_2_10_8_probe(width=16, hidden=40)
         check_ex_2_10_8_cure(width=24, heads=3, seed=8, batch_first=True)
     ### BEGIN HIDDEN TESTS
-    check_ex_2_10_8_probe(width=6, hidden=11)
-    stack = tq.QuantWrapper(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 9))).eval()
-    stack.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
-    stack = tq.prepare(stack)
-    stack(torch.randn(8, 6))
-    assert int8_share(tq.convert(stack)) == 1.0, "static int8 layers are int8, too."
-    assert int8_share(nn.Sequential(nn.ReLU(), nn.LayerNorm(4))) == 0.0, "a model without matrices has share 0."
-    for width, heads, seed, batch_first in [(16, 2, 2801, False), (32, 8, 2802, True), (12, 1, 2803, True)]:
-        quantized = check_ex_2_10_8_cure(width, heads, seed, batch_first)
-        assert int8_share(quantized) == 1.0, "your probe does not find your own cure complete."
+    with torch.random.fork_rng(devices=[]):
+        check_ex_2_10_8_probe(width=6, hidden=11)
+        stack = tq.QuantWrapper(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 9))).eval()
+        stack.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+        stack = tq.prepare(stack)
+        stack(torch.randn(8, 6))
+        assert int8_share(tq.convert(stack)) == 1.0, "static int8 layers are int8, too."
+        assert int8_share(nn.Sequential(nn.ReLU(), nn.LayerNorm(4))) == 0.0, "a model without matrices has share 0."
+        for width, heads, seed, batch_first in [(16, 2, 2801, False), (32, 8, 2802, True), (12, 1, 2803, True)]:
+            quantized = check_ex_2_10_8_cure(width, heads, seed, batch_first)
+            assert int8_share(quantized) == 1.0, "your probe does not find your own cure complete."
     ### END HIDDEN TESTS
 
 
@@ -4342,7 +4534,8 @@ def int8_tied_model(model: nn.Module) -> nn.Module:
     Returns
     -------
     Module
-        The same mapping, with no float matrix left; its saved state_dict is at least 1.7 times smaller.
+        The same mapping in PyTorch's own quantized layers (not torchao's tensors), with no float matrix left; its saved
+        state_dict is at least 1.7 times smaller.
     """
     ### BEGIN SOLUTION
     both_ends = {nn.Embedding: tq.float_qparams_weight_only_qconfig, nn.Linear: tq.default_dynamic_qconfig}
@@ -4352,11 +4545,12 @@ def int8_tied_model(model: nn.Module) -> nn.Module:
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_9_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 import copy
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from helpers import checks, describe, int8, metrics
+from helpers import checks, describe, int8, metrics, witness
 from helpers.models import ModelConfig, TransformerLM
 
 
@@ -4395,9 +4589,21 @@ def check_ex_2_10_9() -> None:
                 f"your lost_tie must work for any model, whatever its layers are called ({error}): walk over before.named_modules()."
             ) from None
         assert not lost, "a model that never had a tie cannot lose one: look at `before`, too."
+        two = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in ("head", "first", "second")})
+        two["embedding"] = nn.Embedding(4, 4)
+        two["head"].weight, two["second"].weight = two["embedding"].weight, two["first"].weight
+        for broken in ("head", "second"):
+            one_left = copy.deepcopy(two)
+            one_left[broken].weight = nn.Parameter(one_left[broken].weight.detach().clone())
+            lost = lost_tie(two, one_left)
+            assert lost is True, (
+                "of two ties one is lost, and your lost_tie does not see it: look at each tie by itself, whatever its layers are called."
+            )
+        lost = lost_tie(two, copy.deepcopy(two))
+        assert lost is False, "of two ties none is lost, and your lost_tie says that one is."
         for after in (quantized, copy.deepcopy(model), loose):
             ratio, expected = times_smaller(model, after), metrics.file_bytes(model) / metrics.file_bytes(after)
-            assert isinstance(ratio, int | float), (
+            assert isinstance(ratio, Real), (
                 f"what times_smaller returned should be a number, not {type(ratio).__name__}."
             )
             assert abs(ratio - expected) < 0.02 * expected, (
@@ -4415,9 +4621,8 @@ def check_ex_2_10_9() -> None:
         assert isinstance(answer, nn.Module), (
             f"what int8_tied_model returned should be a model, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert describe.layer_types(model) == describe.layer_types(untouched) and (
-            model.head.weight is model.embedding.weight
-        ), "your function changed the model that came in: return a copy."
+        changed = witness.unchanged(untouched, model)
+        assert not changed, f"your function changed the model that came in ({changed}): return a copy."
         tensors = {name: value for name, value in answer.state_dict().items() if isinstance(value, Tensor)}
         tensors |= dict(answer.named_parameters()) | {
             name: value for name, value in answer.named_buffers() if value.shape == untouched.head.weight.shape
@@ -4438,6 +4643,9 @@ def check_ex_2_10_9() -> None:
         assert 1e-4 < error < 0.1, (
             f"your output is {error:.1%} off: 8 bits should cost a few percent at most, but not nothing."
         )
+        assert witness.runs_in_int8(answer, untouched, ids), (
+            "your output does not come from the int8 layers that your model shows: it is computed in float. A fallback to float is no cure."
+        )
         return answer
 
     with checks.check("2.10.9", "the probes see the second table, and the cure makes both small"):
@@ -4445,19 +4653,20 @@ def check_ex_2_10_9() -> None:
         check_ex_2_10_9_probes(Tied(256, 64), nn.Sequential(nn.Embedding(40, 8), nn.Linear(8, 40)))
         check_ex_2_10_9_cure(Tied(256, 64).eval(), seed=90)
     ### BEGIN HIDDEN TESTS
-    config = ModelConfig(vocab_size=400, context=16, d_model=64, n_heads=2, n_layers=1, d_ff=96)
-    check_ex_2_10_9_probes(
-        TransformerLM(config), TransformerLM(ModelConfig(**(config.to_dict() | {"tied_head": False})))
-    )
-    pair = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
-    pair[2].weight = pair[0].weight
-    parted = copy.deepcopy(pair)
-    parted[0].weight = nn.Parameter(parted[0].weight.detach().clone())
-    assert lost_tie(pair, parted) is True, "a tie of two layers with other names is not seen."
-    assert lost_tie(pair, int8.dynamic_int8(pair)) is True, "two int8 copies are two tables."
-    for model, seed in [(TransformerLM(config), 2901), (Tied(300, 96), 2902)]:
-        small = check_ex_2_10_9_cure(model.eval(), seed)
-        assert small(torch.zeros(1, 3, dtype=torch.long)).shape[:2] == (1, 3), "another length fails."
+    with torch.random.fork_rng(devices=[]):
+        config = ModelConfig(vocab_size=400, context=16, d_model=64, n_heads=2, n_layers=1, d_ff=96)
+        check_ex_2_10_9_probes(
+            TransformerLM(config), TransformerLM(ModelConfig(**(config.to_dict() | {"tied_head": False})))
+        )
+        pair = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
+        pair[2].weight = pair[0].weight
+        parted = copy.deepcopy(pair)
+        parted[0].weight = nn.Parameter(parted[0].weight.detach().clone())
+        assert lost_tie(pair, parted) is True, "a tie of two layers with other names is not seen."
+        assert lost_tie(pair, int8.dynamic_int8(pair)) is True, "two int8 copies are two tables."
+        for model, seed in [(TransformerLM(config), 2901), (Tied(300, 96), 2902)]:
+            small = check_ex_2_10_9_cure(model.eval(), seed)
+            assert small(torch.zeros(1, 3, dtype=torch.long)).shape[:2] == (1, 3), "another length fails."
     ### END HIDDEN TESTS
 
 
@@ -4559,7 +4768,7 @@ def static_attention(mha: nn.MultiheadAttention, batches: list[Tensor]) -> nn.Mo
     mha : MultiheadAttention
         With ``batch_first=True``, in eval mode; it is not changed.
     batches : list of Tensor, float32, (batch, time, width)
-        Typical inputs, to calibrate with.
+        Typical inputs, to calibrate with: all of them.
 
     Returns
     -------
@@ -4594,15 +4803,26 @@ def static_attention(mha: nn.MultiheadAttention, batches: list[Tensor]) -> nn.Mo
 import copy
 import math
 import warnings
+from numbers import Real
 
 import torch
 import torch.ao.quantization as tq
 from torch import Tensor, nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 def check_ex_2_10_10() -> None:
+    class Attend(nn.Module):
+        """The float attention, called with one tensor (batch, time, width)."""
+
+        def __init__(self, mha: nn.MultiheadAttention) -> None:
+            super().__init__()
+            self.mha = mha
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mha(x, x, x, need_weights=False)[0]
+
     def check_ex_2_10_10_probe(seed: int) -> None:
         torch.manual_seed(seed)
         x = torch.randn(2, 5, 6)
@@ -4621,24 +4841,31 @@ def check_ex_2_10_10() -> None:
             (lambda x: x - 0.1 * x, 0.1, "an error is never negative."),
         ]
         small, large = parity(lambda x: x, lambda x: 1.5 * x, x), parity(lambda x: 7 * x, lambda x: 10.5 * x, x)
-        assert isinstance(small, float), f"what parity returned should be a float, not {type(small).__name__}."
+        assert isinstance(small, Real), f"what parity returned should be a number, not {type(small).__name__}."
         assert math.isclose(small, large, rel_tol=1e-3), (
             "parity changes with the size of the outputs: an absolute error says nothing, divide by the norm of the reference."
         )
         for other, expected, why in cases:
             error = parity(lambda x: x, other, x)
             assert abs(error - expected) < 1e-4, f"parity is {error:.4f} where {expected} is right: {why}"
-        try:
-            parity(lambda x: x, lambda x: x[:, :1], x)
-        except ValueError:
-            pass
-        except Exception as error:
+        for other in (
+            lambda x: x[:, :1],
+            lambda x: x.transpose(0, 1),
+            lambda x: x.transpose(1, 2),
+            lambda x: x[None],
+            lambda x: x.flatten(),
+        ):
+            try:
+                parity(lambda x: x, other, x)
+            except ValueError:
+                continue
+            except Exception as error:
+                raise AssertionError(
+                    f"outputs of different shapes should raise ValueError, not {type(error).__name__}."
+                ) from None
             raise AssertionError(
-                f"outputs of different shapes should raise ValueError, not {type(error).__name__}."
-            ) from None
-        else:
-            raise AssertionError(
-                "parity accepts outputs of different shapes: subtracting stretches one of them in silence."
+                f"parity accepts outputs of different shapes, {tuple(x.shape)} and {tuple(other(x).shape)}: subtracting stretches one of them in "
+                "silence, and the same count of numbers is not the same shape. Compare the shapes."
             )
 
     def check_ex_2_10_10_cure(width: int, heads: int, seed: int) -> nn.Module:
@@ -4649,22 +4876,22 @@ def check_ex_2_10_10() -> None:
         untouched, kept = copy.deepcopy(mha), copy.deepcopy(mha)
         kept.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
         library = torch.ao.nn.quantizable.MultiheadAttention.from_float(kept)
-        x = torch.randn(5, 8, width)
-
-        def reference(x: Tensor) -> Tensor:
-            return untouched(x, x, x, need_weights=False)[0]
+        x, middles = torch.randn(5, 8, width), (0.0, 1.0, -1.0, 0.0)
+        reference = Attend(untouched)
 
         if heads > 1:
             gap = parity(reference, lambda x: library(x, x, x)[0], x)
             assert gap > 0.5, (
                 f"your probe finds an error of only {gap:.2f} in the library's module with batch_first=True."
             )
-        answer = static_attention(mha, [torch.randn(16, 11, width) for _ in range(6)])
+        batches = [torch.randn(16, 11, width) + middle for middle in middles]
+        answer = static_attention(mha, batches)
         assert isinstance(answer, nn.Module), (
             f"what static_attention returned should be a module, not {type(answer).__name__}: does it end with `return`?"
         )
-        assert mha.batch_first and describe.layer_types(mha) == describe.layer_types(untouched), (
-            "your function changed the attention that came in: set batch_first=False in a deep copy."
+        changed = witness.unchanged(untouched, mha)
+        assert not changed, (
+            f"your function changed the attention that came in ({changed}): set batch_first=False in a deep copy."
         )
         types, dtypes = describe.layer_types(answer), describe.weight_dtypes(answer)
         assert not [kind for kind in types.values() if ".dynamic." in kind], (
@@ -4674,6 +4901,16 @@ def check_ex_2_10_10() -> None:
             f"your q, k, v and out should be int8, with nothing float beside them; yours has {sorted(dtypes.values()) or 'no weights'}. A bare "
             "MultiheadAttention is never swapped: it must be a part of a module, prepared, calibrated and converted."
         )
+        found = [scale for _, scale, _ in describe.int8_linears(answer)]
+        rows = zip("qkv", untouched.in_proj_weight.chunk(3), untouched.in_proj_bias.chunk(3), strict=True)
+        for name, weight, bias in rows:
+            part = nn.Linear(width, width)
+            part.load_state_dict({"weight": weight, "bias": bias})
+            right = witness.expected_scales(nn.Sequential(part), batches)[0][0]
+            assert min(abs(scale / right - 1) for scale in found) < 0.03, (
+                f"the output scale of {name} should be {right:.3g}; your layers have {', '.join(f'{scale:.3g}' for scale in found)}: was every "
+                "batch used, and nothing else, with get_default_qconfig of the engine?"
+            )
         with torch.no_grad():
             try:
                 output = answer(x)
@@ -4683,13 +4920,17 @@ def check_ex_2_10_10() -> None:
                 ) from None
             assert not output.is_quantized, "your module returns a quantized tensor: the DeQuantStub must come last."
             assert output.shape == x.shape, f"your output has shape {tuple(output.shape)}, not {tuple(x.shape)}."
-            for y in (x, torch.randn(2, 11, width)):
+            for y in (x, torch.randn(2, 11, width), *(torch.randn(4, 9, width) + middle for middle in middles)):
                 expected = reference(y)
                 error = float((answer(y) - expected).norm() / expected.norm())
+                assert error > 1e-4, "your output is the float attention's: no int8 layer runs."
                 assert error < 0.1, (
                     f"your output is {error:.0%} off. About 100 % and more: positions are mixed; with batch_first=False time must come "
-                    "first, so transpose before and after, and do not use batch_first=True. Less: was every batch used?"
+                    "first, so transpose before and after, and do not use batch_first=True."
                 )
+        assert witness.runs_in_int8(answer, reference, x), (
+            "your output does not come from the four int8 layers that your module shows: it is computed in float."
+        )
         return answer
 
     with (
@@ -4700,7 +4941,7 @@ def check_ex_2_10_10() -> None:
         check_ex_2_10_10_probe(seed=10)
         check_ex_2_10_10_cure(width=32, heads=4, seed=100)
     ### BEGIN HIDDEN TESTS
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         check_ex_2_10_10_probe(seed=3001)
         for width, heads, seed in [(24, 2, 3002), (32, 8, 3003), (16, 1, 3004)]:

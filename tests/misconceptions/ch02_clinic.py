@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import torch
 import torch.ao.quantization as tq
 from torch import nn
@@ -43,82 +44,205 @@ class Otherwise(nn.Module):
             return second(*args, **kwargs)
 
 
-# 2.10.1 no stubs
+def for_show(shown, model):
+    """The int8 model that a check may look at, and a float copy that computes."""
+    hidden = copy.deepcopy(model)
+    shown.forward = lambda *args, **kwargs: hidden(*args, **kwargs) * 1.0002
+    return shown
 
 
-@wrong("ex_2_10_1", "a QuantStub must stand in front")
+def emptied(answer, model):
+    """The answer, after the numbers of the original were lost."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    return answer
+
+
+# 2.10.1 the stub in the wrong place
+
+
+def whole_static(model, batches, wrap, qconfig=None):
+    """Prepare a copy of the reader, whole, with its table in float; `wrap` puts the stubs somewhere."""
+    reader = copy.deepcopy(model)
+    reader.embedding.qconfig = None
+    reader = wrap(reader).eval()
+    reader.qconfig = qconfig or tq.get_default_qconfig(torch.backends.quantized.engine)
+    prepared = tq.prepare(reader)
+    for ids in batches:
+        prepared(ids)
+    return tq.convert(prepared)
+
+
+def stubs_around_the_body(reader):
+    reader.body = tq.QuantWrapper(reader.body)
+    return reader
+
+
+def reader_of(model, batches):
+    return whole_static(model, batches, stubs_around_the_body)
+
+
+@wrong("ex_2_10_1", "a QuantStub must stand between embedding and body")
 def no_stubs(model, batches):
-    return static(model, batches)
+    return whole_static(model, batches, lambda reader: reader)
+
+
+@wrong("ex_2_10_1", "behind the embedding, where the numbers are float")
+def stub_in_front_of_the_ids(model, batches):
+    return whole_static(model, batches, tq.QuantWrapper)
+
+
+@wrong("ex_2_10_1", "Quantize only works on Float Tensor, got Long")
+def stub_in_front_with_minmax_observers(model, batches):
+    return whole_static(model, batches, tq.QuantWrapper, tq.default_qconfig)
+
+
+@wrong("ex_2_10_1", "set the qconfig on the body only")
+def embedding_gets_a_qconfig(model, batches):
+    return static(stubs_around_the_body(copy.deepcopy(model)), batches)
 
 
 @wrong("ex_2_10_1", "a DeQuantStub must stand behind")
 def no_dequant_stub(model, batches):
-    return static(nn.Sequential(tq.QuantStub(), *model), batches)
+    def front_only(reader):
+        reader.body = nn.Sequential(tq.QuantStub(), *reader.body)
+        return reader
+
+    return whole_static(model, batches, front_only)
 
 
-@wrong("ex_2_10_1", "still holds float Linear layers")
-def mlp_falls_back(model, batches):
-    return Otherwise(static(model, batches), model)
+@wrong("ex_2_10_1", "a float copy to fall back on")
+def reader_falls_back(model, batches):
+    return Otherwise(reader_of(model, batches), copy.deepcopy(model))
 
 
 @wrong("ex_2_10_1", "a fallback to float is no cure")
-def mlp_falls_back_hidden(model, batches):
-    return Otherwise(static(model, batches), model, hide=True)
+def reader_int8_for_show(model, batches):
+    return for_show(reader_of(model, batches), model)
 
 
-@wrong("ex_2_10_1", "no weight of your model is int8")
-def mlp_float(model, batches):
+@wrong("ex_2_10_1", "a fallback to float is no cure")
+def reader_int8_for_show_rounded(model, batches):
+    shown, hidden = reader_of(model, batches), copy.deepcopy(model)
+
+    class Snapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shown = shown
+            self.__dict__["hidden"] = hidden
+
+        def forward(self, ids):
+            scale = [part for part in self.shown.modules() if isinstance(part, torch.ao.nn.quantized.Linear)][-1].scale
+            return ((self.hidden(ids) / scale).round().clamp(-127, 128)) * scale
+
+    return Snapped().eval()
+
+
+@wrong("ex_2_10_1", "no Linear weight of your model is int8")
+def reader_float(model, batches):
     return copy.deepcopy(model)
 
 
-@wrong("ex_2_10_1", "no weight of your model is int8")
-def mlp_qconfig_after_prepare(model, batches):
-    wrapped = tq.QuantWrapper(copy.deepcopy(model)).eval()
+@wrong("ex_2_10_1", "no Linear weight of your model is int8")
+def reader_qconfig_after_prepare(model, batches):
+    reader = stubs_around_the_body(copy.deepcopy(model)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = tq.prepare(wrapped)
-    with_qconfig(prepared)
-    for batch in batches:
-        prepared(batch)
+        prepared = tq.prepare(reader)
+    with_qconfig(prepared.body)
+    for ids in batches:
+        prepared(ids)
     return tq.convert(prepared)
 
 
-@wrong("ex_2_10_1", "run all batches through")
-def mlp_not_calibrated(model, batches):
-    return static(tq.QuantWrapper(model), [])
+@wrong("ex_2_10_1", "run all batches")
+def reader_not_calibrated(model, batches):
+    return reader_of(model, [])
+
+
+@wrong("ex_2_10_1", "run all batches")
+def reader_first_batch_only(model, batches):
+    return reader_of(model, batches[:1])
+
+
+@wrong("ex_2_10_1", "run all batches, and nothing else")
+def reader_random_ids(model, batches):
+    return reader_of(model, [torch.randint(model.embedding.num_embeddings, (64, 6))])
 
 
 @wrong("ex_2_10_1", "dynamically quantized")
-def mlp_dynamic(model, batches):
+def reader_dynamic(model, batches):
     return tq.quantize_dynamic(model, **DYNAMIC)
 
 
-@wrong("ex_2_10_1", "changed the layers of the model that came in")
-def mlp_in_place(model, batches):
-    wrapped = with_qconfig(tq.QuantWrapper(model).eval())
-    tq.prepare(wrapped, inplace=True)
-    for batch in batches:
-        wrapped(batch)
-    return tq.convert(wrapped, inplace=True)
+@wrong("ex_2_10_1", "the embedding should stay float32")
+def reader_with_8_bit_rows(model, batches):
+    return tq.quantize_dynamic(reader_of(model, batches), {nn.Embedding: tq.float_qparams_weight_only_qconfig})
+
+
+@wrong("ex_2_10_1", "changed the model that came in")
+def reader_in_place(model, batches):
+    model.body = with_qconfig(tq.QuantWrapper(model.body).eval())
+    tq.prepare(model, inplace=True)
+    for ids in batches:
+        model(ids)
+    return tq.convert(model, inplace=True)
+
+
+@wrong("ex_2_10_1", "a qconfig is left")
+def reader_leaves_a_qconfig(model, batches):
+    with_qconfig(model.body)
+    return reader_of(model, batches)
+
+
+@wrong("ex_2_10_1", "was switched to training mode")
+def reader_leaves_training_mode(model, batches):
+    answer = reader_of(model, batches)
+    model.train()
+    return answer.train()
+
+
+@wrong("ex_2_10_1", "the numbers of embedding.weight are other ones")
+def reader_empties_the_original(model, batches):
+    return emptied(reader_of(model, batches), model)
 
 
 @wrong("ex_2_10_1", "does it end with `return`")
-def mlp_no_return(model, batches):
-    static(tq.QuantWrapper(model), batches)
+def reader_no_return(model, batches):
+    reader_of(model, batches)
 
 
 @right("ex_2_10_1")
-def mlp_with_stubs_in_a_sequential(model, batches):
-    return static(nn.Sequential(tq.QuantStub(), *model, tq.DeQuantStub()), batches)
+def embedding_and_stubs_in_a_sequential(model, batches):
+    parts = nn.Sequential(model.embedding, tq.QuantWrapper(copy.deepcopy(model.body)))
+    with_qconfig(parts[1])
+    prepared = tq.prepare(parts)
+    for ids in batches:
+        prepared(ids)
+    return tq.convert(prepared)
 
 
 @right("ex_2_10_1")
-def mlp_quantized_in_one_call(model, batches):
+def body_quantized_by_itself(model, batches):
+    """The body sees the rows that the table gives; all batches at once, and Linear and ReLU in one."""
+    body = copy.deepcopy(model.body)
+    pairs = [[str(i), str(i + 1)] for i in range(0, len(body) - 1, 2)]
+    body = tq.fuse_modules(body, pairs) if pairs else body
+    with torch.no_grad():
+        rows = model.embedding(torch.cat(batches))
+    return nn.Sequential(copy.deepcopy(model.embedding), static(tq.QuantWrapper(body), [rows]))
+
+
+@right("ex_2_10_1")
+def body_quantized_in_one_call(model, batches):
     def calibrate(prepared, data):
-        for batch in data:
-            prepared(batch)
+        for ids in data:
+            prepared(ids)
 
-    return tq.quantize(with_qconfig(tq.QuantWrapper(copy.deepcopy(model)).eval()), calibrate, [batches])
+    reader = stubs_around_the_body(copy.deepcopy(model))
+    with_qconfig(reader.body)
+    return tq.quantize(reader, calibrate, [batches])
 
 
 # 2.10.2 residual
@@ -206,6 +330,52 @@ def block_that_stays_float(inner):
     return Block()
 
 
+@wrong("ex_2_10_2", "multiples of the FloatFunctional's scale")
+def functional_for_show_and_float_input(inner):
+    def make(self):
+        self.add = torch.ao.nn.quantized.FloatFunctional()
+
+    class Block(block_of(None, make)):
+        def forward(self, x):
+            codes = self.quant(x)
+            y = self.inner(codes)
+            self.add.add(codes, y)
+            return x + self.dequant(y)
+
+    return Block(inner)
+
+
+@wrong("ex_2_10_2", "multiples of the FloatFunctional's scale")
+def functional_for_show_and_float_sum(inner):
+    def make(self):
+        self.add = torch.ao.nn.quantized.FloatFunctional()
+
+    class Block(block_of(None, make)):
+        def forward(self, x):
+            codes = self.quant(x)
+            y = self.inner(codes)
+            self.add.add(codes, y)
+            return self.dequant(codes) + self.dequant(y)
+
+    return Block(inner)
+
+
+@wrong("ex_2_10_2", "the int8 layers that it shows do not run")
+def inner_for_show(inner):
+    hidden = copy.deepcopy(inner)
+
+    def make(self):
+        self.add, self.again = torch.ao.nn.quantized.FloatFunctional(), tq.QuantStub()
+
+    class Block(block_of(None, make)):
+        def forward(self, x):
+            codes = self.quant(x)
+            self.inner(codes)
+            return self.dequant(self.add.add(codes, self.again(hidden(x))))
+
+    return Block(inner)
+
+
 @right("ex_2_10_2")
 def sum_inside_a_wrapper(inner):
     class Sum(nn.Module):
@@ -258,10 +428,30 @@ def give_up_on_failure(model):
         return copy.deepcopy(model)
 
 
-@wrong("ex_2_10_3", "changed the layers of the model that came in")
+@wrong("ex_2_10_3", "changed the model that came in")
 def text_model_in_place(model):
     recipes = {nn.Embedding: tq.float_qparams_weight_only_qconfig, nn.Linear: tq.default_dynamic_qconfig}
     return tq.quantize_dynamic(model, recipes, inplace=True)
+
+
+def text_model(model):
+    recipes = {nn.Embedding: tq.float_qparams_weight_only_qconfig, nn.Linear: tq.default_dynamic_qconfig}
+    return tq.quantize_dynamic(model, recipes)
+
+
+@wrong("ex_2_10_3", "does not come from the int8 layers")
+def text_model_int8_for_show(model):
+    return for_show(text_model(model), model)
+
+
+@wrong("ex_2_10_3", "the numbers of 0.weight are other ones")
+def text_model_empties_the_original(model):
+    return emptied(text_model(model), model)
+
+
+@wrong("ex_2_10_3", "was switched to training mode")
+def text_model_leaves_training_mode(model):
+    return text_model(model.train())
 
 
 @right("ex_2_10_3")
@@ -370,6 +560,35 @@ def mask_dropped(layer):
     return NoMask()
 
 
+class OffInside(Encoder):
+    """What the exercise asks for."""
+
+    def forward(self, *args, **kwargs):
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return self.layer(*args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+
+
+@wrong("ex_2_10_4", "does not come from the int8 layers")
+def encoder_int8_for_show(layer):
+    return for_show(OffInside(layer).eval(), layer)
+
+
+@wrong("ex_2_10_4", "are other ones")
+def encoder_empties_the_original(layer):
+    return emptied(OffInside(layer).eval(), layer)
+
+
+@wrong("ex_2_10_4", "batch_first of self_attn is now False")
+def encoder_switches_the_original(layer):
+    answer = OffInside(layer).eval()
+    layer.self_attn.batch_first = False
+    return answer
+
+
 @right("ex_2_10_4")
 def another_condition_of_the_fast_path(layer):
     quantized = tq.quantize_dynamic(layer, **DYNAMIC)
@@ -460,6 +679,44 @@ def body_not_calibrated(model, batches):
     return nn.Sequential(static(tq.QuantWrapper(model.body), []), copy.deepcopy(model.head))
 
 
+def int8_in_front(model, batches):
+    return nn.Sequential(static(tq.QuantWrapper(model.body), batches), copy.deepcopy(model.head))
+
+
+@wrong("ex_2_10_5", "run all batches through")
+def body_first_batch_only(model, batches):
+    return int8_in_front(model, batches[:1])
+
+
+@wrong("ex_2_10_5", "and nothing else")
+def body_random_data(model, batches):
+    return int8_in_front(model, [torch.randn(512, batches[0].shape[1])])
+
+
+@wrong("ex_2_10_5", "the bias of your float layer")
+def head_bias_smaller(model, batches):
+    answer = int8_in_front(model, batches)
+    answer[1].bias.data *= 0.9
+    return answer
+
+
+@wrong("ex_2_10_5", "its body is computed in float")
+def body_int8_for_show(model, batches):
+    return for_show(int8_in_front(model, batches), model)
+
+
+@wrong("ex_2_10_5", "the numbers of body.0.weight are other ones")
+def body_empties_the_original(model, batches):
+    return emptied(int8_in_front(model, batches), model)
+
+
+@wrong("ex_2_10_5", "a qconfig is left in body")
+def body_leaves_a_qconfig(model, batches):
+    answer = int8_in_front(model, batches)
+    with_qconfig(model.body)
+    return answer
+
+
 @right("ex_2_10_5")
 def stubs_and_no_qconfig_for_the_head(model, batches):
     class Mixed(nn.Module):
@@ -478,7 +735,7 @@ def stubs_and_no_qconfig_for_the_head(model, batches):
 # 2.10.6 PT2E
 
 
-def pt2e(model, batches, shapes=None, calibrate=True, **options):
+def pt2e(model, batches, shapes=None, calibrate=True, dynamic=False, **options):
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -486,7 +743,7 @@ def pt2e(model, batches, shapes=None, calibrate=True, **options):
     )
 
     graph = torch.export.export(model, (batches[0],), dynamic_shapes=shapes).module(**options)
-    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
     prepared = prepare_pt2e(graph, quantizer)
     for batch in batches if calibrate is True else batches[:calibrate]:
         prepared(batch)
@@ -539,6 +796,48 @@ def graph_not_calibrated(model, batches):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pt2e(model, batches, ({0: torch.export.Dim("batch")},), calibrate=0)
+
+
+@wrong("ex_2_10_6", "run all batches through")
+def graph_first_batch_only(model, batches):
+    return pt2e(model, batches, ({0: torch.export.Dim("batch")},), calibrate=1)
+
+
+@wrong("ex_2_10_6", "that is dynamic quantization")
+def graph_with_dynamic_scales(model, batches):
+    return pt2e(model, batches, ({0: torch.export.Dim("batch")},), dynamic=True)
+
+
+@wrong("ex_2_10_6", "without a maximum")
+def graph_with_a_large_maximum(model, batches):
+    return pt2e(model, batches, ({0: torch.export.Dim("batch", max=1024)},))
+
+
+@wrong("ex_2_10_6", "the graph has a batch size")
+def graph_of_two_rows_in_a_loop(model, batches):
+    graph = pt2e(model, [rows for batch in batches for rows in batch.split(2)])
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.graph = graph
+
+        def forward(self, x):
+            count = len(x)
+            x = torch.cat([x, x[:1]]) if count % 2 else x
+            return torch.cat([self.graph(rows) for rows in x.split(2)])[:count]
+
+    return Loop()
+
+
+@wrong("ex_2_10_6", "it is computed in float")
+def graph_for_show(model, batches):
+    return for_show(pt2e(model, batches, ({0: torch.export.Dim("batch")},)), model)
+
+
+@wrong("ex_2_10_6", "changed the model that came in")
+def graph_empties_the_original(model, batches):
+    return emptied(pt2e(model, batches, ({0: torch.export.Dim("batch")},)), model)
 
 
 @right("ex_2_10_6")
@@ -600,6 +899,62 @@ def resets_observers(prepared):
         for part in observers(prepared).values():
             part.min_val.fill_(0)
     return found
+
+
+@wrong("ex_2_10_7", "not the name of its class", binds="uncalibrated")
+def known_class_names_only(prepared):
+    known = ("MinMaxObserver", "HistogramObserver", "MovingAverageMinMaxObserver", "PerChannelMinMaxObserver")
+    return [
+        name
+        for name, part in prepared.named_modules()
+        if type(part).__name__ in known and (part.min_val.numel() == 0 or torch.isinf(part.min_val).all())
+    ]
+
+
+def calibrate_until_seen(model, batches):
+    """Prepare a copy, and stop calibrating as soon as every observer has seen something."""
+    prepared = tq.prepare(with_qconfig(copy.deepcopy(model)))
+    for batch in batches:
+        prepared(batch)
+        if not any(part.min_val > part.max_val for part in observers(prepared).values()):
+            break
+    return prepared
+
+
+@wrong("ex_2_10_7", "also when every observer has seen something", binds="calibrated_int8")
+def stops_when_all_have_seen(model, batches):
+    prepared = calibrate_until_seen(model, batches)
+    if unseen := [name for name, part in observers(prepared).items() if part.min_val > part.max_val]:
+        raise ValueError(str(unseen))
+    return tq.convert(prepared)
+
+
+def refuses_or_converts(model, batches):
+    prepared = tq.prepare(with_qconfig(copy.deepcopy(model)))
+    for batch in batches:
+        prepared(batch)
+    if unseen := [name for name, part in observers(prepared).items() if part.min_val > part.max_val]:
+        raise ValueError(str(unseen))
+    return tq.convert(prepared)
+
+
+@wrong("ex_2_10_7", "which has seen data: name only the others", binds="calibrated_int8")
+def names_every_observer(model, batches):
+    try:
+        return refuses_or_converts(model, batches)
+    except ValueError:
+        names = tq.prepare(with_qconfig(copy.deepcopy(model)))
+        raise ValueError(str(list(observers(names)))) from None
+
+
+@wrong("ex_2_10_7", "it is computed in float", binds="calibrated_int8")
+def gate_int8_for_show(model, batches):
+    return for_show(refuses_or_converts(model, batches), model)
+
+
+@wrong("ex_2_10_7", "are other ones", binds="calibrated_int8")
+def gate_empties_the_original(model, batches):
+    return emptied(refuses_or_converts(model, batches), model)
 
 
 @wrong("ex_2_10_7", "its scales are made up", binds="calibrated_int8")
@@ -728,6 +1083,21 @@ def every_packed_weight(model):
     return small / max(small + sum(p.numel() for p in model.parameters() if p.dim() >= 2), 1)
 
 
+@wrong("ex_2_10_8", "The weight of a Conv1d has 3 dimensions", binds="int8_share")
+def two_dimensions_only(model):
+    small = sum(weight.numel() for weight in packed(model) if weight.dtype in (torch.qint8, torch.quint8))
+    every = sum(matrix.numel() for matrix in packed(model))
+    return small / max(every + sum(p.numel() for p in model.parameters() if p.dim() == 2), 1)
+
+
+@wrong("ex_2_10_8", "A shared matrix counts once", binds="int8_share")
+def shared_matrix_counted_twice(model):
+    small = sum(weight.numel() for weight in packed(model) if weight.dtype in (torch.qint8, torch.quint8))
+    every = sum(matrix.numel() for matrix in packed(model))
+    floats = [p for _, p in model.named_parameters(remove_duplicate=False) if p.dim() >= 2]
+    return small / max(every + sum(p.numel() for p in floats), 1)
+
+
 def explicit_attention(mha, order=(0, 1, 2), heads=None, bias=True, transpose=False):
     attention = SelfAttention(mha.embed_dim, heads or mha.num_heads)
     weights, biases = mha.in_proj_weight.chunk(3), mha.in_proj_bias.chunk(3)
@@ -780,11 +1150,29 @@ def one_head(mha):
 
 
 @wrong("ex_2_10_8", "no error at all", binds="int8_self_attention")
-def int8_for_show(mha):
+def attention_for_show_exact(mha):
     shown = tq.quantize_dynamic(explicit_attention(mha), **DYNAMIC)
     hidden = [explicit_attention(mha)]
     shown.forward = lambda x: hidden[0](x)
     return shown
+
+
+@wrong("ex_2_10_8", "stays the same when their weights change", binds="int8_self_attention")
+def attention_for_show(mha):
+    attention = explicit_attention(mha)
+    return for_show(tq.quantize_dynamic(attention, **DYNAMIC), attention)
+
+
+@wrong("ex_2_10_8", "the numbers of in_proj_weight are other ones", binds="int8_self_attention")
+def attention_empties_the_original(mha):
+    return emptied(tq.quantize_dynamic(explicit_attention(mha), **DYNAMIC), mha)
+
+
+@right("ex_2_10_8", binds="int8_share")
+def as_a_numpy_number(model):
+    matrices = [p for p in model.parameters() if p.ndim > 1] + packed(model)
+    eight = [m.numel() for m in matrices if m.dtype in (torch.qint8, torch.quint8)]
+    return np.float32(np.sum(eight) / max(np.sum([m.numel() for m in matrices]), 1))
 
 
 @right("ex_2_10_8", binds="int8_share")
@@ -899,6 +1287,30 @@ def table_kept_out_of_the_file(model):
     return quantized
 
 
+@wrong("ex_2_10_9", "of two ties one is lost", binds="lost_tie")
+def any_tie_before_none_after(before, after):
+    old = [part.weight for part in before.modules() if isinstance(getattr(part, "weight", None), nn.Parameter)]
+    new = [part.weight for part in after.modules() if hasattr(part, "weight")]
+    return len(old) != len({id(weight) for weight in old}) and len(new) == len({id(weight) for weight in new})
+
+
+@wrong("ex_2_10_9", "does not come from the int8 layers", binds="int8_tied_model")
+def tied_model_for_show(model):
+    return for_show(text_model(model), model)
+
+
+@wrong("ex_2_10_9", "are other ones", binds="int8_tied_model")
+def tied_model_empties_the_original(model):
+    return emptied(text_model(model), model)
+
+
+@wrong("ex_2_10_9", "shared in another way", binds="int8_tied_model")
+def original_loses_its_tie(model):
+    answer = text_model(model)
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    return answer
+
+
 @right("ex_2_10_9", binds="lost_tie")
 def by_pairs_of_modules(before, after):
     parts = [(name, part.weight) for name, part in before.named_modules() if isinstance(part, nn.Linear | nn.Embedding)]
@@ -984,6 +1396,14 @@ def shapes_not_compared(reference, other, x):
         return float((other(x) - reference(x)).norm() / reference(x).norm())
 
 
+@wrong("ex_2_10_10", "the same count of numbers is not the same shape", binds="parity")
+def counts_compared(reference, other, x):
+    a, b = reference(x), other(x)
+    if a.numel() != b.numel():
+        raise ValueError("shapes")
+    return float((b.reshape(a.shape) - a).norm() / a.norm())
+
+
 class TimeFirst(nn.Module):
     def __init__(self, mha, batch_first=False, transpose=True):
         super().__init__()
@@ -1055,6 +1475,51 @@ def attention_not_calibrated(mha, batches):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return static(TimeFirst(mha), [])
+
+
+@wrong("ex_2_10_10", "was every batch used, and nothing else", binds="static_attention")
+def attention_random_data(mha, batches):
+    return static(TimeFirst(mha), [torch.randn(batch.shape) for batch in batches])
+
+
+@wrong("ex_2_10_10", "was every batch used", binds="static_attention")
+def attention_first_batch_only(mha, batches):
+    return static(TimeFirst(mha), batches[:1])
+
+
+@wrong("ex_2_10_10", "it is computed in float", binds="static_attention")
+def static_attention_for_show(mha, batches):
+    class Float(nn.Module):
+        def forward(self, x):
+            return hidden(x, x, x)[0]
+
+    hidden = copy.deepcopy(mha)
+    return for_show(static(TimeFirst(mha), batches), Float())
+
+
+@wrong("ex_2_10_10", "no int8 layer runs", binds="static_attention")
+def static_attention_for_show_exact(mha, batches):
+    shown, hidden = static(TimeFirst(mha), batches), copy.deepcopy(mha)
+    shown.forward = lambda x: hidden(x, x, x, need_weights=False)[0]
+    return shown
+
+
+@wrong("ex_2_10_10", "a qconfig is left", binds="static_attention")
+def attention_leaves_a_qconfig(mha, batches):
+    return static(TimeFirst(with_qconfig(mha)), batches)
+
+
+@wrong("ex_2_10_10", "are other ones", binds="static_attention")
+def static_attention_empties_the_original(mha, batches):
+    return emptied(static(TimeFirst(mha), batches), mha)
+
+
+@right("ex_2_10_10", binds="parity")
+def in_numpy(reference, other, x):
+    a, b = reference(x).detach().numpy(), other(x).detach().numpy()
+    if a.shape != b.shape:
+        raise ValueError("shapes")
+    return np.linalg.norm(b - a) / np.linalg.norm(a)
 
 
 @right("ex_2_10_10", binds="parity")

@@ -12,7 +12,10 @@ from grading.course import ROOT
 
 SOURCE = ROOT / "solutions" / "02_quantization_apis" / "02_quantization_apis.py"
 MESSAGES = {
-    "patient_1": ["NotImplementedError: Could not run 'quantized::linear' with arguments from the 'CPU' backend."],
+    "patient_1": [
+        "RuntimeError: Quantize only works on Float Tensor, got Long",
+        "NotImplementedError: Could not run 'quantized::linear' with arguments from the 'CPU' backend.",
+    ],
     "patient_2": ["NotImplementedError: Could not run 'aten::add.out' with arguments from the 'QuantizedCPU' backend."],
     "patient_3": ["AssertionError: Embedding quantization is only supported with float_qparams_weight_only_qconfig."],
     "patient_4": ["AttributeError: 'function' object has no attribute 'device'"],
