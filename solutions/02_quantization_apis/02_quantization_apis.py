@@ -2691,7 +2691,7 @@ print(
 #   more; without a control, as in section 7, that says nothing about quantization.
 # - **Exactness.** Weight-only is the most exact of the 8-bit roads, then per-row dynamic; what has 7-bit activations (eager and FX on a PC) comes last. That order needs a processor whose products of 8-bit integers are exact (the line below the table says whether yours are): without,
 #   torchao's dynamic row, which uses all 8 bits, falls to the end, and the 7 bits of eager mode show what they are for. (FX is a little
-#   ahead of eager because it computes Linear and ReLU as one layer with one rounding: unit 03.) The logits of QAT are far from the old
+#   ahead of eager because it fuses Linear and ReLU, and spends no codes on the negative numbers that ReLU throws away: unit 03.) The logits of QAT are far from the old
 #   ones because its weights have moved; that is what training is for.
 # - **Size.** All int8 roads store one byte a weight (the codes differ with the granularity: eager dynamic has one scale a tensor, the others one a row), and none reaches 4. torchao's int4 is *not* smaller than its int8: on a CPU each 4-bit code lies in a byte of its own. (The config that packs
 #   them, `Int4WeightOnlyConfig`, stops with the message below. On PyPI, that package exists for graphics cards only.) And a fresh PT2E file is larger than the float one.

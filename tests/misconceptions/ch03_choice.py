@@ -45,6 +45,12 @@ def one_group_a_row(d_in, d_out, variant, bias=True, group=32):
     return bytes_of(d_in, d_out, variant, bias, group, groups=size * d_out)
 
 
+@wrong("ex_3_9", "you counted those of one row")
+def groups_of_one_row(d_in, d_out, variant, bias=True, group=32):
+    size = {"groups, unpacked": 5, "groups, packed": 4}.get(variant, 0)
+    return bytes_of(d_in, d_out, variant, bias, group, groups=size * (d_in // group))
+
+
 @wrong("ex_3_9", "the output scale and zero point were forgotten")
 def output_scale_forgotten(d_in, d_out, variant, bias=True, group=32):
     return bytes_of(d_in, d_out, variant, bias, group, once=16 if variant == "per tensor" else 0)
@@ -538,6 +544,16 @@ def always_static(table, width, batch, max_error, max_bytes):
     if not names:
         raise ValueError("not measured")
     return "static", dict.fromkeys(names - {"static"}, "time")
+
+
+@wrong("ex_3_10", "of the rows within both budgets, not of all rows")
+def limit_from_all_rows(table, width, batch, max_error, max_bytes):
+    here = [r for r in table if (r["width"], r["batch"]) == (width, batch)]
+    if not here:
+        raise ValueError("not measured")
+    limit = 1.05 * min(r["ratio"] for r in here)
+    quick = [r for r in here if r["ratio"] <= limit and r["error"] <= max_error and r["bytes"] <= max_bytes]
+    return min(quick, key=lambda r: r["error"])["variant"], {}
 
 
 @wrong("ex_3_10", "whose bytes are over the budget")
