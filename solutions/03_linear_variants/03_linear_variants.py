@@ -2128,7 +2128,7 @@ plots.show(
 # %% [markdown]
 # Your map differs from ours in its numbers. Look in yours for these patterns:
 #
-# - Go **down** a column. A wider layer has more to multiply for each call, so the fixed price of a call (finding the kernel, choosing a range, making the output) counts less.
+# - Go **down** a column. A wider layer has more to multiply for each call, so the fixed price of a call (finding the kernel, choosing a range, making the output) counts less. (torchao's layers with one row may be an exception: look at their first columns.)
 # - Compare the **two static grids**. Their difference is the price of the stubs. It is paid once for a network, not once for a layer, if all layers between are int8.
 # - **Weight-only** multiplies in float, after it has made floats of the codes. What it saves is memory.
 # - **torchao dynamic** pays for a chain of small operations in every call, which `torch.compile` would join to one.
