@@ -18,8 +18,8 @@ torchao_affine                torchao: 4 bits asymmetric in groups of 32, and 8 
 
 To make the files again, from the repository's root; the oracles have an environment of their own::
 
-    python3.11 -m venv /tmp/oracles && /tmp/oracles/bin/pip install -r helpers/golden/requirements.txt
-    /tmp/oracles/bin/python -m helpers.golden.make_golden
+    python3.11 -m venv build/oracles && build/oracles/bin/pip install -r helpers/golden/requirements.txt
+    build/oracles/bin/python -m helpers.golden.make_golden
     .venv/bin/python -m helpers.golden.make_golden --torchao
 """
 
