@@ -1350,14 +1350,14 @@ for ax, bits in zip(axes, (8, 4), strict=True):
 plots.show(
     fig,
     caption="Five ways to choose a range for the inputs of blocks.0.ffn.down, with the range that each has chosen.",
-    alt="Two bar charts of signal-to-noise ratios. With 8 bits the five are close together, percentile the lowest. With 4 bits percentile is the "
-    "highest by several decibels and min/max the lowest.",
+    alt="Two bar charts of signal-to-noise ratios. With 8 bits the five are close together, percentile the lowest. With 4 bits the clip search is the "
+    "highest, then percentile; min/max and moving average are the lowest by several decibels.",
 )
 
 # %% [markdown]
-# With 8 bits there are codes enough: clipping buys little, and a percentile that cuts too much is even worse than min/max. With 4 bits the same percentile is
-# far ahead, and even the clip search loses: it shrinks both ends alike, and its small negative end falls off the ruler (look at the ranges: they
-# begin at 0.00). There is no best observer; there is a measurement.
+# With 8 bits there are codes enough: clipping buys little, and what cuts too much (the percentile) is even worse than min/max. With 4 bits the two that cut the tail off,
+# clip search and percentile, are far ahead. Look at the ranges: those of min/max and of the moving average begin at 0.00, because their gaps are so wide that the small negative end
+# rounds to nothing. There is no best observer; there is a measurement.
 
 # %% [markdown]
 # ## 4. Engines and qconfigs: who multiplies, and with what?
