@@ -63,11 +63,14 @@ def weight_bytes(model: TransformerLM, component: str) -> int:
 
 @torch.no_grad()
 def recorded(model: TransformerLM, ids: Tensor) -> dict[str, list[Tensor]]:
-    """The float tensors that each component makes from `ids` (batch, time), one for each block it is in."""
+    """The float tensors that each component makes from `ids` (batch, time), in the order in which they are made."""
     twin, sites = _with_sites(model)
+    made: dict[str, Tensor] = {}
+    for path, site in sites.items():
+        site.register_forward_hook(lambda _site, _inputs, output, path=path: made.update({path: output}))
     twin(ids)
     return {
-        name: [site.tensor for path, site in sites.items() if _belongs(path, part.tensors, None)]
+        name: [tensor for path, tensor in made.items() if _belongs(path, part.tensors, None)]
         for name, part in COMPONENTS.items()
     }
 

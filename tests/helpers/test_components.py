@@ -71,6 +71,7 @@ def test_recorded_tensors_are_those_of_the_float_model(model, ids):
     for a, b in zip(found["probabilities"], maps, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     with torch.no_grad():
+        assert torch.equal(found["residual"][0], model.embed(ids))
         assert torch.equal(found["head"][0], quantizable(model)(ids))
 
 
