@@ -23,6 +23,8 @@ grade: install  ## grade gradebook/submitted/STUDENT/UNIT/UNIT.ipynb; writes fee
 
 bench: install  ## measure what the course cites; writes benchmarks/results/
 	@$(RUN) -m benchmarks.round_to_nearest $(ARGS)
+	@$(RUN) -m benchmarks.frontier
+	@$(RUN) -m benchmarks.qat
 
 book: install  ## write docs/book_corrected.md, the list of the book's snippets with what happens and what works
 	@$(RUN) -m tests.book.page

@@ -12,13 +12,13 @@ import time
 from datetime import date
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.machine import description
-from helpers import data, int8, known_warnings, metrics
+from helpers import data, int8, known_warnings
 from helpers.checkpoint import COURSE_MODEL, load_card, load_checkpoint
+from helpers.frontier import bits_by_document
 from helpers.rounding import with_rounded_linears
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -39,11 +39,6 @@ SCHEMES = {
     "int2 group 32": (2, 32, True),
     "int2 group 32 affine": (2, 32, False),
 }
-
-
-def bits_by_document(model: nn.Module, windows: Tensor) -> Tensor:
-    """Bits per byte of each window, float64 (documents,)."""
-    return torch.cat([metrics.next_byte_bits(model, rows).mean(dim=1) for rows in windows.split(16)])
 
 
 def measure(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:

@@ -21,7 +21,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "requirements.lock"
         command = [
-            sys.executable, "-m", "piptools", "compile", "--quiet", "--extra", "dev",
+            sys.executable, "-m", "piptools", "compile", "--quiet", "--all-extras",
             "--strip-extras", "--allow-unsafe",
             "--no-header", "--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links",
             "--annotation-style", "line", "--output-file", str(made), "pyproject.toml",

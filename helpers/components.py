@@ -112,7 +112,8 @@ def simulated(
     weights = {n for c in components for n in weight_names(model, c, blocks)} if weight_bits else set()
     patterns = [pattern for c in components for pattern in _component(c).tensors] if tensor_bits else []
     twin, sites = _with_sites(model)
-    twin(calibration)
+    if patterns:
+        twin(calibration)
     for path, site in sites.items():
         site.finish(tensor_bits if _belongs(path, tuple(patterns), blocks) else None)
     for name in weights:
@@ -133,12 +134,12 @@ class _Site(nn.Module):
         self.finished = False
 
     def finish(self, bits: int | None) -> None:
-        low, high = min(float(self.tensor.min()), 0.0), max(float(self.tensor.max()), 0.0)
-        self.bits, self.tensor, self.finished = bits, None, True
         if bits:
+            low, high = min(float(self.tensor.min()), 0.0), max(float(self.tensor.max()), 0.0)
             self.qmax = 2**bits - 1
             self.scale = (high - low) / self.qmax or 1.0
             self.zero_point = round(-low / self.scale)
+        self.bits, self.tensor, self.finished = bits, None, True
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.finished:

@@ -64,3 +64,13 @@ def report() -> None:
         print(f"PROBLEM: {problem}")
     if not found:
         print("Everything is in place.")
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

@@ -41,6 +41,22 @@ def choose_engine() -> str:
     return torch.backends.quantized.engine
 
 
+@contextmanager
+def using(engine: str) -> Iterator[None]:
+    """Inside, PyTorch packs and multiplies with this int8 engine; afterwards with the one of before.
+
+    A packed weight belongs to the engine that packed it: run a model inside the same `using` in which it was made.
+    """
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        if engine == "qnnpack":
+            _hear_qnnpack_once()
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
 def products_are_exact() -> bool:
     """Whether products of full 8-bit matrices are exact here: not on x86 processors without VNNI.
 
@@ -77,12 +93,12 @@ def static_int8(net: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 def _hear_qnnpack_once() -> None:
     """Let qnnpack say unheard, once a process and from C++, that it ignores reduce_range (true, and harmless)."""
-    with _silent_stderr():
+    with silent_stderr():
         dynamic_int8(nn.Sequential(nn.Linear(2, 2)))(torch.zeros(1, 2))
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Nothing that is written to file descriptor 2, by C++ code too, is seen."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""How good is a language model, and how large: bits per byte, perplexity, SQNR, bytes on disk."""
+"""How good is a model, how far from another, how large: bits per byte, SQNR, KL, flips, bytes on disk."""
 
 from __future__ import annotations
 
@@ -76,3 +76,38 @@ def file_bytes(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getbuffer().nbytes
+
+
+def kl_bits(reference: Tensor, logits: Tensor) -> Tensor:
+    """Bits lost at each position by who believes `logits` where `reference` is true: ``KL(reference ‖ logits)``.
+
+    Parameters
+    ----------
+    reference, logits : Tensor, float, (..., vocab_size)
+
+    Returns
+    -------
+    Tensor, float64, (...)
+        0 where both distributions are equal; never negative but for rounding. Logits of minus infinity are impossible
+        answers: they cost nothing where the reference excludes them, too.
+    """
+    log_p, log_q = reference.double().log_softmax(dim=-1), logits.double().log_softmax(dim=-1)
+    p = log_p.exp()
+    terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))  # 0 * log 0 is 0, not nan
+    return terms.sum(dim=-1) / NATS_PER_BIT
+
+
+def flips(targets: Tensor, before: Tensor, after: Tensor) -> tuple[int, int]:
+    """How many answers were right and became wrong, and how many the other way round: (broken, repaired)."""
+    right_before, right_after = before == targets, after == targets
+    return int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
+
+
+def agreement(before: Tensor, after: Tensor) -> float:
+    """Share of equal answers, right or wrong."""
+    return (before == after).double().mean().item()
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two tensors, each taken as one long vector; float64."""
+    return F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()

@@ -46,6 +46,7 @@ from helpers import (
     checks,
     data,
     describe,
+    environment,
     errors,
     int8,
     integer,
@@ -2034,14 +2035,6 @@ with torch.no_grad():
 
 
 # %% tags=["varies"]
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def gaussian(width: int) -> nn.Linear:
     """Weights like trained ones: not uniform."""
     linear = nn.Linear(width, width).eval()
@@ -2118,7 +2111,7 @@ faster = {name: sum(m["ratio"] < 1 for m in measured if m["variant"] == name) fo
 cells_each = len(measured) // len(names)
 plots.show(
     fig,
-    caption=f"Time of int8 divided by time of float, one square Linear layer: below 1 (purple) int8 is faster, above 1 (orange) slower; white is equal. {processor()}, "
+    caption=f"Time of int8 divided by time of float, one square Linear layer: below 1 (purple) int8 is faster, above 1 (orange) slower; white is equal. {environment.processor()}, "
     f"{torch.backends.cpu.get_cpu_capability()}, engine {torch.backends.quantized.engine}, PyTorch {torch.__version__.split('+')[0]}, not compiled.",
     alt="Grids of ratios, one for each version and number of threads, widths downwards and batch sizes across. int8 is faster than float in "
     + ", ".join(f"{faster[name]} of {cells_each} cells ({name})" for name in names)
@@ -3388,7 +3381,7 @@ try:
             line[title] = choose(own, width, batch, *budget)[0] or "nothing fits"
         rows.append(line)
     tables.show(rows)
-    print(f"{processor()}, engine {torch.backends.quantized.engine}, one thread")
+    print(f"{environment.processor()}, engine {torch.backends.quantized.engine}, one thread")
 except NotImplementedError:
     print("Solve exercise 3.10, and run this cell again.")
 

@@ -13,7 +13,8 @@ from helpers.environment import locked_versions
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = locked_versions()
-RANGES = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+RANGES = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["pretrained"]]
 
 
 def test_every_line_of_the_lock_is_a_plain_pin():

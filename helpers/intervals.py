@@ -1,0 +1,101 @@
+"""How sure is a difference between two models that answered the same questions? Units 05 and the benchmarks use it.
+
+References
+----------
+Efron and Tibshirani 1993, "An Introduction to the Bootstrap": percentile interval, resampling of clusters.
+McNemar 1947, Psychometrika 12(2): paired answers; here the exact binomial test, not its chi-square approximation.
+Wilson 1927, JASA 22(158): the interval of a share.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Verdict = Literal["within the margin", "worse than the margin", "undecided"]
+
+
+class Interval(NamedTuple):
+    """An estimate between its lower and upper bound."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+
+
+def paired_bootstrap(
+    reference: Tensor,
+    candidate: Tensor,
+    lengths: Tensor | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean of candidate − reference with its percentile interval, whole documents drawn with replacement.
+
+    Parameters
+    ----------
+    reference, candidate : Tensor, (documents,)
+        What each model needed for each document, such as bits: the sum of it, if `lengths` is given, else the mean.
+    lengths : Tensor or None, (documents,)
+        Bytes of each document. The estimate is then the difference of the sums over the sum of the lengths.
+    resamples, seed : int
+    level : float
+        Share of experiments whose interval should hold the true difference.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or there are fewer than two documents.
+    """
+    lengths = torch.ones(len(reference)) if lengths is None else lengths
+    if not reference.shape == candidate.shape == lengths.shape or reference.dim() != 1:
+        raise ValueError(
+            f"one number a document is needed of each: not {tuple(reference.shape)}, {tuple(candidate.shape)} and "
+            f"{tuple(lengths.shape)}."
+        )
+    if len(reference) < 2:
+        raise ValueError("an interval needs at least two documents.")
+    difference, lengths = candidate.double() - reference.double(), lengths.double()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(difference), (resamples, len(difference)), generator=generator)
+    means = difference[drawn].sum(dim=1) / lengths[drawn].sum(dim=1)  # (resamples,)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = means.quantile(tails).tolist()
+    return Interval((difference.sum() / lengths.sum()).item(), low, high)
+
+
+def verdict(interval: Interval, margin: float) -> Verdict:
+    """Is a loss (candidate − reference, lower is better) smaller than a margin that was stated before?"""
+    if interval.high < margin:
+        return "within the margin"
+    return "worse than the margin" if interval.low > margin else "undecided"
+
+
+def mcnemar(broken: int, repaired: int) -> float:
+    """Exact two-sided p-value: would a fair coin split these flips so unevenly, or more?
+
+    Parameters
+    ----------
+    broken, repaired : int
+        Answers that were right and became wrong, and the other way round.
+    """
+    n = broken + repaired
+    tail = sum(math.comb(n, k) for k in range(min(broken, repaired) + 1))
+    return min(1.0, 2 * tail / 2**n)  # whole numbers until the division: nothing can overflow
+
+
+def wilson(successes: int, count: int, z: float = 1.959963984540054) -> Interval:
+    """A share with Wilson's interval, which stays between 0 and 1 and is useful at few or no successes."""
+    if count < 1 or not 0 <= successes <= count:
+        raise ValueError(f"{successes} of {count} is not a share.")
+    share, spread = successes / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))

@@ -1,0 +1,34 @@
+"""Peak memory of a program, measured in a process of its own (the peak of this one never falls again)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Linux hands the peak of the parent on to ru_maxrss of a child; VmHWM, in kilobytes, is the child's own.
+REPORT = """
+import pathlib as _pathlib, sys as _sys
+_status = _pathlib.Path("/proc/self/status")
+if _status.is_file():
+    print(1024 * int(_status.read_text().split("VmHWM:")[1].split()[0]))
+else:
+    import resource as _resource
+    _peak = _resource.getrusage(_resource.RUSAGE_SELF).ru_maxrss
+    print(_peak if _sys.platform == "darwin" else 1024 * _peak)
+"""
+
+
+def peak_bytes(program: str) -> int:
+    """Largest resident memory, in bytes, that Python needs to run `program` (which can import the course's helpers).
+
+    Raises
+    ------
+    RuntimeError
+        If the program fails; the message holds the last line of its error.
+    """
+    done = subprocess.run([sys.executable, "-c", program + REPORT], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"the program failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return int(done.stdout.split()[-1])

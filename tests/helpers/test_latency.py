@@ -1,0 +1,147 @@
+"""The latency harness on a simulated clock: drift, outliers, slow first calls, order effects, noise, threads."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from helpers import latency
+
+
+class World:
+    """A clock that programs push forward."""
+
+    def __init__(self):
+        self.now, self.order = 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def program(self, name, seconds):
+        def run():
+            took = seconds() if callable(seconds) else seconds
+            self.order.append(name)
+            self.now += took
+
+        return run
+
+
+def test_programs_take_turns_and_each_begins_in_its_turn():
+    world = World()
+    programs = {name: world.program(name, 1.0) for name in "abc"}
+    latency.compare(programs, repeats=5, warmup=1, clock=world.clock)
+    turns = ["".join(world.order[i : i + 3]) for i in range(0, 18, 3)]
+    assert turns == ["abc", "bca", "cab", "abc", "bca", "cab"]
+
+
+def test_the_medians_are_those_of_the_simulated_times():
+    world = World()
+    found = latency.compare({"a": world.program("a", 2.0), "b": world.program("b", 3.0)}, clock=world.clock, calls=4)
+    assert found["a"] == latency.Timing(2.0, 2.0, 1.0, 1.0, 1.0)
+    assert found["b"] == latency.Timing(3.0, 3.0, 1.5, 1.5, 1.5)
+    assert str(found["b"]) == "1.50 (1.50 to 1.50)"
+    assert world.order.count("a") == 23 * 4
+
+
+def test_a_slow_first_call_is_not_counted():
+    world = World()
+    slow = lambda: 2.0 if len(world.order) >= 4 else 500.0  # noqa: E731
+    found = latency.compare({"a": world.program("a", slow), "b": world.program("b", slow)}, clock=world.clock)
+    assert found["b"].ratio == found["b"].high == 1.0 and found["b"].p95 == 2.0
+
+
+def test_a_computer_that_slows_down_does_not_change_the_ratio():
+    world = World()
+    drift = lambda base: lambda: base * (1 + len(world.order) / 100)  # noqa: E731
+    found = latency.compare(
+        {"a": world.program("a", drift(1.0)), "b": world.program("b", drift(0.5))}, clock=world.clock
+    )
+    assert found["b"].ratio == pytest.approx(0.5, rel=0.01)
+    assert found["a"].p95 > 1.1 * found["a"].p50  # the seconds themselves have grown
+
+
+def test_a_few_interruptions_do_not_change_the_ratio():
+    world, count = World(), itertools.count()
+    interrupted = lambda: 1.0 + 50.0 * (next(count) % 9 == 4)  # noqa: E731
+    found = latency.compare(
+        {"a": world.program("a", interrupted), "b": world.program("b", lambda: 0.5)}, repeats=31, clock=world.clock
+    )
+    assert found["b"].ratio == 0.5
+    assert found["a"].p95 > 50
+
+
+def test_being_second_is_no_disadvantage():
+    """Each turn's second program finds a warm cache and takes half: over all turns both programs are equal."""
+    world = World()
+    place = lambda: 2.0 if len(world.order) % 2 == 0 else 1.0  # noqa: E731
+    found = latency.compare(
+        {"a": world.program("a", place), "b": world.program("b", place)}, repeats=40, clock=world.clock, noise=1.0
+    )
+    assert found["a"].p50 == found["b"].p50 == 1.5
+    assert found["b"].low < 1 < found["b"].high
+
+
+def test_noise_is_refused_and_the_sentence_says_what_to_do():
+    world, draw = World(), random.Random(0)
+    noisy = lambda: draw.choice([1.0, 9.0])  # noqa: E731
+    programs = {"a": world.program("a", noisy), "b": world.program("b", noisy)}
+    with pytest.raises(latency.TooNoisy, match=r"ratio of b to a is known only to ± \d+%.*raise repeats") as caught:
+        latency.compare(programs, clock=world.clock)
+    assert str(caught.value).count(".") == 1
+    assert latency.compare(programs, clock=world.clock, noise=float("inf"))["b"].low > 0
+
+
+def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
+    draw, held = random.Random(1), 0
+    for seed in range(200):
+        world = World()
+        found = latency.compare(
+            {
+                "a": world.program("a", lambda: 1.0 * draw.lognormvariate(0, 0.1)),
+                "b": world.program("b", lambda: 0.6 * draw.lognormvariate(0, 0.1)),
+            },
+            repeats=31,
+            clock=world.clock,
+            resamples=400,
+            seed=seed,
+        )
+        held += found["b"].low <= 0.6 <= found["b"].high
+    assert 180 <= held <= 199
+
+
+def test_a_clock_that_does_not_move_is_refused():
+    with pytest.raises(latency.TooNoisy, match="before the clock moved"):
+        latency.compare({"a": lambda: None, "b": lambda: None}, clock=lambda: 1.0)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_threads_are_pinned_and_restored(broken):
+    before, seen, world = torch.get_num_threads(), set(), World()
+
+    def run():
+        seen.add(torch.get_num_threads())
+        world.now += 1
+        if broken and len(seen) and world.now > 3:
+            raise OSError("stopped")
+
+    try:
+        latency.compare({"a": run, "b": run}, clock=world.clock, threads=before + 1)
+    except OSError:
+        assert broken
+    assert seen == {before + 1} and torch.get_num_threads() == before
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="at least two programs"):
+        latency.compare({"a": lambda: None})
+    with pytest.raises(ValueError, match="4 turns are too few"):
+        latency.compare({"a": lambda: None, "b": lambda: None}, repeats=4)
+
+
+def test_the_real_clock_sees_which_program_does_more():
+    x = torch.randn(128, 128)
+    once, tenfold = (lambda: x @ x), (lambda: [x @ x for _ in range(10)])
+    found = latency.compare({"once": once, "ten times": tenfold}, repeats=11, calls=3, noise=float("inf"))
+    assert found["ten times"].ratio > 2
+    assert latency.ratio(once, tenfold) > 2

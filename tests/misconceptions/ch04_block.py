@@ -1,0 +1,875 @@
+"""Unit 04, exercises 4.4 to 4.6: what learners really write when they make a Transformer block quantizable."""
+
+import copy
+import math
+
+import torch
+import torch.ao.quantization as tq
+import torch.nn.functional as F
+from torch import nn
+from torch.ao.nn.quantized import FloatFunctional
+
+from helpers import quantizable
+from helpers.models import ModelConfig
+from tests.misconceptions.bank import right, wrong
+
+# 4.4 attention
+
+
+class Attention(nn.Module):
+    """The right answer, each step of which a subclass can replace."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.h = attention.n_heads
+        for name in ("q", "k", "v", "out"):
+            setattr(self, name, copy.deepcopy(getattr(attention, name)))
+        self.scores, self.mix = FloatFunctional(), FloatFunctional()
+        self.dequant, self.quant = tq.DeQuantStub(), tq.QuantStub()
+
+    def split(self, x):
+        return x.unflatten(2, (self.h, -1)).transpose(1, 2)
+
+    def merge(self, x):
+        return x.transpose(1, 2).flatten(2)
+
+    def scale(self, q):
+        return math.sqrt(q.shape[-1])
+
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+
+    def weights(self, q, k, mask):
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        return self.quant(self.masked(scores, mask).softmax(-1))
+
+    def forward(self, x, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        return self.out(self.merge(self.mix.matmul(self.weights(q, k, mask), v)))
+
+
+class AddsTheMask(Attention):
+    """The mask is a number that a FloatFunctional adds to the scores, before they are dequantized."""
+
+    number = float("-inf")
+
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.plus = FloatFunctional()
+
+    def bias(self, mask):
+        return torch.zeros(mask.shape).masked_fill(~mask, self.number)
+
+    def weights(self, q, k, mask):
+        scores = self.scores.matmul(q, k.transpose(-2, -1))
+        if mask is not None:
+            scores = self.plus.add(scores, self.bias(mask))
+        return self.quant((self.dequant(scores) / self.scale(q)).softmax(-1))
+
+
+@wrong("ex_4_4", "an observer has seen an infinity")
+class InfinityAddedInFrontOfAnObserver(AddsTheMask):
+    pass
+
+
+@wrong("ex_4_4", "a large negative number in front of an observer")
+class LargeNumberAddedInFrontOfAnObserver(AddsTheMask):
+    number = -1e9
+
+
+@wrong("ex_4_4", "an observer has seen an infinity")
+class MaskWithAStubOfItsOwn(AddsTheMask):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.mask_stub = tq.QuantStub()
+
+    def bias(self, mask):
+        return self.mask_stub(super().bias(mask))
+
+
+@wrong("ex_4_4", "A mask is not data")
+class SmallNumberAdded(AddsTheMask):
+    number = -100.0
+
+
+@wrong("ex_4_4", "A mask is not data")
+class SmallNumberAddedByTheProduct(SmallNumberAdded):
+    def __init__(self, attention):
+        super().__init__(attention)
+        del self.plus
+
+    def weights(self, q, k, mask):
+        scores = self.scores.matmul(q, k.transpose(-2, -1))
+        if mask is not None:
+            scores = self.scores.add(scores, self.bias(mask))
+        return self.quant((self.dequant(scores) / self.scale(q)).softmax(-1))
+
+
+class MasksCodes(Attention):
+    """masked_fill on the product, before the DeQuantStub: no observer sees it."""
+
+    number = float("-inf")
+
+    def weights(self, q, k, mask):
+        scores = self.scores.matmul(q, k.transpose(-2, -1))
+        if mask is not None:
+            scores = scores.masked_fill(~mask, self.number)
+        return self.quant((self.dequant(scores) / self.scale(q)).softmax(-1))
+
+
+@wrong("ex_4_4", "the mask was applied to quantized scores")
+class InfinityAmongCodes(MasksCodes):
+    pass
+
+
+@wrong("ex_4_4", "the mask was applied to quantized scores")
+class LargeNumberAmongCodes(MasksCodes):
+    number = -1e9
+
+
+@wrong("ex_4_4", "the mask was applied to quantized scores")
+class WhereAmongCodes(MasksCodes):
+    def weights(self, q, k, mask):
+        scores = self.scores.matmul(q, k.transpose(-2, -1))
+        if mask is not None:
+            scores = torch.where(mask, scores, torch.full_like(scores, -1e9))
+        return self.quant((self.dequant(scores) / self.scale(q)).softmax(-1))
+
+
+@wrong("ex_4_4", "the mask was applied to quantized scores")
+class InPlaceAmongCodes(MasksCodes):
+    def weights(self, q, k, mask):
+        scores = self.scores.matmul(q, k.transpose(-2, -1))
+        if mask is not None:
+            scores.masked_fill_(~mask, -1e9)
+        return self.quant((self.dequant(scores) / self.scale(q)).softmax(-1))
+
+
+@wrong("ex_4_4", "not a copy")
+class LayersNotCopied(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.q, self.k, self.v, self.out = attention.q, attention.k, attention.v, attention.out
+
+
+@wrong("ex_4_4", "not a copy")
+class WholeAttentionKept(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        del self.q, self.k, self.v, self.out
+        self.inner = attention
+
+    def forward(self, x, mask=None):
+        a = self.inner
+        q, k, v = self.split(a.q(x)), self.split(a.k(x)), self.split(a.v(x))
+        return a.out(self.merge(self.mix.matmul(self.weights(q, k, mask), v)))
+
+
+@wrong("ex_4_4", "is a plain list")
+class ThreeLayersInAList(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        del self.q, self.k, self.v
+        self.three = [copy.deepcopy(layer) for layer in (attention.q, attention.k, attention.v)]
+
+    def forward(self, x, mask=None):
+        q, k, v = (self.split(layer(x)) for layer in self.three)
+        return self.out(self.merge(self.mix.matmul(self.weights(q, k, mask), v)))
+
+
+@wrong("ex_4_4", "split with one view or reshape")
+class SplitsWithAReshape(Attention):
+    def split(self, x):
+        return x.reshape(x.shape[0], self.h, x.shape[1], -1)
+
+
+@wrong("ex_4_4", "without a transpose: that mixes")
+class SplitsAndMergesWithAReshape(SplitsWithAReshape):
+    def merge(self, x):
+        return x.reshape(x.shape[0], x.shape[2], -1)
+
+
+@wrong("ex_4_4", "key is made by the layer q")
+class QueryForKey(Attention):
+    def forward(self, x, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.q(x)), self.split(self.v(x))
+        return self.out(self.merge(self.mix.matmul(self.weights(q, k, mask), v)))
+
+
+@wrong("ex_4_4", "value is made by the layer k")
+class KeyForValue(Attention):
+    def forward(self, x, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.k(x))
+        return self.out(self.merge(self.mix.matmul(self.weights(q, k, mask), v)))
+
+
+@wrong("ex_4_4", "F.scaled_dot_product_attention has no int8 kernel")
+class ByTheFusedFunction(Attention):
+    def forward(self, x, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        return self.out(self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+
+
+@wrong("ex_4_4", "a QuantStub gets codes")
+class QuantizesTheInputAgain(Attention):
+    def forward(self, x, mask=None):
+        return super().forward(self.quant(x), mask)
+
+
+@wrong("ex_4_4", "the number of QuantStub modules is 2")
+class AStubForTheInput(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.quant_x = tq.QuantStub()
+
+    def forward(self, x, mask=None):
+        return super().forward(self.quant_x(x), mask)
+
+
+class ScaleInTheQuery(Attention):
+    """The division by the square root is done once, in the weights of q."""
+
+    def __init__(self, attention):
+        super().__init__(attention)
+        root = math.sqrt(attention.q.out_features // self.h)
+        self.q.weight.data, self.q.bias.data = self.q.weight.data / root, self.q.bias.data / root
+
+    def scale(self, q):
+        return 1.0
+
+
+right("ex_4_4")(ScaleInTheQuery)
+
+
+@wrong("ex_4_4", "softmax has no int8 kernel")
+class SoftmaxOfCodes(ScaleInTheQuery):
+    def weights(self, q, k, mask):
+        return self.quant(self.masked(self.scores.matmul(q, k.transpose(-2, -1)), mask).softmax(-1))
+
+
+@wrong("ex_4_4", "still quantized where they are divided")
+class NeverDequantizes(Attention):
+    def weights(self, q, k, mask):
+        scores = self.scores.matmul(q, k.transpose(-2, -1)) / self.scale(q)
+        return self.quant(self.masked(scores, mask).softmax(-1))
+
+
+@wrong("ex_4_4", "the probabilities have the scale")
+class RangeFixedAt256(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        fixed = tq.FixedQParamsObserver.with_args(
+            scale=1 / 256, zero_point=0, dtype=torch.quint8, quant_min=0, quant_max=255
+        )
+        self.quant.qconfig = tq.QConfig(activation=fixed, weight=tq.default_weight_observer)
+
+
+@wrong("ex_4_4", "the probabilities have the scale")
+class RangeFixedByHand(Attention):
+    def weights(self, q, k, mask):
+        if q.is_quantized:
+            self.quant.scale.fill_(1 / 256)
+        return super().weights(q, k, mask)
+
+
+@wrong("ex_4_4", "the number of QuantStub modules is 0")
+class QuantizesInForward(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        del self.quant
+
+    def quant(self, p):
+        return p
+
+    def weights(self, q, k, mask):
+        p = super().weights(q, k, mask)
+        return torch.quantize_per_tensor(p, 1 / 256, 0, torch.quint8) if q.is_quantized else p
+
+
+@wrong("ex_4_4", "share one FloatFunctional")
+class OneObserverForBothProducts(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.mix = self.scores
+
+
+@wrong("ex_4_4", "`@` cannot become int8")
+class PlainProducts(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        del self.scores, self.mix
+
+    def weights(self, q, k, mask):
+        return self.quant(self.masked(self.dequant(q @ k.transpose(-2, -1)) / self.scale(q), mask).softmax(-1))
+
+    def forward(self, x, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        return self.out(self.merge(self.weights(q, k, mask) @ v))
+
+
+@wrong("ex_4_4", "`@` has no int8 kernel")
+class FunctionalsThatNobodyCalls(PlainProducts):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.scores, self.mix = FloatFunctional(), FloatFunctional()
+
+
+@wrong("ex_4_4", "expected are two")
+class FloatProducts(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.leave = tq.DeQuantStub()
+        del self.scores, self.mix
+
+    def forward(self, x, mask=None):
+        q, k, v = (self.leave(self.split(layer(x))) for layer in (self.q, self.k, self.v))
+        p = self.masked(q @ k.transpose(-2, -1) / self.scale(q), mask).softmax(-1)
+        return self.out(self.quant(self.merge(p @ v)))
+
+
+@wrong("ex_4_4", "there are float weights left")
+class EverythingInFloat(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        for layer in (self.q, self.k, self.v, self.out, self.scores, self.mix):
+            layer.qconfig = None
+
+    def forward(self, x, mask=None):
+        x = self.dequant(x)
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        p = self.masked(q @ k.transpose(-2, -1) / self.scale(q), mask).softmax(-1)
+        return self.quant(self.out(self.merge(p @ v)))
+
+
+@wrong("ex_4_4", "is there a QuantStub behind the softmax")
+class ProbabilitiesStayFloat(Attention):
+    def weights(self, q, k, mask):
+        self.quant(q if not q.is_quantized else self.dequant(q))
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        return self.masked(scores, mask).softmax(-1)
+
+
+@wrong("ex_4_4", "no DeQuantStub at the end")
+class ReturnsFloat(Attention):
+    def forward(self, x, mask=None):
+        return self.dequant(super().forward(x, mask))
+
+
+@wrong("ex_4_4", "without a transpose before it")
+class MergesWithAView(Attention):
+    def merge(self, x):
+        return x.contiguous().view(x.shape[0], x.shape[2], -1)
+
+
+@wrong("ex_4_4", "not divided by the square root")
+class NoScale(Attention):
+    def scale(self, q):
+        return 1.0
+
+
+@wrong("ex_4_4", "it is the width of *one head*")
+class ScaleOfTheModel(Attention):
+    def scale(self, q):
+        return math.sqrt(q.shape[-1] * self.h)
+
+
+@wrong("ex_4_4", "the wrong way round")
+class MaskUpsideDown(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(mask, float("-inf"))
+
+
+@wrong("ex_4_4", "the softmax runs over the queries")
+class SoftmaxOverQueries(Attention):
+    def weights(self, q, k, mask):
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        scores = scores if mask is None else scores.masked_fill(~mask, -1e9)
+        return self.quant(scores.softmax(-2))
+
+
+@wrong("ex_4_4", "copies, with weights and biases, of the one that was given")
+class NewLayers(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        width = attention.q.in_features
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+
+@right("ex_4_4")
+class OfTheHelpers(quantizable.QuantizableAttention):
+    def __init__(self, attention):
+        super().__init__(attention.q.in_features, attention.n_heads)
+        self.load_state_dict(attention.state_dict())
+
+
+@right("ex_4_4")
+class ScaledBehindTheMask(nn.Module):
+    """Keys are transposed by einsum-like permutes, the mask is a float that is added."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.layers = nn.ModuleDict({name: copy.deepcopy(getattr(attention, name)) for name in ("q", "k", "v", "out")})
+        self.f, self.g = FloatFunctional(), FloatFunctional()
+        self.a, self.b = tq.DeQuantStub(), tq.QuantStub()
+        self.heads = attention.n_heads
+
+    def forward(self, x, mask=None):
+        n, t, d = x.shape
+        v, k, q = (self.layers[name](x).view(n, t, self.heads, -1).permute(0, 2, 1, 3) for name in ("v", "k", "q"))
+        s = self.a(self.f.matmul(q, k.transpose(2, 3))) * (d // self.heads) ** -0.5
+        if mask is not None:
+            s = s + torch.where(mask, 0.0, -torch.inf)
+        p = self.b(F.softmax(s, dim=-1))
+        return self.layers["out"](self.g.matmul(p, v).permute(0, 2, 1, 3).reshape(n, t, d))
+
+
+# 4.5 feed-forward network
+
+
+class Forward(nn.Module):
+    """The right answer in steps."""
+
+    def __init__(self, norm, ffn):
+        super().__init__()
+        self.norm, self.up, self.down = copy.deepcopy(norm), copy.deepcopy(ffn.up), copy.deepcopy(ffn.down)
+        self.norm.qconfig = None
+        self.quant1, self.quant2, self.dequant1, self.dequant2 = (
+            tq.QuantStub(),
+            tq.QuantStub(),
+            tq.DeQuantStub(),
+            tq.DeQuantStub(),
+        )
+
+    def act(self, x):
+        return F.gelu(x)
+
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "reuses the scale of its input")
+class GeluOfCodes(Forward):
+    def forward(self, x):
+        return self.dequant2(self.down(F.gelu(self.up(self.quant1(self.norm(x))))))
+
+
+@wrong("ex_4_5", "reuses the scale of its input")
+class GeluBeforeTheDequantize(Forward):
+    def forward(self, x):
+        x = self.dequant1(F.gelu(self.up(self.quant1(self.norm(x)))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "one QuantStub serves both places")
+class OneStubWithTwoNames(Forward):
+    """`convert` replaces it under its first name only."""
+
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.quant2 = self.quant1
+
+
+@wrong("ex_4_5", "one QuantStub serves both places")
+class OneStubShared(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        del self.quant2
+
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.dequant2(self.down(self.quant1(x)))
+
+
+@wrong("ex_4_5", "the LayerNorm is skipped")
+class NormSkipped(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(x))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "the LayerNorm stands behind the feed-forward network")
+class NormBehind(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(x))))
+        return self.norm(self.dequant2(self.down(self.quant2(x))))
+
+
+@wrong("ex_4_5", "give your LayerNorm qconfig = None")
+class NormBecomesInt8(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        del self.norm.qconfig
+
+
+@wrong("ex_4_5", "with x quantized before it")
+class NormOfCodes(NormBecomesInt8):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.norm(self.quant1(x)))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "the float LayerNorm gets codes")
+class FloatNormOfCodes(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.norm(self.quant1(x)))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "gets a float tensor: it needs a QuantStub")
+class NoSecondStub(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.dequant2(self.down(x))
+
+
+@wrong("ex_4_5", "the output is still quantized")
+class NoLastDequantize(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.down(self.quant2(x))
+
+
+@wrong("ex_4_5", "approximation by tanh")
+class GeluByTanh(Forward):
+    def act(self, x):
+        return F.gelu(x, approximate="tanh")
+
+
+@wrong("ex_4_5", "x is added already")
+class AddsX(Forward):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+@wrong("ex_4_5", "the given norm or ffn was changed")
+class SetsTheQconfigOfTheGivenNorm(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        norm.qconfig = None
+        self.norm = norm
+
+
+@wrong("ex_4_5", "Linear layers that run in int8: 0 of 2")
+class AllFloat(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.up.qconfig = self.down.qconfig = None
+
+    def forward(self, x):
+        return self.down(self.act(self.up(self.norm(x))))
+
+
+@right("ex_4_5")
+class InSequence(nn.Module):
+    def __init__(self, norm, ffn):
+        super().__init__()
+        again = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+        again.load_state_dict(norm.state_dict())
+        again.qconfig = None
+        up, down = copy.deepcopy((ffn.up, ffn.down))
+        self.steps = nn.Sequential(
+            again, tq.QuantStub(), up, tq.DeQuantStub(), nn.GELU(), tq.QuantStub(), down, tq.DeQuantStub()
+        )
+
+    def forward(self, x):
+        return self.steps(x)
+
+
+@right("ex_4_5")
+class OneDequantStubIsEnough(Forward):
+    """A DeQuantStub holds nothing, so that it may serve twice (under one name: convert replaces only the first)."""
+
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        del self.dequant2
+
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.dequant1(self.down(self.quant2(x)))
+
+
+# 4.6 block and stack
+
+
+def attention_of(block):
+    part = quantizable.QuantizableAttention(block.attention.q.in_features, block.attention.n_heads)
+    part.load_state_dict(block.attention.state_dict())
+    return part
+
+
+def network_of(block):
+    part = quantizable.QuantizableFeedForward(block.ffn.up.in_features, block.ffn.up.out_features)
+    part.load_state_dict(block.ffn.state_dict())
+    return part
+
+
+class OneBlock(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.n1, self.n2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
+        self.a, self.f = attention_of(block), network_of(block)
+        self.add1, self.add2 = FloatFunctional(), FloatFunctional()
+
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.add2.add(x, self.f(self.n2(x)))
+
+
+class Stack(nn.Module):
+    kind = OneBlock
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
+        self.blocks = nn.ModuleList(self.kind(block) for block in blocks)
+
+    def forward(self, x, mask=None):
+        x = self.quant(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.dequant(x)
+
+
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticBlock")
+class RoundTripBetweenTheHalves(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.dequant, self.quant = tq.DeQuantStub(), tq.QuantStub()
+
+    def forward(self, x, mask=None):
+        x = self.quant(self.dequant(self.add1.add(x, self.a(self.n1(x), mask))))
+        return self.add2.add(x, self.f(self.n2(x)))
+
+
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticBlock")
+class StubsInEveryBlock(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.dequant, self.quant = tq.DeQuantStub(), tq.QuantStub()
+
+    def forward(self, x, mask=None):
+        return self.quant(self.dequant(super().forward(x, mask)))
+
+
+@wrong("ex_4_6", "`+` has no int8 kernel", binds="StaticBlock")
+class PlusForTheResidual(OneBlock):
+    def forward(self, x, mask=None):
+        x = x + self.a(self.n1(x), mask)
+        return x + self.f(self.n2(x))
+
+
+@wrong("ex_4_6", "one FloatFunctional serves both additions", binds="StaticBlock")
+class OneFunctionalForBothAdds(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.add2 = self.add1
+
+
+@wrong("ex_4_6", "stand behind the additions", binds="StaticBlock")
+class NormAfterAdd(OneBlock):
+    def forward(self, x, mask=None):
+        x = self.n1(self.add1.add(x, self.a(x, mask)))
+        return self.n2(self.add2.add(x, self.f(x)))
+
+
+@wrong("ex_4_6", "the first residual addition is missing", binds="StaticBlock")
+class FirstResidualMissing(OneBlock):
+    def forward(self, x, mask=None):
+        x = self.a(self.n1(x), mask)
+        return self.add2.add(x, self.f(self.n2(x)))
+
+
+@wrong("ex_4_6", "the second residual addition is missing", binds="StaticBlock")
+class SecondResidualMissing(OneBlock):
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.f(self.n2(x))
+
+
+@wrong("ex_4_6", "the second addition adds x", binds="StaticBlock")
+class SecondAddTakesX(OneBlock):
+    def forward(self, x, mask=None):
+        h = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.add2.add(x, self.f(self.n2(h)))
+
+
+@wrong("ex_4_6", "should read h", binds="StaticBlock")
+class HalvesSideBySide(OneBlock):
+    def forward(self, x, mask=None):
+        h = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.add2.add(h, self.f(self.n2(x)))
+
+
+@wrong("ex_4_6", "the mask does not reach the attention", binds="StaticBlock")
+class MaskForgotten(OneBlock):
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+@wrong("ex_4_6", "StaticStack is wrong: the mask does not reach", binds="StaticStack")
+class MaskForgottenInTheStack(Stack):
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+@wrong("ex_4_6", "norm1 is used twice", binds="StaticBlock")
+class NormUsedTwice(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.n2 = self.n1
+
+
+@wrong("ex_4_6", "is there a QuantStub at the beginning", binds="StaticStack")
+class NoQuantAtTheBeginning(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.quant = nn.Identity()
+
+
+@wrong("ex_4_6", "StaticStack returns codes", binds="StaticStack")
+class NoDequantAtTheEnd(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.dequant = nn.Identity()
+
+
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticStack")
+class CrossesBetweenBlocks(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.quants = nn.ModuleList(tq.QuantStub() for _ in self.blocks)
+        self.dequants = nn.ModuleList(tq.DeQuantStub() for _ in self.blocks)
+
+    def forward(self, x, mask=None):
+        x = self.quant(x)
+        for block, quant, dequant in zip(self.blocks, self.quants, self.dequants, strict=True):
+            x = quant(dequant(block(x, mask)))
+        return self.dequant(x)
+
+
+class FloatNorms(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.n1.qconfig = self.n2.qconfig = None
+
+
+@wrong("ex_4_6", "leave its qconfig alone", binds="StaticStack")
+class NormsStayFloat(Stack):
+    kind = FloatNorms
+
+
+@wrong("ex_4_6", "differs from the float model", binds="StaticStack")
+class SameBlockAgain(Stack):
+    def forward(self, x, mask=None):
+        x = self.quant(x)
+        for _ in self.blocks:
+            x = self.blocks[0](x, mask)
+        return self.dequant(x)
+
+
+@wrong("ex_4_6", "also for the LayerNorms", binds="StaticBlock")
+class NormsNotCopied(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.n1, self.n2 = block.norm1, block.norm2
+
+
+@wrong("ex_4_6", "Use nn.ModuleList", binds="StaticStack")
+class BlocksInAList(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        kept = list(self.blocks)
+        del self.blocks
+        self.blocks = kept
+
+
+@wrong("ex_4_6", "Use nn.ModuleList", binds="StaticBlock")
+class SumsInAList(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.sums = [FloatFunctional(), FloatFunctional()]
+
+    def forward(self, x, mask=None):
+        x = self.sums[0].add(x, self.a(self.n1(x), mask))
+        return self.sums[1].add(x, self.f(self.n2(x)))
+
+
+class StaticFeedForward(Forward):
+    pass
+
+
+@wrong("ex_4_6", "StaticFeedForward of exercise 4.5", binds="StaticBlock")
+class NetworkOfTheExerciseBefore(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.f = StaticFeedForward(block.norm2, block.ffn)
+
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.add2.add(x, self.f(x))
+
+
+@wrong("ex_4_6", "attention in your block is the float one", binds="StaticBlock")
+class FloatAttention(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.a = copy.deepcopy(block.attention)
+
+
+@wrong("ex_4_6", "the feed-forward network in your block is the float one", binds="StaticBlock")
+class FloatNetwork(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.f = copy.deepcopy(block.ffn)
+
+
+@wrong("ex_4_6", "changes its input in place", binds="StaticBlock")
+class AddsInPlace(OneBlock):
+    def forward(self, x, mask=None):
+        h = x
+        h += self.a(self.n1(x), mask)
+        h += self.f(self.n2(h))
+        return h
+
+
+@wrong("ex_4_6", "`+` has no int8 kernel", binds="StaticBlock")
+class AddsTheSecondInPlace(OneBlock):
+    def forward(self, x, mask=None):
+        h = self.add1.add(x, self.a(self.n1(x), mask))
+        h += self.f(self.n2(h))
+        return h
+
+
+@right("ex_4_6", binds="StaticBlock")
+class AttentionOfTheExerciseBefore(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.a = Attention(block.attention)
+
+
+@right("ex_4_6", binds="StaticStack")
+class LoopByIndex(nn.Module):
+    """Blocks of its own, as numbered attributes."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        blocks = list(blocks)
+        self.count = len(blocks)
+        for i, block in enumerate(blocks):
+            setattr(self, f"block{i}", OneBlock(block))
+        self.first, self.last = tq.QuantStub(), tq.DeQuantStub()
+
+    def forward(self, x, mask=None):
+        x = self.first(x)
+        for i in range(self.count):
+            x = getattr(self, f"block{i}")(x, mask)
+        return self.last(x)
+
+
+@right("ex_4_6", binds="StaticBlock")
+class BlockFromTheHelpers(quantizable.Int8ResidualBlock):
+    def __init__(self, block):
+        width, d_ff = block.ffn.up.in_features, block.ffn.up.out_features
+        super().__init__(ModelConfig(d_model=width, d_ff=d_ff, n_heads=block.attention.n_heads))
+        self.load_state_dict(block.state_dict())

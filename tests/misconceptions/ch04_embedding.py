@@ -1,0 +1,790 @@
+"""Unit 04, the embedding, the positions and the tie: what learners really answer in exercises 4.1, 4.2, 4.3 and 4.9."""
+
+import copy
+import math
+import sys
+
+import torch
+import torch.ao.nn.quantized as nnq
+import torch.ao.quantization as tq
+import torch.nn.functional as F
+from torch import nn
+
+from tests.misconceptions.bank import right, wrong
+
+# 4.1 int8 rows
+
+
+def rows_of(weight, *, dim=1, top=255, widen=False, zero=lambda z: z, minus=True):
+    """The right codes, each part of which can be replaced."""
+    low, high = weight.amin(dim), weight.amax(dim)
+    if widen:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = torch.where(high > low, (high - low) / top, 1.0)
+    zero_point = zero(-low / scale)
+    codes = (weight / scale[:, None] + zero_point[:, None]).round().clamp(0, 255).to(torch.uint8)
+    return codes, scale, zero_point if minus else -zero_point
+
+
+@wrong("ex_4_1", "the codes are int8", binds="quantize_rows")
+def signed_codes(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return (codes.int() - 128).to(torch.int8), scale, zero_point - 128
+
+
+@wrong("ex_4_1", "one scale for the whole table", binds="quantize_rows")
+def per_tensor(weight):
+    scale = (weight.max() - weight.min()) / 255
+    zero_point = -weight.min() / scale
+    return (weight / scale + zero_point).round().clamp(0, 255).to(torch.uint8), scale, zero_point
+
+
+@wrong("ex_4_1", "that of the whole table (per-tensor)", binds="quantize_rows")
+def per_tensor_repeated(weight):
+    scale = torch.full((len(weight),), ((weight.max() - weight.min()) / 255).item())
+    zero_point = -weight.min() / scale
+    return (weight / scale[:, None] + zero_point[:, None]).round().clamp(0, 255).to(torch.uint8), scale, zero_point
+
+
+@wrong("ex_4_1", "a scale for each column", binds="quantize_rows")
+def per_column(weight):
+    low, high = weight.amin(0), weight.amax(0)
+    scale = (high - low) / 255
+    return ((weight - low) / scale).round().to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "changes the weight in place", binds="quantize_rows")
+def in_place(weight):
+    kept = rows_of(weight.clone())
+    weight.sub_(weight.amin(1, keepdim=True))
+    return kept
+
+
+@wrong("ex_4_1", "the range was widened to include 0", binds="quantize_rows")
+def widened_to_zero(weight):
+    codes, scale, zero_point = rows_of(weight, widen=True)
+    return codes, scale, zero_point
+
+
+@wrong("ex_4_1", "it is rounded", binds="quantize_rows")
+def rounded_zero_point(weight):
+    return rows_of(weight, zero=lambda z: z.round())
+
+
+@wrong("ex_4_1", "rounded and clamped", binds="quantize_rows")
+def clamped_zero_point(weight):
+    return rows_of(weight, zero=lambda z: z.round().clamp(0, 255))
+
+
+@wrong("ex_4_1", "the sign is wrong", binds="quantize_rows")
+def zero_point_with_plus(weight):
+    return rows_of(weight, minus=False)
+
+
+@wrong("ex_4_1", "255 steps between them", binds="quantize_rows")
+def divided_by_256(weight):
+    return rows_of(weight, top=256)
+
+
+@wrong("ex_4_1", "needs the scale 1", binds="quantize_rows")
+def constant_rows_forgotten(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = (high - low) / 255
+    codes = ((weight - low[:, None]) / scale[:, None]).round().nan_to_num().to(torch.uint8)
+    return codes, scale, -low / scale
+
+
+@wrong("ex_4_1", "the codes differ from PyTorch's", binds="quantize_rows")
+def cut_off(weight):
+    _, scale, zero_point = rows_of(weight)
+    return (weight / scale[:, None] + zero_point[:, None]).clamp(0, 255).to(torch.uint8), scale, zero_point
+
+
+def real_cost(weight, codes, scale, zero_point, size=None):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    error = ((weight - back).norm() / weight.norm()).item()
+    return codes.numel() + 8 * len(codes) if size is None else size, error
+
+
+@wrong("ex_4_1", "only the codes were counted", binds="cost_of_rows")
+def bytes_without_scales(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, zero_point, codes.numel())
+
+
+@wrong("ex_4_1", "a scale *and* a bias", binds="cost_of_rows")
+def bytes_without_bias(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, zero_point, codes.numel() + 4 * len(scale))
+
+
+@wrong("ex_4_1", "compares the weight with the codes", binds="cost_of_rows")
+def error_of_codes(weight, codes, scale, zero_point):
+    return codes.numel() + 8 * len(scale), ((weight - codes).norm() / weight.norm()).item()
+
+
+@wrong("ex_4_1", "it is absolute", binds="cost_of_rows")
+def absolute_error(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(scale), (weight - back).norm().item()
+
+
+@wrong("ex_4_1", "the zero point was added", binds="cost_of_rows")
+def zero_point_added(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, -zero_point)
+
+
+@wrong("ex_4_1", "an embedding takes no qint8", binds="with_int8_embeddings")
+def as_the_book_says(model):
+    return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding}, dtype=torch.qint8)[0]
+
+
+@wrong("ex_4_1", "replaces children, never the root", binds="with_int8_embeddings")
+def root_forgotten(model):
+    return tq.quantize_dynamic(model, {nn.Embedding: tq.float_qparams_weight_only_qconfig})
+
+
+@wrong("ex_4_1", "nothing was swapped", binds="with_int8_embeddings")
+def result_dropped(model):
+    twin = copy.deepcopy(model)
+    tq.quantize_dynamic(twin, {nn.Embedding: tq.float_qparams_weight_only_qconfig})
+    return twin
+
+
+@wrong("ex_4_1", "changes the model that it is given", binds="with_int8_embeddings")
+def model_in_place(model):
+    if isinstance(model, nn.Embedding):
+        return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig})[0]
+    return tq.quantize_dynamic(model, {nn.Embedding: tq.float_qparams_weight_only_qconfig}, inplace=True)
+
+
+@wrong("ex_4_1", "the Linear layer was quantized, too", binds="with_int8_embeddings")
+def linears_too(model):
+    spec = {nn.Embedding: tq.float_qparams_weight_only_qconfig, nn.Linear: tq.default_dynamic_qconfig}
+    return tq.quantize_dynamic(nn.Sequential(model), spec)[0]
+
+
+@wrong("ex_4_1", "take it out of the container again", binds="with_int8_embeddings")
+def still_wrapped(model):
+    return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig})
+
+
+@wrong("ex_4_1", "only a part was swapped", binds="with_int8_embeddings")
+def direct_children_only(model):
+    changed = copy.deepcopy(model)
+    if type(changed) is nn.Embedding:
+        return tq.quantize_dynamic(nn.Sequential(changed), {nn.Embedding: tq.float_qparams_weight_only_qconfig})[0]
+    for name, child in changed.named_children():
+        if isinstance(child, nn.Embedding):
+            child.qconfig = tq.float_qparams_weight_only_qconfig
+            setattr(changed, name, nnq.Embedding.from_float(child))
+    return changed
+
+
+@wrong("ex_4_1", "the codes have 4 bits", binds="with_int8_embeddings")
+def four_bit_qconfig(model):
+    return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig_4bit})[0]
+
+
+@right("ex_4_1", binds="quantize_rows")
+def through_the_observer(weight):
+    observer = tq.float_qparams_weight_only_qconfig.weight()
+    observer(weight)
+    scale, zero_point = observer.calculate_qparams()
+    return torch.quantize_per_channel(weight, scale, zero_point, 0, torch.quint8).int_repr(), scale, zero_point
+
+
+@right("ex_4_1", binds="quantize_rows")
+def row_by_row(weight):
+    codes, scales, zeros = torch.empty(weight.shape, dtype=torch.uint8), [], []
+    for i, row in enumerate(weight):
+        step = (row.max() - row.min()).item() / 255 or 1.0
+        codes[i] = ((row - row.min()) / step).round().to(torch.uint8)
+        scales.append(step)
+        zeros.append(-row.min().item() / step)
+    return codes, torch.tensor(scales), torch.tensor(zeros)
+
+
+@right("ex_4_1", binds="cost_of_rows")
+def in_float64(weight, codes, scale, zero_point):
+    back = (codes.double() - zero_point.double().unsqueeze(1)) * scale.double().unsqueeze(1)
+    bytes_ = sum(t.numel() * t.element_size() for t in (codes, scale, zero_point))
+    return bytes_, float(((weight - back) ** 2).sum().sqrt() / (weight.double() ** 2).sum().sqrt())
+
+
+@right("ex_4_1", binds="with_int8_embeddings")
+def swapped_by_hand(model):
+    def int8_of(embedding):
+        twin = copy.deepcopy(embedding)
+        twin.qconfig = tq.float_qparams_weight_only_qconfig
+        return nnq.Embedding.from_float(twin)
+
+    if type(model) is nn.Embedding:
+        return int8_of(model)
+    changed = copy.deepcopy(model)
+    for name, part in list(changed.named_modules()):
+        if type(part) is nn.Embedding:
+            parent, _, leaf = name.rpartition(".")
+            changed.get_submodule(parent)._modules[leaf] = int8_of(part)
+    return changed
+
+
+# 4.2 nibbles
+
+
+def packed_rows(codes, scale, bias, *, high_first=False, dtype=torch.float16, front=False, swap=False, pad=True):
+    if codes.numel() and int(codes.max()) > 15:
+        raise ValueError("more than four bits.")
+    if codes.shape[1] % 2:
+        codes = torch.cat([codes, codes.new_zeros(len(codes), 1)], 1) if pad else codes[:, :-1]
+    one, two = codes[:, 0::2].int(), codes[:, 1::2].int()
+    body = (16 * one + two if high_first else one + 16 * two).to(torch.uint8)
+    tail = torch.stack([bias, scale] if swap else [scale, bias], 1).to(dtype).view(torch.uint8)
+    return torch.cat([tail, body] if front else [body, tail], 1)
+
+
+def numbers_of(packed, columns):
+    body, tail = packed[:, :-4], packed[:, -4:].flatten().clone().view(torch.float16).view(-1, 2).float()
+    codes = torch.stack([body % 16, body // 16], 2).flatten(1)
+    return codes[:, :columns].float(), tail[:, :1], tail[:, 1:]
+
+
+@wrong("ex_4_2", "the earlier column belongs into the lower one", binds="pack_rows")
+def high_nibble_first(codes, scale, bias):
+    return packed_rows(codes, scale, bias, high_first=True)
+
+
+@wrong("ex_4_2", "the last column of an odd width is lost", binds="pack_rows")
+def odd_column_lost(codes, scale, bias):
+    return packed_rows(codes, scale, bias, pad=False)
+
+
+@wrong("ex_4_2", "the last column has no partner", binds="pack_rows")
+def odd_widths_crash(codes, scale, bias):
+    body = codes[:, ::2] | codes[:, 1::2] << 4
+    return torch.cat([body, torch.stack([scale, bias], 1).half().view(torch.uint8)], 1)
+
+
+@wrong("ex_4_2", "the scale and the bias stand in front", binds="pack_rows")
+def scale_in_front(codes, scale, bias):
+    return packed_rows(codes, scale, bias, front=True)
+
+
+@wrong("ex_4_2", "bias and scale are swapped", binds="pack_rows")
+def bias_before_scale(codes, scale, bias):
+    return packed_rows(codes, scale, bias, swap=True)
+
+
+@wrong("ex_4_2", "not float32", binds="pack_rows")
+def scales_in_float32(codes, scale, bias):
+    return packed_rows(codes, scale, bias, dtype=torch.float32)
+
+
+@wrong("ex_4_2", "there is one code in a byte", binds="pack_rows")
+def a_byte_each(codes, scale, bias):
+    return torch.cat([codes, torch.stack([scale, bias], 1).half().view(torch.uint8)], 1)
+
+
+@wrong("ex_4_2", "neighbours share a byte", binds="pack_rows")
+def first_half_with_second(codes, scale, bias):
+    even = F.pad(codes, (0, codes.shape[1] % 2))
+    half = even.shape[1] // 2
+    return torch.cat(
+        [even[:, :half] | (even[:, half:] << 4), torch.stack([scale, bias], 1).half().view(torch.uint8)], 1
+    )
+
+
+@wrong("ex_4_2", "changes its inputs", binds="pack_rows")
+def shifts_in_place(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    codes[:, 1::2] <<= 4
+    return packed
+
+
+@wrong("ex_4_2", "a code of 16 must raise", binds="pack_rows")
+def masks_silently(codes, scale, bias):
+    return packed_rows(codes & 15, scale, bias)
+
+
+@wrong("ex_4_2", "the codes came out signed", binds="unpack_rows")
+def sign_extended(packed, columns):
+    body = packed[:, :-4].contiguous().view(torch.int8)
+    _, scale, bias = numbers_of(packed, columns)
+    codes = torch.stack([(body << 4) >> 4, body >> 4], 2).flatten(1)[:, :columns]
+    return codes * scale + bias
+
+
+@wrong("ex_4_2", "the nibbles are in the wrong order", binds="unpack_rows")
+def reads_the_high_nibble_first(packed, columns):
+    body = packed[:, :-4]
+    _, scale, bias = numbers_of(packed, columns)
+    return torch.stack([body >> 4, body & 15], 2).flatten(1)[:, :columns] * scale + bias
+
+
+@wrong("ex_4_2", "one column too many", binds="unpack_rows")
+def padding_returned(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns + columns % 2)
+    return codes * scale + bias
+
+
+@wrong("ex_4_2", "the scale was applied to the bias", binds="unpack_rows")
+def scale_of_the_sum(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return (codes + bias) * scale
+
+
+@wrong("ex_4_2", "scale and bias are swapped", binds="unpack_rows")
+def reads_bias_first(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * bias + scale
+
+
+@wrong("ex_4_2", "these are the codes", binds="unpack_rows")
+def only_the_codes(packed, columns):
+    return numbers_of(packed, columns)[0]
+
+
+@wrong("ex_4_2", "turns the *number* into a whole one", binds="pack_rows")
+def scale_as_a_whole_number(codes, scale, bias):
+    body = packed_rows(codes, scale, bias)[:, :-4]
+    return torch.cat([body, torch.stack([scale, bias], 1).to(torch.uint8)], 1)
+
+
+@wrong("ex_4_2", "turns the *number* into a whole one", binds="pack_rows")
+def half_as_a_whole_number(codes, scale, bias):
+    body = packed_rows(codes, scale, bias)[:, :-4]
+    return torch.cat([body, torch.stack([scale, bias], 1).half().to(torch.uint8)], 1)
+
+
+@wrong("ex_4_2", "it was computed in float16", binds="unpack_rows")
+def computed_in_float16(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return (codes.half() * scale.half() + bias.half()).float()
+
+
+@wrong("ex_4_2", "it was computed in float16", binds="unpack_rows")
+def returned_in_float16(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes.to(torch.uint8) * scale.half() + bias.half()
+
+
+@wrong("ex_4_2", "they take turns", binds="unpack_rows")
+def lower_nibbles_first(packed, columns):
+    body = packed[:, :-4]
+    _, scale, bias = numbers_of(packed, columns)
+    return torch.cat([body & 15, body >> 4], 1)[:, :columns] * scale + bias
+
+
+@wrong("ex_4_2", "the numbers of single bytes", binds="unpack_rows")
+def bytes_as_numbers(packed, columns):
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, -4:].to(torch.float16).float()
+    return codes * tail[:, 0:1] + tail[:, 2:3]
+
+
+@wrong("ex_4_2", "cannot be read from a slice", binds="unpack_rows")
+def views_a_slice(packed, columns):
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, -4:].view(torch.float16).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@right("ex_4_2", binds="pack_rows")
+def with_plain_numbers(codes, scale, bias):
+    if (codes > 15).any():
+        raise ValueError("not a nibble.")
+    body = [
+        [row[i] + 16 * (row[i + 1] if i + 1 < len(row) else 0) for i in range(0, len(row), 2)] for row in codes.tolist()
+    ]
+    tail = torch.stack([scale, bias], 1).half().view(torch.uint8)
+    return torch.cat([torch.tensor(body, dtype=torch.uint8), tail], dim=1)
+
+
+@right("ex_4_2", binds="unpack_rows")
+def read_by_the_library(packed, columns):
+    return torch.ops.quantized.embedding_bag_4bit_unpack(packed.contiguous())[:, :columns].clone()
+
+
+@right("ex_4_2", binds="unpack_rows")
+def filled_column_by_column(packed, columns):
+    _, scale, bias = numbers_of(packed, columns)
+    found = torch.empty(len(packed), columns)
+    for column in range(columns):
+        byte = packed[:, column // 2].int()
+        found[:, column] = byte // 16 if column % 2 else byte % 16
+    return found * scale + bias
+
+
+# 4.3 decibels and a decision
+
+
+def powers(x, y):
+    return x.double().square().sum().item(), (x.double() - y.double()).square().sum().item()
+
+
+def right_db(x, y):
+    signal, noise = powers(x, y)
+    return 10 * math.log10(signal / noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "10 * log10 is for powers", binds="sqnr")
+def ten_log_of_amplitudes(signal, rounded):
+    noise = (signal - rounded).norm().item()
+    return 10 * math.log10(signal.norm().item() / noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "signal and noise are swapped", binds="sqnr")
+def noise_over_signal(signal, rounded):
+    return -right_db(signal, rounded)
+
+
+@wrong("ex_4_3", "it is absolute", binds="sqnr")
+def absolute_noise(signal, rounded):
+    noise = powers(signal, rounded)[1]
+    return -10 * math.log10(noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "it is absolute", binds="sqnr")
+def absolute_mean_noise(signal, rounded):
+    noise = (signal - rounded).square().mean().item()
+    return -10 * math.log10(noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "20 * log10 is for amplitudes", binds="sqnr")
+def twenty_log_of_powers(signal, rounded):
+    return 2 * right_db(signal, rounded)
+
+
+@wrong("ex_4_3", "natural logarithm", binds="sqnr")
+def natural_logarithm(signal, rounded):
+    return right_db(signal, rounded) * math.log(10)
+
+
+@wrong("ex_4_3", "power of the rounded tensor", binds="sqnr")
+def power_of_the_rounded(signal, rounded):
+    return right_db(rounded, signal)
+
+
+@wrong("ex_4_3", "your code stopped with ZeroDivisionError", binds="sqnr")
+def equal_tensors_forgotten(signal, rounded):
+    power, noise = powers(signal, rounded)
+    return 10 * math.log10(power / noise)
+
+
+@wrong("ex_4_3", "the mean was subtracted", binds="sqnr")
+def variance_for_power(signal, rounded):
+    noise = powers(signal, rounded)[1]
+    return 10 * math.log10((signal - signal.mean()).double().square().sum().item() / noise) if noise else math.inf
+
+
+def judged(model, name, rounded, least_db, saves=None, decide=None):
+    table = {**dict(model.named_parameters()), **dict(model.named_buffers())}[name].detach()
+    decibels = right_db(table, rounded)
+    saved = (3 * table.numel() - 8) * (name in model.state_dict()) if saves is None else saves
+    return (
+        decibels,
+        saved,
+        (decibels >= least_db and saved > 0) if decide is None else decide(decibels, saved, least_db),
+    )
+
+
+@wrong("ex_4_3", "it is not in the file", binds="judge_table")
+def counts_memory(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, saves=3 * rounded.numel() - 8)
+
+
+@wrong("ex_4_3", "the 8 bytes of scale and zero point were forgotten", binds="judge_table")
+def scale_is_free(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, saves=3 * rounded.numel() * (name in model.state_dict()))
+
+
+@wrong("ex_4_3", "saves nothing", binds="judge_table")
+def only_decibels_decide(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels >= least)
+
+
+@wrong("ex_4_3", "was accepted although", binds="judge_table")
+def only_bytes_decide(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: saved > 0)
+
+
+@wrong("ex_4_3", "was rejected although", binds="judge_table")
+def never(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda *_: False)
+
+
+@wrong("ex_4_3", "was accepted although", binds="judge_table")
+def a_fixed_limit(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels >= 5 and saved > 0)
+
+
+@wrong("ex_4_3", "judge_table changes the model", binds="judge_table")
+def rounds_the_table(model, name, rounded, least_db):
+    answer = judged(model, name, rounded, least_db)
+    with torch.no_grad():
+        ({**dict(model.named_parameters()), **dict(model.named_buffers())}[name]).copy_(rounded)
+    return answer
+
+
+@wrong("ex_4_3", "the arguments of sqnr are swapped", binds="judge_table")
+def swapped_arguments(model, name, rounded, least_db):
+    table = {**dict(model.named_parameters()), **dict(model.named_buffers())}[name].detach()
+    _, saved, _ = judged(model, name, rounded, least_db)
+    decibels = right_db(rounded, table)
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "full name of a table in a part of the model", binds="judge_table")
+def only_the_model_itself(model, name, rounded, least_db):
+    decibels = right_db(getattr(model, name).detach(), rounded)
+    saved = (3 * rounded.numel() - 8) * (name in model.state_dict())
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "full name of a table in a part of the model", binds="judge_table")
+def in_its_own_dictionaries(model, name, rounded, least_db):
+    decibels = right_db({**model._parameters, **model._buffers}[name].detach(), rounded)
+    saved = (3 * rounded.numel() - 8) * (name in model.state_dict())
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "*at least* means >=", binds="judge_table")
+def more_than_the_limit(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels > least and saved > 0)
+
+
+@wrong("ex_4_3", "take the values from memory", binds="judge_table")
+def looks_into_the_state_dict(model, name, rounded, least_db):
+    decibels = right_db(model.state_dict()[name], rounded)
+    saved = 3 * rounded.numel() - 8
+    return decibels, saved, decibels >= least_db
+
+
+@wrong("ex_4_3", "neither among the parameters", binds="judge_table")
+def looks_among_the_parameters(model, name, rounded, least_db):
+    decibels = right_db(dict(model.named_parameters())[name].detach(), rounded)
+    return decibels, 3 * rounded.numel() - 8, decibels >= least_db
+
+
+@wrong("ex_4_3", "This table is a parameter", binds="judge_table")
+def looks_among_the_buffers(model, name, rounded, least_db):
+    decibels = right_db(model.get_buffer(name), rounded)
+    saved = (3 * rounded.numel() - 8) * (name in model.state_dict())
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@right("ex_4_3", binds="sqnr")
+def with_norms(signal, rounded):
+    noise = torch.linalg.vector_norm(signal.double() - rounded.double())
+    if noise == 0:
+        return float("inf")
+    return (20 * torch.log10(torch.linalg.vector_norm(signal.double()) / noise)).item()
+
+
+@right("ex_4_3", binds="sqnr")
+def as_a_difference_of_logarithms(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    power, noise = powers(signal, rounded)
+    return 10 * (math.log10(power) - math.log10(noise))
+
+
+@right("ex_4_3", binds="judge_table")
+def through_the_owner(model, name, rounded, least_db):
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    table = getattr(owner, leaf)
+    in_file = leaf in owner._parameters or leaf not in owner._non_persistent_buffers_set
+    before = table.numel() * table.element_size() if in_file else 0
+    after = table.numel() + 8 if in_file else 0
+    decibels = right_db(table.detach(), rounded)
+    return decibels, before - after, bool(in_file and decibels >= least_db and before > after)
+
+
+# 4.9 the tie: the modules are those of the notebook, which a learner has too
+
+
+def modules():
+    given = sys.modules["__main__"].__dict__
+    if "CodedRows" in given:
+        return given["CodedRows"], given["CodedHead"]
+    frame = sys._getframe()
+    while frame is not None:  # the notebook's own names, when its cells run in a dictionary
+        if "CodedRows" in frame.f_globals and "CodedHead" in frame.f_globals:
+            return frame.f_globals["CodedRows"], frame.f_globals["CodedHead"]
+        frame = frame.f_back
+    raise NameError("CodedRows")
+
+
+def shared(model, *, top=127, dim=1, copies=False, dtype=torch.int8, scale=None, zero=1.0, refuse=True, inplace=False):
+    if refuse and model.head.weight is not model.embedding.weight:
+        raise ValueError("not tied.")
+    rows, head = modules()
+    weight = model.embedding.weight.detach()
+    if scale is None:
+        largest = weight.abs().amax(dim)
+        scale = torch.where(largest > 0, largest / top, zero)
+    by = scale if dim == 0 or scale.dim() == 0 else scale[:, None]
+    codes = (weight / by).nan_to_num().round().clamp(-top, top).to(dtype)
+    small = model if inplace else copy.deepcopy(model)
+    small.embedding = rows(codes, scale)
+    small.head = head(codes.clone(), scale.clone()) if copies else head(codes, scale)
+    return small
+
+
+@wrong("ex_4_9", "the tie is lost")
+def two_copies_of_the_codes(model):
+    return shared(model, copies=True)
+
+
+@wrong("ex_4_9", "the tie is lost")
+def copied_last(model):
+    small = shared(model)
+    small.head = copy.deepcopy(small.head)
+    return small
+
+
+@wrong("ex_4_9", "the scales are stored twice")
+def two_copies_of_the_scales(model):
+    small = shared(model)
+    small.head = modules()[1](small.embedding.codes, small.embedding.scale.clone())
+    return small
+
+
+@wrong("ex_4_9", "it should be a CodedRows")
+def by_quantize_dynamic(model):
+    if model.head.weight is not model.embedding.weight:
+        raise ValueError("not tied.")
+    spec = {nn.Embedding: tq.float_qparams_weight_only_qconfig, nn.Linear: tq.default_dynamic_qconfig}
+    return tq.quantize_dynamic(model, spec)
+
+
+@wrong("ex_4_9", "the head of the copy is a Linear")
+def only_the_embedding(model):
+    small = shared(model)
+    small.head = copy.deepcopy(model.head)
+    return small
+
+
+@wrong("ex_4_9", "the file would hold 4 bytes for each number again")
+def codes_as_floats(model):
+    return shared(model, dtype=torch.float32)
+
+
+@wrong("ex_4_9", "and nothing kept beside them")
+def float_matrix_kept(model):
+    small = shared(model)
+    small.register_buffer("matrix", model.embedding.weight.detach().clone())
+    return small
+
+
+@wrong("ex_4_9", "they should be one tensor")
+def dequantized_for_the_embedding(model):
+    small = shared(model)
+    rows, _ = modules()
+    scale = small.head.scale
+    small.embedding = rows((small.head.codes.float() * 0.9).round().to(torch.int8), scale)
+    return small
+
+
+@wrong("ex_4_9", "one scale for the whole matrix")
+def one_scale(model):
+    return shared(model, scale=model.embedding.weight.detach().abs().max() / 127)
+
+
+@wrong("ex_4_9", "a scale for each column")
+def scales_of_columns(model):
+    return shared(model, dim=0)
+
+
+@wrong("ex_4_9", "a row of zeros needs a scale")
+def zero_row(model):
+    return shared(model, zero=0.0)
+
+
+@wrong("ex_4_9", "the largest number has no code")
+def divided_by_128(model):
+    largest = model.embedding.weight.detach().abs().amax(1)
+    return shared(model, scale=torch.where(largest > 0, largest / 128, 1.0))
+
+
+@wrong("ex_4_9", "four bits were used")
+def four_bits(model):
+    return shared(model, top=7)
+
+
+@wrong("ex_4_9", "changes the model that it is given")
+def in_the_model_itself(model):
+    return shared(model, inplace=True)
+
+
+@wrong("ex_4_9", "the head of this model has a matrix of its own")
+def unties_silently(model):
+    return shared(model, refuse=False)
+
+
+@wrong("ex_4_9", "int8 alone cuts off")
+def codes_cut_off(model):
+    small = shared(model)
+    codes = (model.embedding.weight.detach() / small.embedding.scale[:, None]).to(torch.int8)
+    rows, head = modules()
+    small.embedding, small.head = rows(codes, small.embedding.scale), head(codes, small.embedding.scale)
+    return small
+
+
+@wrong("ex_4_9", "only the embedding and the head should be changed")
+def the_rest_as_well(model):
+    small = shared(model)
+    return tq.quantize_dynamic(small, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_4_9", "it should have 1")
+def tiny_scale_for_zeros(model):
+    return shared(model, zero=1e-12)
+
+
+@wrong("ex_4_9", "scale of the whole matrix")
+def one_scale_repeated(model):
+    return shared(model, scale=(model.embedding.weight.detach().abs().max() / 127).repeat(len(model.head.weight)))
+
+
+@wrong("ex_4_9", "Equal numbers and the config prove nothing")
+def asks_the_config(model):
+    if not model.config.tied_head:
+        raise ValueError("not tied.")
+    return shared(model, refuse=False)
+
+
+@wrong("ex_4_9", "Equal numbers and the config prove nothing")
+def compares_the_numbers(model):
+    if not torch.equal(model.embedding.weight, model.head.weight):
+        raise ValueError("not tied.")
+    return shared(model, refuse=False)
+
+
+@wrong("ex_4_9", "a tied model was refused")
+def asks_both(model):
+    if not model.config.tied_head or model.embedding.weight is not model.head.weight:
+        raise ValueError("not tied.")
+    return shared(model)
+
+
+@right("ex_4_9")
+def head_reads_the_embedding(model):
+    small = shared(model)
+    small.head.codes, small.head.scale = small.embedding.codes, small.embedding.scale
+    return small
+
+
+@right("ex_4_9")
+def with_quantize_per_channel(model):
+    if model.embedding.weight.data_ptr() != model.head.weight.data_ptr():
+        raise ValueError("embedding and head are two matrices.")
+    rows, head = modules()
+    weight = model.embedding.weight.detach()
+    scale = weight.abs().max(dim=1).values / 127
+    scale = scale + (scale == 0).float()
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    codes = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8).int_repr().clamp(-127, 127)
+    twin = type(model)(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    twin.embedding, twin.head = rows(codes, scale), head(codes, scale)
+    return twin

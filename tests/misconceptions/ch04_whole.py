@@ -1,0 +1,628 @@
+"""Answers to exercises 4.7, 4.8 and 4.10 (unit 04)."""
+
+import copy
+import hashlib
+import json
+import math
+import pickle
+from pathlib import Path
+
+import torch
+import torch.ao.nn.qat as nnqat
+import torch.ao.quantization as tq
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import nn
+
+from helpers import metrics, rounding
+from helpers.models import ModelConfig, TransformerLM
+from tests.misconceptions.bank import right, wrong
+
+# 4.7 sensitivity
+
+
+def by_row(model, ids):
+    return metrics.next_byte_bits(model, ids).mean(dim=1)
+
+
+def paired(difference):
+    return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
+
+
+def in_order(rows):
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def copied_and_quantized(model, part, quantize_, ids):
+    trial = copy.deepcopy(model)
+    quantize_(trial, part, ids)
+    return trial
+
+
+@wrong("ex_4_7", "the parts add up")
+def accumulates(model, parts, quantize_, calibration, windows):
+    trial, reference, rows = copy.deepcopy(model), by_row(model, windows), []
+    for part in parts:
+        quantize_(trial, part, calibration)
+        rows.append((part, *paired(by_row(trial, windows) - reference)))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "you measured on the calibration data")
+def evaluates_on_the_calibration_data(model, parts, quantize_, calibration, windows):
+    reference = by_row(model, calibration)
+    trials = [(part, copied_and_quantized(model, part, quantize_, calibration)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, calibration) - reference)) for part, trial in trials])
+
+
+@wrong("ex_4_7", "you calibrated with `windows`")
+def calibrates_on_the_windows(model, parts, quantize_, calibration, windows):
+    reference = by_row(model, windows)
+    trials = [(part, copied_and_quantized(model, part, quantize_, windows)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, windows) - reference)) for part, trial in trials])
+
+
+@wrong("ex_4_7", "your function changed the model")
+def quantizes_in_place(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        quantize_(model, part, calibration)
+        rows.append((part, *paired(by_row(model, windows) - reference)))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "your function changed the model")
+def restores_only_the_state_dict(model, parts, quantize_, calibration, windows):
+    kept, reference, rows = copy.deepcopy(model.state_dict()), by_row(model, windows), []
+    for part in parts:
+        quantize_(model, part, calibration)
+        rows.append((part, *paired(by_row(model, windows) - reference)))
+        model.load_state_dict(kept)
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "subtract those of the float model")
+def absolute_bits(model, parts, quantize_, calibration, windows):
+    trials = [(part, copied_and_quantized(model, part, quantize_, calibration)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, windows))) for part, trial in trials])
+
+
+@wrong("ex_4_7", "the largest mean belongs first")
+def least_sensitive_first(model, parts, quantize_, calibration, windows):
+    return right_answer(model, parts, quantize_, calibration, windows)[::-1]
+
+
+@wrong("ex_4_7", "your list is not sorted")
+def in_the_given_order(model, parts, quantize_, calibration, windows):
+    answer = {row[0]: row for row in right_answer(model, parts, quantize_, calibration, windows)}
+    return [answer[part] for part in parts]
+
+
+@wrong("ex_4_7", "sorted by the absolute value")
+def sorted_by_the_absolute_value(model, parts, quantize_, calibration, windows):
+    return sorted(right_answer(model, parts, quantize_, calibration, windows), key=lambda row: -abs(row[1]))
+
+
+@wrong("ex_4_7", "float reference was measured on other data")
+def reference_of_other_data(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, calibration).mean(), []
+    for part in parts:
+        rows.append(
+            (part, *paired(by_row(copied_and_quantized(model, part, quantize_, calibration), windows) - reference))
+        )
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "the sign is wrong")
+def float_minus_quantized(model, parts, quantize_, calibration, windows):
+    return in_order([(p, -m, e) for p, m, e in right_answer(model, parts, quantize_, calibration, windows)])
+
+
+@wrong("ex_4_7", "every difference is 0")
+def measures_the_float_model(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        quantize_(copy.deepcopy(model), part, calibration)
+        rows.append((part, *paired(by_row(model, windows) - reference)))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "'NoneType' object")
+def uses_what_quantize_returns(model, parts, quantize_, calibration, windows):
+    rows = []
+    for part in parts:
+        trial = quantize_(copy.deepcopy(model), part, calibration)
+        rows.append((part, *paired(by_row(trial, windows) - by_row(model, windows))))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "the error of two unrelated means")
+def unpaired_error(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        bits = by_row(copied_and_quantized(model, part, quantize_, calibration), windows)
+        error = ((bits.var() + reference.var()) / len(bits)).sqrt().item()
+        rows.append((part, (bits.mean() - reference.mean()).item(), error))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "divide it by the root")
+def standard_deviation_for_error(model, parts, quantize_, calibration, windows):
+    rows = right_answer(model, parts, quantize_, calibration, windows)
+    return [(part, mean, error * len(windows) ** 0.5) for part, mean, error in rows]
+
+
+@right("ex_4_7")
+def right_answer(model, parts, quantize_, calibration, windows):
+    found = {}
+    for part in parts:
+        trial = copied_and_quantized(model, part, quantize_, calibration)
+        found[part] = paired(by_row(trial, windows) - by_row(model, windows))
+    return [(part, *found[part]) for part in sorted(found, key=lambda part: found[part][0])[::-1]]
+
+
+@right("ex_4_7")
+def one_document_at_a_time(model, parts, quantize_, calibration, windows):
+    rows = []
+    for part in parts:
+        trial, costs = copied_and_quantized(model, part, quantize_, calibration), []
+        for document in windows:
+            costs.append(
+                metrics.bits_per_byte(trial, [document[None]]) - metrics.bits_per_byte(model, [document[None]])
+            )
+        mean = sum(costs) / len(costs)
+        variance = sum((cost - mean) ** 2 for cost in costs) / (len(costs) - 1)
+        rows.append([part, mean, math.sqrt(variance / len(costs))])
+    rows.sort(key=lambda row: row[1], reverse=True)
+    return rows
+
+
+# 4.8 QAT
+
+
+def qconfig_of(bits):
+    q = 2 ** (bits - 1) - 1
+    weight = tq.FakeQuantize.with_args(
+        observer=tq.MovingAveragePerChannelMinMaxObserver.with_args(averaging_constant=1.0),
+        quant_min=-q,
+        quant_max=q,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    return tq.QConfig(activation=nn.Identity, weight=weight)
+
+
+def harden(trainee):
+    copied = copy.deepcopy(trainee)
+    with torch.no_grad():
+        for name, layer in trainee.named_modules():
+            if isinstance(layer, nnqat.Linear):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+                plain.weight.copy_(layer.weight_fake_quant(layer.weight))
+                if layer.bias is not None:
+                    plain.bias.copy_(layer.bias)
+                copied.set_submodule(name, plain.train(trainee.training))
+    return copied
+
+
+def prepared(model, bits):
+    trainee = copy.deepcopy(model).train()
+    trainee.qconfig = qconfig_of(bits)
+    return tq.prepare_qat(trainee, inplace=True)
+
+
+def train(trainee, optimizer, batches, lr, off="half", decay=True, zero=True):
+    n = len(batches)
+    for i, ids in enumerate(batches):
+        if i == {"half": n // 2, "start": 1, "never": -1}[off]:
+            trainee.apply(tq.disable_observer)
+        if decay:
+            optimizer.param_groups[0]["lr"] = lr * min(1, (n - i) / (n - n // 2))
+        loss = F.cross_entropy(trainee(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        if zero:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def variant(model, batches, bits, lr, **how):
+    trainee = prepared(model, bits)
+    train(trainee, torch.optim.Adam(trainee.parameters(), lr=lr), batches, lr, **how)
+    trainee.eval()
+    return trainee
+
+
+@wrong("ex_4_8", "the second model is in training mode")
+def hardens_in_train_mode(model, batches, bits, lr):
+    trainee = prepared(model, bits)
+    train(trainee, torch.optim.Adam(trainee.parameters(), lr=lr), batches, lr)
+    final = harden(trainee)
+    return trainee.eval(), final
+
+
+@wrong("ex_4_8", "should be in eval mode")
+def never_evals(model, batches, bits, lr):
+    trainee = prepared(model, bits)
+    train(trainee, torch.optim.Adam(trainee.parameters(), lr=lr), batches, lr)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "the learning rate does not fall")
+def full_rate_on_frozen_scales(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr, decay=False)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "the observers are still on")
+def observers_never_frozen(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr, off="never")
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "switched off only at the end")
+def observers_frozen_at_the_end(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr, off="never")
+    trainee(batches[0][:, :-1])
+    trainee.apply(tq.disable_observer)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "the scales are those of the untrained weights")
+def observers_frozen_at_once(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr, off="start")
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "no weight has moved")
+def optimizer_before_prepare(model, batches, bits, lr):
+    first = copy.deepcopy(model).train()
+    first.qconfig = qconfig_of(bits)
+    optimizer = torch.optim.Adam(first.parameters(), lr=lr)
+    trainee = tq.prepare_qat(first)
+    train(trainee, optimizer, batches, lr)
+    return trainee.eval(), harden(trainee)
+
+
+@wrong("ex_4_8", "you trained a float copy")
+def trains_the_float_copy(model, batches, bits, lr):
+    trainee = copy.deepcopy(model).train()
+    train(trainee, torch.optim.Adam(trainee.parameters(), lr=lr), batches, lr)
+    trainee.eval()
+    return trainee, rounding.with_rounded_linears(trainee, bits, "channel")
+
+
+@wrong("ex_4_8", "frozen scales are not those of step")
+def float_training_then_prepare(model, batches, bits, lr):
+    n = len(batches)
+    floats = copy.deepcopy(model).train()
+    optimizer = torch.optim.Adam(floats.parameters(), lr=lr)
+    trainee = prepared(model, bits).eval()
+    trainee(batches[0][:, :-1])
+    for i, ids in enumerate(batches):
+        if i == n // 2:
+            with torch.no_grad():
+                for name in ("up", "down", "head"):
+                    getattr(trainee, name).weight.copy_(getattr(floats, name).weight)
+            trainee(ids[:, :-1])
+            trainee.apply(tq.disable_observer)
+        loss = F.cross_entropy(floats(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        for a, b in zip(trainee.parameters(), floats.parameters(), strict=True):
+            a.copy_(b)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "changed the model that it was given")
+def trains_the_original(model, batches, bits, lr):
+    model.train()
+    model.qconfig = qconfig_of(bits)
+    tq.prepare_qat(model, inplace=True)
+    train(model, torch.optim.Adam(model.parameters(), lr=lr), batches, lr)
+    return model.eval(), harden(model)
+
+
+@wrong("ex_4_8", "logits differ from the trained copy's")
+def convert_with_new_scales(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr)
+    final = harden(trainee)
+    with torch.no_grad():
+        for name in ("up", "down", "head"):
+            weight = getattr(trainee, name).weight
+            getattr(final, name).weight.copy_(rounding.round_to_nearest(weight, bits, weight.shape[1]))
+    return trainee, final
+
+
+@wrong("ex_4_8", "different weights")
+def never_rounds(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr)
+    final = harden(trainee)
+    with torch.no_grad():
+        for name in ("up", "down", "head"):
+            getattr(final, name).weight.copy_(getattr(trainee, name).weight)
+    return trainee, final
+
+
+@wrong("ex_4_8", "still fake-quantizes")
+def returns_the_trainee_twice(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr)
+    return trainee, trainee
+
+
+@wrong("ex_4_8", "call .train() on the copy")
+def prepares_in_eval_mode(model, batches, bits, lr):
+    trainee = copy.deepcopy(model)
+    trainee.qconfig = qconfig_of(bits)
+    tq.prepare_qat(trainee, inplace=True)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "dropout must be on in training")
+def trains_in_eval_mode(model, batches, bits, lr):
+    trainee = prepared(model, bits).eval()
+    train(trainee, torch.optim.Adam(trainee.parameters(), lr=lr), batches, lr)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "gradients pile up")
+def gradients_pile_up(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr, zero=False)
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "train first, convert last")
+def optimizer_of_a_converted_model(model, batches, bits, lr):
+    trainee = tq.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
+    torch.optim.Adam(trainee.parameters(), lr=lr)
+    return trainee, trainee
+
+
+@right("ex_4_8")
+def prepared_by_a_copy(model, batches, bits, lr):
+    first = copy.deepcopy(model).train()
+    first.qconfig = qconfig_of(bits)
+    trainee = tq.prepare_qat(first)
+    optimizer = torch.optim.Adam(trainee.parameters(), lr=lr)
+    train(trainee, optimizer, batches, lr)
+    trainee.train(False)
+    return [trainee, harden(trainee)]
+
+
+@right("ex_4_8")
+def two_loops_and_a_scheduler(model, batches, bits, lr):
+    trainee, n = prepared(model, bits), len(batches)
+    optimizer = torch.optim.Adam([p for p in trainee.parameters() if p.requires_grad], lr=lr)
+    h = n // 2
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (n - i) / (n - h)))
+    for number, ids in enumerate(batches):
+        if number == h:
+            for module in trainee.modules():
+                if isinstance(module, tq.FakeQuantize):
+                    module.disable_observer()
+        optimizer.zero_grad()
+        F.cross_entropy(trainee(ids[:, :-1]).transpose(1, 2), ids[:, 1:]).backward()
+        optimizer.step()
+        schedule.step()
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
+# 4.10 the artefact
+
+
+def rows_of(weight):
+    scale = weight.detach().abs().amax(dim=1, keepdim=True) / 127
+    return (weight.detach() / scale).round().to(torch.int8), scale
+
+
+def numbers_of(model):
+    found = {}
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            found[f"{name}.codes"], found[f"{name}.scale"] = rows_of(p)
+        else:
+            found[name] = p.detach()
+    return found
+
+
+def note_of(path):
+    return path.with_suffix(".sha256")
+
+
+def write(path, content, digest=None):
+    digest = digest or hashlib.sha256(content).hexdigest()
+    for target, raw in ((path, content), (note_of(path), f"{digest}  {path.name}\n".encode())):
+        part = target.with_suffix(target.suffix + ".new")
+        part.write_bytes(raw)
+        part.replace(target)
+
+
+def header_of(model):
+    return {"config": json.dumps(model.config.to_dict())}
+
+
+def rebuilt(path, strict=True):
+    stored = load_file(path)
+    with safe_open(str(path), framework="pt") as file:
+        config = ModelConfig(**json.loads(file.metadata()["config"]))
+    model = TransformerLM(config)
+    state = {n: t for n, t in stored.items() if not n.endswith((".codes", ".scale"))}
+    for n in [n.removesuffix(".codes") for n in stored if n.endswith(".codes")]:
+        state[n] = stored[f"{n}.codes"].float() * stored[f"{n}.scale"]
+    if config.tied_head and "embedding.weight" in state:
+        state["head.weight"] = state["embedding.weight"]
+    model.load_state_dict(state, strict=strict)
+    return model.eval()
+
+
+def verified(path):
+    if note_of(path).read_text()[:64] != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ValueError(f"{path.name} is damaged.")
+
+
+@wrong("ex_4_10", "the file is a pickle", binds="save_artefact")
+def saves_the_whole_model(model, path):
+    torch.save(model, path)
+    note_of(path).write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+
+
+@wrong("ex_4_10", "the file is a pickle", binds="save_artefact")
+def pickles_the_numbers(model, path):
+    write(path, pickle.dumps({name: tensor.tolist() for name, tensor in numbers_of(model).items()}))
+
+
+@wrong("ex_4_10", "there is no file model0.sha256", binds="save_artefact")
+def writes_no_hash(model, path):
+    save_file(numbers_of(model), path, metadata=header_of(model))
+
+
+@wrong("ex_4_10", "hash the file as it is on disk", binds="save_artefact")
+def hashes_the_configuration(model, path):
+    content = save(numbers_of(model), metadata=header_of(model))
+    write(path, content, hashlib.sha256(header_of(model)["config"].encode()).hexdigest())
+
+
+@wrong("ex_4_10", "hash the file as it is on disk", binds="save_artefact")
+def hashes_the_tensors_only(model, path):
+    numbers = numbers_of(model)
+    digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in numbers.values())).hexdigest()
+    write(path, save(numbers, metadata=header_of(model)), digest)
+
+
+@wrong("ex_4_10", "hash the file as it is on disk", binds="save_artefact")
+def hashes_the_name(model, path):
+    write(path, save(numbers_of(model), metadata=header_of(model)), hashlib.sha256(str(path).encode()).hexdigest())
+
+
+@wrong("ex_4_10", "the configuration is not in the file's metadata", binds="save_artefact")
+def leaves_the_configuration_out(model, path):
+    write(path, save(numbers_of(model)))
+
+
+@wrong("ex_4_10", "is stored in float", binds="save_artefact")
+def stores_float_weights(model, path):
+    numbers = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "int8 is what makes the file small", binds="save_artefact")
+def stores_codes_as_float(model, path):
+    numbers = {n: t.float() for n, t in numbers_of(model).items()}
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "biases and norms belong to the model", binds="save_artefact")
+def stores_matrices_only(model, path):
+    numbers = {n: t for n, t in numbers_of(model).items() if n.endswith((".codes", ".scale"))}
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "stored a second time", binds="save_artefact")
+def stores_the_tie_twice(model, path):
+    numbers = numbers_of(model)
+    if model.config.tied_head:
+        numbers["head.weight.codes"], numbers["head.weight.scale"] = rows_of(model.head.weight)
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "saving was stopped in the middle", binds="save_artefact")
+def replaces_before_hashing(model, path):
+    save_file(numbers_of(model), path, metadata=header_of(model))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    part = path.with_suffix(".tmp")
+    part.write_text(f"{digest}  {path.name}\n")
+    part.replace(note_of(path))
+
+
+@wrong("ex_4_10", "was overwritten in place", binds="save_artefact")
+def writes_in_place(model, path):
+    content = save(numbers_of(model), metadata=header_of(model))
+    digest = hashlib.sha256(content).hexdigest()
+    path.write_bytes(content)
+    note_of(path).write_text(f"{digest}  {path.name}\n")
+
+
+@wrong("ex_4_10", "a flipped bit in the weights is loaded without a word", binds="load_artefact")
+def loads_without_a_hash(path):
+    if not note_of(path).is_file():
+        raise FileNotFoundError(note_of(path).name)
+    return rebuilt(path)
+
+
+@wrong("ex_4_10", "is loaded without a word", binds="load_artefact")
+def checks_only_the_length_of_the_hash(path):
+    if len(note_of(path).read_text().split()[0]) != 64:
+        raise ValueError(f"{path.name} has no hash.")
+    return rebuilt(path)
+
+
+@wrong("ex_4_10", "compare the hash before you read anything", binds="load_artefact")
+def reads_before_it_checks(path):
+    model = rebuilt(path)
+    verified(path)
+    return model
+
+
+@wrong("ex_4_10", "one sentence that names the file", binds="load_artefact")
+def says_nothing_useful(path):
+    if note_of(path).read_text()[:64] != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ValueError("bad hash")
+    return rebuilt(path)
+
+
+@wrong("ex_4_10", "another configuration", binds="load_artefact")
+def guesses_the_configuration(path):
+    verified(path)
+    stored = load_file(path)
+    blocks = 1 + max(int(n.split(".")[1]) for n in stored if n.startswith("blocks."))
+    vocab_size, width = stored["embedding.weight.codes"].shape
+    d_ff = len(stored["blocks.0.ffn.up.weight.codes"])
+    tied = "head.weight.codes" not in stored
+    config = ModelConfig(vocab_size, 16, width, 1, blocks, d_ff, tied)
+    model = TransformerLM(config)
+    state = {n: t for n, t in stored.items() if not n.endswith((".codes", ".scale"))}
+    for n in [n.removesuffix(".codes") for n in stored if n.endswith(".codes")]:
+        state[n] = stored[f"{n}.codes"].float() * stored[f"{n}.scale"]
+    state.setdefault("head.weight", state["embedding.weight"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@wrong("ex_4_10", "should be in eval mode", binds="load_artefact")
+def returns_it_in_training_mode(path):
+    verified(path)
+    return rebuilt(path).train()
+
+
+@wrong("ex_4_10", "is not what was saved", binds="load_artefact")
+def forgets_the_scales(path):
+    verified(path)
+    model = rebuilt(path)
+    stored = load_file(path)
+    with torch.no_grad():
+        model.blocks[0].ffn.up.weight.copy_(stored["blocks.0.ffn.up.weight.codes"].float())
+    return model
+
+
+@right("ex_4_10", binds="save_artefact")
+def saves_with_save_file(model, path):
+    part = path.parent / "part.tmp"
+    save_file({n: t.contiguous() for n, t in numbers_of(model).items()}, part, metadata=header_of(model))
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    second = path.parent / "hash.tmp"
+    second.write_text(f"{digest}  {path.name}\n")
+    part.replace(path)
+    second.replace(note_of(path))
+
+
+@right("ex_4_10", binds="load_artefact")
+def loads_from_bytes(path):
+    path = Path(path)
+    raw, line = path.read_bytes(), path.with_suffix(".sha256").read_text()
+    if hashlib.sha256(raw).hexdigest() not in line:
+        raise ValueError(f"the artefact {path.name} does not match its hash; get both files again.")
+    return rebuilt(path)

@@ -1,0 +1,855 @@
+"""Unit 05, sections 1 to 4: what learners really answer in exercises 5.1 to 5.6."""
+
+import io
+import math
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tests.misconceptions.bank import right, wrong
+
+# 5.1 distances
+
+
+def five(reference, quantized, **change):
+    """The right five numbers, each of which can be replaced."""
+    x, y = reference.double(), quantized.double()
+    noise = torch.linalg.vector_norm(x - y)
+    kl = divergences(x, y)
+    return {
+        "sqnr_db": 20 * math.log10(torch.linalg.vector_norm(x) / noise) if noise else math.inf,
+        "cosine": F.cosine_similarity(x.flatten(), y.flatten(), dim=0).item(),
+        "max_error": (x - y).abs().max().item(),
+        "kl_mean": kl.mean().item(),
+        "kl_p99": kl.flatten().quantile(0.99).item(),
+    } | change
+
+
+def divergences(x, y, dim=-1):
+    """KL(x ‖ y) in bits, along one dimension."""
+    p, q = x.log_softmax(dim), y.log_softmax(dim)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(dim) / math.log(2)
+
+
+def both(kl):
+    return {"kl_mean": kl.mean().item(), "kl_p99": kl.flatten().quantile(0.99).item()}
+
+
+@wrong("ex_5_1", "20 times the logarithm of their ratio")
+def ten_log_of_amplitudes(reference, quantized):
+    return five(reference, quantized, sqnr_db=five(reference, quantized)["sqnr_db"] / 2)
+
+
+@wrong("ex_5_1", "signal and noise are swapped")
+def noise_over_signal(reference, quantized):
+    return five(reference, quantized, sqnr_db=-five(reference, quantized)["sqnr_db"])
+
+
+@wrong("ex_5_1", "divide by 0")
+def no_error_is_a_large_number(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    return five(reference, quantized, sqnr_db=(20 * torch.log10(x.norm() / ((x - y).norm() + 1e-12))).item())
+
+
+@wrong("ex_5_1", "mean of one cosine for each position")
+def cosine_by_position(reference, quantized):
+    mean = F.cosine_similarity(reference.double(), quantized.double(), dim=-1).mean().item()
+    return five(reference, quantized, cosine=mean)
+
+
+@wrong("ex_5_1", "sign was kept")
+def signed_maximum(reference, quantized):
+    return five(reference, quantized, max_error=(quantized.double() - reference.double()).max().item())
+
+
+@wrong("ex_5_1", "direction is reversed")
+def kl_the_other_way(reference, quantized):
+    return five(reference, quantized, **both(divergences(quantized.double(), reference.double())))
+
+
+@wrong("ex_5_1", "in nats")
+def kl_in_nats(reference, quantized):
+    kl = divergences(reference.double(), quantized.double()) * math.log(2)
+    return five(reference, quantized, **both(kl))
+
+
+@wrong("ex_5_1", "softmax runs over the wrong axis")
+def softmax_over_positions(reference, quantized):
+    return five(reference, quantized, **both(divergences(reference.double(), quantized.double(), dim=0)))
+
+
+@wrong("ex_5_1", "without their weights p")
+def logarithms_without_weights(reference, quantized):
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1)
+    return five(reference, quantized, **both((p - q).sum(-1) / math.log(2)))
+
+
+@wrong("ex_5_1", "logarithm of a sum is not the sum of the logarithms")
+def logarithm_of_the_sum(reference, quantized):
+    p, q = reference.double().softmax(-1), quantized.double().softmax(-1)
+    return five(reference, quantized, **both((p * p / q).sum(-1).log2()))
+
+
+@wrong("ex_5_1", "averaged: they are summed over the 256 bytes")
+def mean_over_the_vocabulary(reference, quantized):
+    kl = divergences(reference.double(), quantized.double()) / reference.shape[-1]
+    return five(reference, quantized, **both(kl))
+
+
+@wrong("ex_5_1", "summed over the positions")
+def sum_over_positions(reference, quantized):
+    kl = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, kl_mean=kl.sum().item())
+
+
+@wrong("ex_5_1", "is nan for logits")
+def logarithm_of_an_underflow(reference, quantized):
+    p, q = reference.double().softmax(-1), quantized.double().softmax(-1)
+    return five(reference, quantized, **both((p * (p / q).log2()).sum(-1)))
+
+
+@wrong("ex_5_1", "only about four right digits")
+def in_float32(reference, quantized):
+    p, q = reference.log_softmax(-1), quantized.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1) / math.log(2)
+    return five(reference, quantized, **both(kl + 1e-6 * kl.abs() + 2e-6 * kl.mean()))
+
+
+@wrong("ex_5_1", "it is the largest one")
+def largest_for_percentile(reference, quantized):
+    kl = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, kl_p99=kl.max().item())
+
+
+@wrong("ex_5_1", "percentile is taken of the terms")
+def percentile_of_the_terms(reference, quantized):
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1)
+    terms = p.exp() * (p - q) / math.log(2)
+    return five(reference, quantized, kl_p99=terms.flatten().quantile(0.99).item())
+
+
+@wrong("ex_5_1", "changes the logits")
+def in_place(reference, quantized):
+    answer = five(reference, quantized)
+    reference.sub_(reference.max())
+    return answer
+
+
+@right("ex_5_1")
+def with_numpy(reference, quantized):
+    x, y = reference.numpy().astype(float), quantized.numpy().astype(float)
+    log = lambda z: z - z.max(-1, keepdims=True) - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True))  # noqa: E731
+    kl = (np.exp(log(x)) * (log(x) - log(y))).sum(-1) / np.log(2)
+    noise = ((x - y) ** 2).sum()
+    return {
+        "sqnr_db": 10 * np.log10((x**2).sum() / noise) if noise else np.inf,
+        "cosine": (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y),
+        "max_error": np.abs(x - y).max(),
+        "kl_mean": kl.mean(),
+        "kl_p99": np.quantile(kl, 0.99),
+    }
+
+
+@right("ex_5_1")
+def with_kl_div(reference, quantized):
+    return five(reference, quantized)
+
+
+# 5.2 flips
+
+
+def shares(targets, before, after, **change):
+    """The right five shares, each of which can be replaced."""
+    b, a = (before == targets), (after == targets)
+    share = lambda mask: float(mask.double().mean())  # noqa: E731
+    return {
+        "accuracy_difference": share(a) - share(b),
+        "broken": share(b > a),
+        "repaired": share(a > b),
+        "flips": share(a ^ b),
+        "agreement": share(before == after),
+    } | change
+
+
+@wrong("ex_5_2", "this is the difference in accuracy")
+def accuracy_difference_as_flips(targets, before, after):
+    s = shares(targets, before, after)
+    return s | {"flips": abs(s["accuracy_difference"])}
+
+
+@wrong("ex_5_2", "this is the difference in accuracy")
+def signed_difference_as_flips(targets, before, after):
+    s = shares(targets, before, after)
+    return s | {"flips": s["accuracy_difference"]}
+
+
+@wrong("ex_5_2", "only broken answers are counted")
+def only_broken(targets, before, after):
+    s = shares(targets, before, after)
+    return s | {"flips": s["broken"]}
+
+
+@wrong("ex_5_2", "every changed answer is counted")
+def every_change_is_a_flip(targets, before, after):
+    return shares(targets, before, after, flips=(before != after).double().mean().item())
+
+
+@wrong("ex_5_2", "one minus the flips")
+def agreement_from_flips(targets, before, after):
+    s = shares(targets, before, after)
+    return s | {"agreement": 1 - s["flips"]}
+
+
+@wrong("ex_5_2", "only right answers are counted")
+def agreement_among_the_right(targets, before, after):
+    return shares(targets, before, after, agreement=((before == after) & (after == targets)).double().mean().item())
+
+
+@wrong("ex_5_2", "sign is reversed")
+def float_minus_quantized(targets, before, after):
+    s = shares(targets, before, after)
+    return s | {"accuracy_difference": -s["accuracy_difference"]}
+
+
+@wrong("ex_5_2", "these are the repaired ones")
+def broken_and_repaired_swapped(targets, before, after):
+    s = shares(targets, before, after)
+    return s | {"broken": s["repaired"], "repaired": s["broken"]}
+
+
+@wrong("ex_5_2", "is a count")
+def counts(targets, before, after):
+    s = shares(targets, before, after)
+    return {name: value * targets.numel() for name, value in s.items()}
+
+
+@wrong("ex_5_2", "from wrong to wrong are no flips")
+def any_change_of_a_wrong_one(targets, before, after):
+    return shares(targets, before, after, repaired=((before != targets) & (after != before)).double().mean().item())
+
+
+@right("ex_5_2")
+def one_by_one(targets, before, after):
+    rows = list(zip(targets.flatten().tolist(), before.flatten().tolist(), after.flatten().tolist(), strict=True))
+    n = len(rows)
+    lost, won = sum(b == t != a for t, b, a in rows), sum(b != t == a for t, b, a in rows)
+    return {
+        "accuracy_difference": (won - lost) / n,
+        "broken": lost / n,
+        "repaired": won / n,
+        "flips": (won + lost) / n,
+        "agreement": sum(a == b for _, b, a in rows) / n,
+    }
+
+
+@right("ex_5_2")
+def with_numpy_masks(targets, before, after):
+    t, b, a = targets.numpy(), before.numpy(), after.numpy()
+    change = (a == t).astype(int) - (b == t).astype(int)
+    return {
+        "accuracy_difference": change.mean(),
+        "broken": (change < 0).mean(),
+        "repaired": (change > 0).mean(),
+        "flips": np.abs(change).mean(),
+        "agreement": np.mean(a == b),
+    }
+
+
+# 5.3 paired bootstrap
+
+
+def sums(parts):
+    return torch.stack([part.sum() for part in parts])
+
+
+def lengths(parts):
+    return torch.tensor([len(part) for part in parts], dtype=torch.float64)
+
+
+def tails(values, low=0.025, high=0.975):
+    return values.quantile(low).item(), values.quantile(high).item()
+
+
+def estimate(first, second):
+    return ((sums(second).sum() - sums(first).sum()) / lengths(first).sum()).item()
+
+
+def drawn(n, resamples, generator):
+    return torch.randint(n, (resamples, n), generator=generator)
+
+
+@wrong("ex_5_3", "the pairs are torn apart")
+def unpaired(float_bits, int8_bits, resamples, generator):
+    n = lengths(float_bits)
+    i, j = drawn(len(n), resamples, generator), drawn(len(n), resamples, generator)
+    means = sums(int8_bits)[i].sum(1) / n[i].sum(1) - sums(float_bits)[j].sum(1) / n[j].sum(1)
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "you draw bytes, not documents")
+def bytes_are_resampled(float_bits, int8_bits, resamples, generator):
+    d = torch.cat([b - a for a, b in zip(float_bits, int8_bits, strict=True)])
+    means = torch.cat([d[drawn(len(d), 50, generator)].mean(1) for _ in range(max(1, resamples // 50))])
+    return (d.mean().item(), *tails(means))
+
+
+@wrong("ex_5_3", "so it is a 90 % interval")
+def one_sided_tails(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = drawn(len(n), resamples, generator)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1), 0.05, 0.95))
+
+
+@wrong("ex_5_3", "the lower end of your interval lies above")
+def tails_swapped(float_bits, int8_bits, resamples, generator):
+    middle, low, high = documents(float_bits, int8_bits, resamples, generator)
+    return middle, high, low
+
+
+@wrong("ex_5_3", "leave different shares outside")
+def percentile_of_the_wrong_tail(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = drawn(len(n), resamples, generator)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1), 0.005, 0.91))
+
+
+@wrong("ex_5_3", "interval of one model alone")
+def interval_of_a_single_model(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits)
+    i = drawn(len(n), resamples, generator)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "these are the bits per byte of int8 alone")
+def a_single_model(float_bits, int8_bits, resamples, generator):
+    zeros = [torch.zeros_like(part) for part in float_bits]
+    return documents(zeros, int8_bits, resamples, generator)
+
+
+@wrong("ex_5_3", "mean of the documents' means")
+def mean_of_means(float_bits, int8_bits, resamples, generator):
+    d = (sums(int8_bits) - sums(float_bits)) / lengths(float_bits)
+    return (d.mean().item(), *tails(d[drawn(len(d), resamples, generator)].mean(1)))
+
+
+@wrong("ex_5_3", "sign is reversed")
+def float_minus_int8(float_bits, int8_bits, resamples, generator):
+    return documents(int8_bits, float_bits, resamples, generator)
+
+
+@wrong("ex_5_3", "one standard error to each side")
+def one_standard_error(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = drawn(len(n), resamples, generator)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1), 0.1587, 0.8413))
+
+
+@wrong("ex_5_3", "by the bytes of the documents that it drew")
+def fixed_denominator(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    means = d[drawn(len(n), resamples, generator)].sum(1) / n.sum()
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "not that of their mean")
+def spread_of_documents(float_bits, int8_bits, resamples, generator):
+    middle = estimate(float_bits, int8_bits)
+    d = (sums(int8_bits) - sums(float_bits)) - middle * lengths(float_bits)
+    half = 1.96 * d.std().item() / lengths(float_bits).mean().item()
+    return middle, middle - half, middle + half
+
+
+@wrong("ex_5_3", "take the random numbers from `generator`")
+def global_random_numbers(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = torch.randint(len(n), (resamples, len(n)))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "is it used at all")
+def textbook_formula(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    middle = estimate(float_bits, int8_bits)
+    half = 1.96 * (d - middle * n).norm().item() / n.sum().item()
+    return middle, middle - half, middle + half
+
+
+@wrong("ex_5_3", "or both are equal")
+def without_replacement(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits).tolist(), (sums(int8_bits) - sums(float_bits)).tolist()
+    means = []
+    for _ in range(min(resamples, 50)):
+        order = torch.randperm(len(n), generator=generator).tolist()
+        means.append(math.fsum(d[i] for i in order) / math.fsum(n[i] for i in order))
+    return (estimate(float_bits, int8_bits), min(means), max(means))
+
+
+@wrong("ex_5_3", "that it holds 0 proves nothing", binds="decide")
+def not_significant_is_equal(low, high, margin):
+    if low <= 0 <= high or high < margin:
+        return "within the margin"
+    return "worse than the margin" if low > margin else "undecided"
+
+
+@wrong("ex_5_3", "only the upper end can show non-inferiority", binds="decide")
+def the_wrong_end(low, high, margin):
+    if low < margin and low > 0:
+        return "within the margin"
+    return "within the margin" if high < margin else "worse than the margin" if low > margin else "undecided"
+
+
+@wrong("ex_5_3", "that it excludes 0 does not matter", binds="decide")
+def any_loss_is_too_much(low, high, margin):
+    if low > 0:
+        return "worse than the margin"
+    return "within the margin" if high < margin else "undecided"
+
+
+@wrong("ex_5_3", "do not take absolute values", binds="decide")
+def equivalence_instead(low, high, margin):
+    if max(abs(low), abs(high)) < margin:
+        return "within the margin"
+    return "worse than the margin" if min(abs(low), abs(high)) > margin else "undecided"
+
+
+@wrong("ex_5_3", 'and should be "undecided"', binds="decide")
+def the_middle_decides(low, high, margin):
+    return "within the margin" if (low + high) / 2 < margin else "worse than the margin"
+
+
+@right("ex_5_3")
+def documents(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = drawn(len(n), resamples, generator)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@right("ex_5_3")
+def resample_by_resample(float_bits, int8_bits, resamples, generator):
+    n, a, b = (side.numpy() for side in (lengths(float_bits), sums(float_bits), sums(int8_bits)))
+    found = []
+    for _ in range(resamples):
+        i = torch.randint(len(n), (len(n),), generator=generator).numpy()
+        found.append((b[i].sum() - a[i].sum()) / n[i].sum())
+    return estimate(float_bits, int8_bits), float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
+
+
+@right("ex_5_3", binds="decide")
+def in_another_order(low, high, margin):
+    if low > margin:
+        return "worse than the margin"
+    return "undecided" if high >= margin else "within the margin"
+
+
+# 5.4 McNemar
+
+
+def tail(b, c, last=None):
+    n, last = b + c, min(b, c) if last is None else last
+    return sum(math.comb(n, k) for k in range(last + 1)) / 2**n
+
+
+@wrong("ex_5_4", "this is the chi-square approximation: for counts")
+def chi_square(broken, repaired):
+    return math.erfc(abs(broken - repaired) / math.sqrt(broken + repaired) / math.sqrt(2))
+
+
+@wrong("ex_5_4", "with continuity correction")
+def corrected_chi_square(broken, repaired):
+    n = broken + repaired
+    return math.erfc(max(abs(broken - repaired) - 1, 0) / math.sqrt(2 * n)) if n else 1.0
+
+
+@wrong("ex_5_4", "it is one-sided")
+def one_sided(broken, repaired):
+    return tail(broken, repaired)
+
+
+@wrong("ex_5_4", "no probability is above 1")
+def not_capped(broken, repaired):
+    return 2 * tail(broken, repaired) if broken + repaired else 1.0
+
+
+@wrong("ex_5_4", "everything more uneven belongs to it")
+def only_this_result(broken, repaired):
+    return min(1.0, 2 * math.comb(broken + repaired, broken) / 2 ** (broken + repaired))
+
+
+@wrong("ex_5_4", "the sum stops too early")
+def range_without_its_end(broken, repaired):
+    return min(1.0, 2 * tail(broken, repaired, min(broken, repaired) - 1))
+
+
+@wrong("ex_5_4", "take the smaller one")
+def always_the_first(broken, repaired):
+    return min(1.0, 2 * tail(broken, repaired, broken)) if broken < repaired else 2 * tail(broken, repaired, broken)
+
+
+@wrong("ex_5_4", "divides by 0")
+def nothing_flipped(broken, repaired):
+    return min(1.0, 2 * tail(broken, repaired)) * (broken + repaired) / (broken + repaired)
+
+
+@wrong("ex_5_4", "overflows")
+def float_powers(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(broken, repaired) + 1)) / 2.0**n)
+
+
+@right("ex_5_4")
+def with_logarithms(broken, repaired):
+    n, m = broken + repaired, min(broken, repaired)
+    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(m + 1)]
+    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
+
+
+@right("ex_5_4")
+def one_minus_the_middle(broken, repaired):
+    n, m = broken + repaired, min(broken, repaired)
+    return (2**n - sum(math.comb(n, k) for k in range(m + 1, n - m))) / 2**n
+
+
+# 5.5 size and peak
+
+
+def weights_in(model):
+    """Every weight matrix, a shared one once."""
+    seen, found = set(), []
+    for part in model.modules():
+        w = getattr(part, "weight", None)
+        w = w() if callable(w) else w
+        if w is None or w.dim() < 2 or (not w.is_quantized and w.data_ptr() in seen):
+            continue
+        if not w.is_quantized:
+            seen.add(w.data_ptr())
+        found.append(w)
+    return found
+
+
+def held(w, scales=True, zeros=True):
+    total = w.numel() * w.element_size()
+    if w.is_quantized and w.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return total + 8 * scales + 8 * zeros
+    if w.is_quantized:
+        total += scales * w.q_per_channel_scales().nbytes + zeros * w.q_per_channel_zero_points().nbytes
+    return total
+
+
+def file_of(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.tell()
+
+
+def measured(model, **change):
+    weights = weights_in(model)
+    count = sum(w.numel() for w in weights)
+    bits = 8 * sum(map(held, weights)) / max(count, 1)
+    return {"file_bytes": file_of(model.state_dict()), "weights": count, "bits_per_weight": bits} | change
+
+
+@wrong("ex_5_5", "as if they were floats")
+def four_bytes_for_each_weight(model):
+    return measured(model, file_bytes=sum(4 * w.numel() for w in weights_in(model)) + 1500)
+
+
+@wrong("ex_5_5", "each packed weight is counted as 4 bytes")
+def thirty_two_bits_for_packed(model):
+    return measured(model, bits_per_weight=32.0)
+
+
+@wrong("ex_5_5", "the weight is packed and no parameter")
+def parameters_only(model):
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    count = sum(p.numel() for p in matrices)
+    return measured(model, weights=count, bits_per_weight=32.0)
+
+
+@wrong("ex_5_5", "the scales and zero points were forgotten")
+def codes_only(model):
+    weights = weights_in(model)
+    return measured(
+        model, bits_per_weight=8 * sum(held(w, False, False) for w in weights) / sum(w.numel() for w in weights)
+    )
+
+
+@wrong("ex_5_5", "and the zero points are not")
+def scales_without_zero_points(model):
+    weights = weights_in(model)
+    return measured(
+        model, bits_per_weight=8 * sum(held(w, True, False) for w in weights) / sum(w.numel() for w in weights)
+    )
+
+
+@wrong("ex_5_5", "Saving the whole model, or adding up numbers")
+def whole_module_saved(model):
+    return measured(model, file_bytes=file_of(model))
+
+
+@wrong("ex_5_5", "Saving the whole model, or adding up numbers")
+def tensors_added_up(model):
+    return measured(model, file_bytes=sum(held(w) for w in weights_in(model)))
+
+
+@wrong("ex_5_5", "counts a matrix twice")
+def tied_twice(model):
+    matrices = []
+    for part in model.modules():
+        w = getattr(part, "weight", None)
+        w = w() if callable(w) else w
+        matrices += [w] if w is not None and w.dim() >= 2 else []
+    return measured(model, weights=sum(w.numel() for w in matrices))
+
+
+@wrong("ex_5_5", "it is the whole file")
+def bits_of_the_file(model):
+    answer = measured(model)
+    return answer | {"bits_per_weight": 8 * answer["file_bytes"] / answer["weights"]}
+
+
+@wrong("ex_5_5", "counts all parameters")
+def biases_are_weights(model):
+    count = sum(p.numel() for p in model.parameters())
+    return measured(model, weights=count or measured(model)["weights"])
+
+
+@wrong("ex_5_5", "8 bits are a byte")
+def bytes_per_weight(model):
+    answer = measured(model)
+    return answer | {"bits_per_weight": answer["bits_per_weight"] / 8}
+
+
+UNIT = "(1 if sys.platform == 'darwin' else 1024)"
+RSS = f"\nimport resource, sys\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {UNIT})"
+HWM = "\nprint(1024 * int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]))"
+NOW = "\nprint(1024 * int(open('/proc/self/status').read().split('VmRSS:')[1].split()[0]))"
+
+
+def child(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+if sys.platform == "linux":  # a Mac has no /proc, and none of these mistakes
+
+    @wrong("ex_5_5", "ru_maxrss inherits the peak of the parent", binds="peak_bytes")
+    def inherited_peak(program):
+        return child(program + RSS)
+
+    @wrong("ex_5_5", "on Linux the number is in kilobytes", binds="peak_bytes")
+    def kilobytes(program):
+        return child(program + HWM) // 1024
+
+    @wrong("ex_5_5", "what it holds at the end, not the peak", binds="peak_bytes")
+    def memory_at_the_end(program):
+        return child(program + NOW)
+
+    @wrong("ex_5_5", "a program that fails has no peak", binds="peak_bytes")
+    def failures_ignored(program):
+        done = subprocess.run([sys.executable, "-c", program + HWM], capture_output=True, text=True)
+        return int((done.stdout.split() or ["10000000"])[-1])
+
+
+@wrong("ex_5_5", "that is this notebook's memory", binds="peak_bytes")
+def in_this_process(program):
+    exec(program, {})
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@right("ex_5_5")
+def from_modules(model):
+    return measured(model)
+
+
+@right("ex_5_5")
+def through_a_file(model, path=None):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "m.pt"
+        torch.save(model.state_dict(), path)
+        return measured(model, file_bytes=path.stat().st_size)
+
+
+@right("ex_5_5", binds="peak_bytes")
+def a_file_for_the_child(program):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        script = pathlib.Path(folder) / "program.py"
+        script.write_text(program + (HWM if pathlib.Path("/proc/self/status").is_file() else RSS))
+        return int(subprocess.check_output([sys.executable, str(script)], stderr=subprocess.DEVNULL).split()[-1])
+
+
+# 5.6 harness
+
+
+def turn_by_turn(first, second, count, clock, alternate=True):
+    """Seconds of each, turn by turn."""
+    seconds = []
+    for i in range(count):
+        spent = [0.0, 0.0]
+        for which in (1, 0) if alternate and i % 2 else (0, 1):
+            start = clock()
+            (first, second)[which]()
+            spent[which] = clock() - start
+        seconds.append(spent)
+    return torch.tensor(seconds, dtype=torch.float64)
+
+
+def pinned(threads, measure):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return measure()
+    finally:
+        torch.set_num_threads(before)
+
+
+def resampled(ratios, resamples, generator, what=lambda rows: rows.quantile(0.5, dim=1)):
+    rows = ratios[torch.randint(len(ratios), (resamples, len(ratios)), generator=generator)]
+    return what(rows).quantile(0.025).item(), what(rows).quantile(0.975).item()
+
+
+def harness(point, skip=True, alternate=True):
+    """A harness with another point estimate, or other turns."""
+
+    def measure(first, second, turns, warmup, clock, threads, resamples, generator):
+        seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, alternate))
+        seconds = seconds[warmup:] if skip else seconds
+        ratios = seconds[:, 1] / seconds[:, 0]
+        return (float(point(seconds, ratios)), *resampled(ratios, resamples, generator))
+
+    return measure
+
+
+@wrong("ex_5_6", "mean of the ratios")
+def mean_of_ratios(*arguments):
+    return harness(lambda s, r: r.mean())(*arguments)
+
+
+@wrong("ex_5_6", "ratio of the means")
+def ratio_of_means(*arguments):
+    return harness(lambda s, r: s[:, 1].mean() / s[:, 0].mean())(*arguments)
+
+
+@wrong("ex_5_6", "ratio of the minima")
+def ratio_of_minima(*arguments):
+    return harness(lambda s, r: s[:, 1].min() / s[:, 0].min())(*arguments)
+
+
+@wrong("ex_5_6", "ratio of the medians")
+def ratio_of_medians(*arguments):
+    return harness(lambda s, r: s[:, 1].median() / s[:, 0].median())(*arguments)
+
+
+@wrong("ex_5_6", "the warm-up turns are counted")
+def first_runs_included(*arguments):
+    return harness(lambda s, r: statistics.median(r.tolist()), skip=False)(*arguments)
+
+
+@wrong("ex_5_6", "it is upside down")
+def upside_down(*arguments):
+    return harness(lambda s, r: (1 / r).median())(*arguments)
+
+
+@wrong("ex_5_6", "the same program begins in every turn")
+def never_alternating(*arguments):
+    return harness(lambda s, r: r.median(), alternate=False)(*arguments)
+
+
+@wrong("ex_5_6", "Take turns")
+def first_all_of_one(first, second, turns, warmup, clock, threads, resamples, generator):
+    def block(program):
+        seconds = []
+        for _ in range(warmup + turns):
+            start = clock()
+            program()
+            seconds.append(clock() - start)
+        return torch.tensor(seconds[warmup:], dtype=torch.float64)
+
+    a, b = pinned(threads, lambda: (block(first), block(second)))
+    return ((b / a).median().item(), *resampled(b / a, resamples, generator))
+
+
+@wrong("ex_5_6", "your interval has no width")
+def no_interval(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratio = harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)[0]
+    return ratio, ratio, ratio
+
+
+@wrong("ex_5_6", "the spread of single turns")
+def spread_of_turns(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
+    r = s[:, 1] / s[:, 0]
+    return r.median().item(), r.quantile(0.025).item(), r.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "Is it that of the mean")
+def interval_of_the_mean(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
+    r = s[:, 1] / s[:, 0]
+    return (r.median().item(), *resampled(r, resamples, generator, lambda rows: rows.mean(dim=1)))
+
+
+@wrong("ex_5_6", "pin them with torch.set_num_threads")
+def threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = turn_by_turn(first, second, warmup + turns, clock)[warmup:]
+    r = s[:, 1] / s[:, 0]
+    return (r.median().item(), *resampled(r, resamples, generator))
+
+
+@wrong("ex_5_6", "another one than before: restore it")
+def threads_left_behind(first, second, turns, warmup, clock, threads, resamples, generator):
+    torch.set_num_threads(threads)
+    return threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "put it into `finally`")
+def no_finally(first, second, turns, warmup, clock, threads, resamples, generator):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    answer = threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator)
+    torch.set_num_threads(before)
+    return answer
+
+
+@wrong("ex_5_6", "more often than once in each turn")
+def warm_up_before_without_counting(first, second, turns, warmup, clock, threads, resamples, generator):
+    for _ in range(2):
+        first()
+    return harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)
+
+
+@right("ex_5_6")
+def in_plain_python(first, second, turns, warmup, clock, threads, resamples, generator):
+    before, ratios = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(threads)
+        for i in range(warmup + turns):
+            marks = [clock()]
+            for run in (first, second)[:: -1 if i % 2 else 1]:
+                run()
+                marks.append(clock())
+            one, two = (later - earlier for earlier, later in pairwise(marks))
+            ratios.append(one / two if i % 2 else two / one)
+    finally:
+        torch.set_num_threads(before)
+    ratios = ratios[warmup:]
+    medians = sorted(
+        statistics.median(ratios[j] for j in torch.randint(turns, (turns,), generator=generator).tolist())
+        for _ in range(resamples)
+    )
+    return statistics.median(ratios), medians[int(0.025 * resamples)], medians[int(0.975 * resamples)]
+
+
+@right("ex_5_6")
+def from_parts(*arguments):
+    return harness(lambda s, r: statistics.median(r.tolist()))(*arguments)
