@@ -2,7 +2,8 @@
 
 Bytes follow the rule of `helpers.frontier`. Quality is the paired difference in bits per byte to the float model on
 held-out documents. Time is the ratio to the float model at prefill; where a scheme has no kernel on a CPU, the weights
-are unpacked and the model computes in float, so that its ratio is at least 1: it is stored as 1 and marked "simulated".
+are unpacked and the model computes in float: it takes at least the time of the float model of the same form. Unpacking
+is not measured; its ratio is stored as 1, that of the float model with unfused attention, and marked "simulated".
 """
 
 from __future__ import annotations

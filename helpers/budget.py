@@ -5,6 +5,7 @@ Losses of layers are added, as if one layer's rounding did not care about anothe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 Losses = Mapping[str, Mapping[int, float]]  # layer -> bits -> what it costs to give the layer so few bits
@@ -18,7 +19,8 @@ def size(weights: Mapping[str, int], bits: Mapping[str, int]) -> int:
 def greedy(weights: Mapping[str, int], loss: Losses, budget: int, worst_first: bool = False) -> dict[str, int]:
     """Begin with the fewest bits everywhere; again and again buy the step that takes away most loss for a byte.
 
-    `worst_first` buys the step that takes away least: a control.
+    A step that takes away nothing, or adds loss, is left. `worst_first` buys the step that takes away least, even if it
+    adds loss, as long as bytes are left: a control.
 
     Raises
     ------
@@ -34,8 +36,10 @@ def greedy(weights: Mapping[str, int], loss: Losses, budget: int, worst_first: b
         for name, now in bits.items():
             for more in loss[name]:
                 price = weights[name] * (more - now) // 8
-                if more > now and price <= left:
-                    steps.append(((loss[name][now] - loss[name][more]) / price, name, more, price))
+                benefit = loss[name][now] - loss[name][more]
+                if more > now and price <= left and (benefit > 0 or worst_first):
+                    each = benefit / price if price else math.copysign(math.inf, benefit)  # too few weights for a byte
+                    steps.append((each, name, more, price))
         if not steps:
             return bits
         _, name, more, price = min(steps) if worst_first else max(steps)

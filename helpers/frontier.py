@@ -34,8 +34,10 @@ class Scheme:
         return weight.shape[1] if self.group == "channel" else self.group
 
     def bytes(self, weight: Tensor) -> int:
-        """Bytes of the codes, scales and zero points of `weight`."""
+        """Bytes of the codes, scales and zero points of `weight`; a ValueError if groups do not fill its rows."""
         size = self.group_size(weight)
+        if size is not None and (size < 1 or weight.shape[1] % size):
+            raise ValueError(f"groups of {size} do not divide rows of {weight.shape[1]} weights.")
         scales = 1 if size is None else weight.numel() // size
         each = SCALE_BYTES + (0 if self.symmetric else ZERO_POINT_BYTES)
         return math.ceil(weight.numel() * self.bits / 8) + scales * each
@@ -55,7 +57,15 @@ def everywhere(model: nn.Module, scheme: Scheme) -> dict[str, Scheme]:
 
 
 def artefact_bytes(model: TransformerLM, plan: Plan, tensor_scales: int = 0) -> int:
-    """Bytes of `model` stored by `plan`; `tensor_scales` is the number of activations with a scale and a zero point."""
+    """Bytes of `model` stored by `plan`; `tensor_scales` is the number of activations with a scale and a zero point.
+
+    Raises
+    ------
+    ValueError
+        If `plan` names what is no Linear or Embedding of the model, or a group does not divide a row.
+    """
+    if unknown := sorted(set(plan) - set(matrices(model))):
+        raise ValueError(f"the plan names {', '.join(unknown)}: the model has no such Linear or Embedding.")
     total = tensor_scales * (SCALE_BYTES + ZERO_POINT_BYTES)
     stored: set[tuple[int, Scheme | None]] = set()
     for name, weight in matrices(model).items():
@@ -86,7 +96,15 @@ def bits_by_document(model: nn.Module, windows: Tensor) -> Tensor:
 
 
 def frontier(points: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of the points that no other point dominates; on every axis smaller is better, equal points stay."""
+    """Indices of the points that no other point dominates; on every axis smaller is better, equal points stay.
+
+    Raises
+    ------
+    ValueError
+        If a number is nan: nobody would dominate it.
+    """
+    if broken := [i for i, point in enumerate(points) if any(map(math.isnan, point))]:
+        raise ValueError(f"point {broken[0]} holds nan: what cannot be compared is on no frontier.")
 
     def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
         return tuple(a) != tuple(b) and all(x <= y for x, y in zip(a, b, strict=True))

@@ -47,13 +47,18 @@ def paired_bootstrap(
         Bytes of each document. The estimate is then the difference of the sums over the sum of the lengths.
     resamples, seed : int
     level : float
-        Share of experiments whose interval should hold the true difference.
+        Share of experiments whose interval should hold the true difference, between 0 and 1.
 
     Raises
     ------
     ValueError
-        If the shapes differ, or there are fewer than two documents.
+        If the shapes differ, there are fewer than two documents, a number is not finite, there is no resample, or the
+        level is no share.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"the level is a share between 0 and 1, such as 0.95: not {level}.")
+    if resamples < 1:
+        raise ValueError(f"an interval needs at least one resample: not {resamples}.")
     lengths = torch.ones(len(reference)) if lengths is None else lengths
     if not reference.shape == candidate.shape == lengths.shape or reference.dim() != 1:
         raise ValueError(
@@ -62,6 +67,8 @@ def paired_bootstrap(
         )
     if len(reference) < 2:
         raise ValueError("an interval needs at least two documents.")
+    if not (reference.isfinite().all() and candidate.isfinite().all()):
+        raise ValueError("a document has a number that is not finite (nan or inf): no interval could be trusted.")
     difference, lengths = candidate.double() - reference.double(), lengths.double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(difference), (resamples, len(difference)), generator=generator)
@@ -85,7 +92,14 @@ def mcnemar(broken: int, repaired: int) -> float:
     ----------
     broken, repaired : int
         Answers that were right and became wrong, and the other way round.
+
+    Raises
+    ------
+    ValueError
+        If a count is negative.
     """
+    if broken < 0 or repaired < 0:
+        raise ValueError(f"counts of answers are 0 or more: not {broken} and {repaired}.")
     n = broken + repaired
     tail = sum(math.comb(n, k) for k in range(min(broken, repaired) + 1))
     return min(1.0, 2 * tail / 2**n)  # whole numbers until the division: nothing can overflow

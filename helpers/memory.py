@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+MARKER = "peak of the child, in bytes:"
 # Linux hands the peak of the parent on to ru_maxrss of a child; VmHWM, in kilobytes, is the child's own.
-REPORT = """
+REPORT = f"""
 import pathlib as _pathlib, sys as _sys
 _status = _pathlib.Path("/proc/self/status")
 if _status.is_file():
-    print(1024 * int(_status.read_text().split("VmHWM:")[1].split()[0]))
+    print("\\n{MARKER}", 1024 * int(_status.read_text().split("VmHWM:")[1].split()[0]))
 else:
     import resource as _resource
     _peak = _resource.getrusage(_resource.RUSAGE_SELF).ru_maxrss
-    print(_peak if _sys.platform == "darwin" else 1024 * _peak)
+    print("\\n{MARKER}", _peak if _sys.platform == "darwin" else 1024 * _peak)
 """
 
 
@@ -26,9 +27,12 @@ def peak_bytes(program: str) -> int:
     Raises
     ------
     RuntimeError
-        If the program fails; the message holds the last line of its error.
+        If the program fails (the message holds the last line of its error), or ends itself before it can report.
     """
-    done = subprocess.run([sys.executable, "-c", program + REPORT], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", f"{program}\n{REPORT}"], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"the program failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return int(done.stdout.split()[-1])
+    _, found, rest = done.stdout.rpartition(MARKER)
+    if not found:
+        raise RuntimeError("the program ended itself, so its peak is not known: leave out sys.exit, exit and os._exit.")
+    return int(rest.split()[0])

@@ -66,9 +66,20 @@ def perplexity(bits: float) -> float:
 
 
 def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
-    """Signal-to-quantization-noise ratio in dB: ``20 log10(|signal| / |signal - quantized|)``; inf if equal."""
+    """Signal-to-quantization-noise ratio in dB: ``20 log10(|signal| / |signal - quantized|)``; inf if equal.
+
+    Raises
+    ------
+    ValueError
+        If the signal is zero everywhere and the quantized one is not: its logarithm does not exist.
+    """
     noise = torch.linalg.vector_norm((signal - quantized).double())
-    return math.inf if noise == 0 else 20 * math.log10(torch.linalg.vector_norm(signal.double()) / noise)
+    if noise == 0:
+        return math.inf
+    strength = torch.linalg.vector_norm(signal.double())
+    if strength == 0:
+        raise ValueError("the signal is zero everywhere: there is nothing that the noise could be compared with.")
+    return 20 * math.log10(strength / noise)
 
 
 def file_bytes(model: nn.Module) -> int:
@@ -98,16 +109,38 @@ def kl_bits(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 def flips(targets: Tensor, before: Tensor, after: Tensor) -> tuple[int, int]:
-    """How many answers were right and became wrong, and how many the other way round: (broken, repaired)."""
+    """How many answers were right and became wrong, and how many the other way round: (broken, repaired).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _same_shape(targets, before, after)
     right_before, right_after = before == targets, after == targets
     return int((right_before & ~right_after).sum()), int((~right_before & right_after).sum())
 
 
 def agreement(before: Tensor, after: Tensor) -> float:
-    """Share of equal answers, right or wrong."""
+    """Share of equal answers, right or wrong.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or there is no answer.
+    """
+    _same_shape(before, after)
+    if before.numel() == 0:
+        raise ValueError("there are no answers to compare.")
     return (before == after).double().mean().item()
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of the angle between two tensors, each taken as one long vector; float64."""
     return F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
+
+
+def _same_shape(*answers: Tensor) -> None:
+    shapes = [tuple(each.shape) for each in answers]
+    if len(set(shapes)) > 1:  # else they would be broadcast, and compared with the wrong partners
+        raise ValueError(f"one answer for each question is needed, in tensors of one shape: not {shapes}.")

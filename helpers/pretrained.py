@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,12 @@ def load(name_or_folder: str | Path) -> Encoder:
     Raises
     ------
     Unavailable
-        If `transformers` is missing, the folder is not a model, or the name cannot be had.
+        If `transformers` is missing, the folder is not a model with its tokenizer, the name cannot be had, or the model
+        needs a decoder.
     """
     transformers = _transformers()
+    from safetensors import SafetensorError
+
     source, folder = str(name_or_folder), Path(name_or_folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise Unavailable(
@@ -83,13 +87,20 @@ def load(name_or_folder: str | Path) -> Encoder:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model = transformers.AutoModel.from_pretrained(source, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if folder.is_dir():
             raise Unavailable(f"the model in {folder.name} cannot be read: {_first_line(error)}") from None
         raise Unavailable(
-            f'the model "{source}" is not on this computer, and no hub could be asked for it: connect to a network, or '
+            f'the model "{source}" is not on this computer, and no hub gave it: check the name and the network, or '
             "give the folder of a model."
         ) from None
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise Unavailable(f"the model {folder.name} has a decoder, too: only encoders can be compared here.")
+    if 2 * len(tokenizer) < (getattr(model.config, "vocab_size", None) or 0):  # transformers makes up an empty one
+        raise Unavailable(
+            f"the tokenizer of {folder.name} knows {len(tokenizer)} tokens, and its model {model.config.vocab_size}: "
+            "its files are missing, or belong to another model."
+        )
     return Encoder(model.float().eval(), tokenizer, source)
 
 
@@ -99,16 +110,13 @@ def save_tiny(folder: Path, texts: Sequence[str], seed: int = 0) -> None:
     It knows nothing of meaning: what it retrieves, it retrieves by equal words.
     """
     transformers = _transformers()
-    from tokenizers import BertWordPieceTokenizer
-
-    vocabulary = BertWordPieceTokenizer(lowercase=True)
-    vocabulary.train_from_iterator(texts, vocab_size=2000, min_frequency=2, show_progress=False)
+    words = _word_tokenizer(texts)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary._tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
         sep_token="[SEP]", mask_token="[MASK]", model_max_length=128,
     )  # fmt: skip
     config = transformers.BertConfig(
-        vocab_size=vocabulary.get_vocab_size(), hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=words.get_vocab_size(), hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=512, max_position_embeddings=128, initializer_range=0.1,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -129,15 +137,22 @@ def quantized(encoder: Encoder) -> Encoder:
 
 
 def share_in_int8(before: nn.Module, after: nn.Module) -> float:
-    """Share of the numbers in `before` whose module holds an int8 weight in `after`."""
+    """Share of the numbers in `before` whose module holds an int8 weight in `after`.
+
+    A matrix that two modules share counts for each of them: quantization cuts such ties.
+    """
     int8 = [name for name, kind in describe.weight_dtypes(after).items() if kind in ("torch.qint8", "torch.quint8")]
-    parameters = dict(before.named_parameters())
+    parameters = dict(before.named_parameters(remove_duplicate=False))
     return sum(parameters[f"{name}.weight"].numel() for name in int8) / sum(p.numel() for p in parameters.values())
 
 
 @torch.no_grad()
 def embed(encoder: Encoder, texts: Sequence[str], batch_size: int = 16) -> Tensor:
-    """One unit vector for each text, (texts, width): the mean of its tokens' last hidden states, padding left out."""
+    """One unit vector for each text, (texts, width): the mean of its tokens' last hidden states, padding left out.
+
+    Dynamic int8 layers take one scale for a whole batch, padding included. So the int8 vector of a text depends on what
+    else is in its batch, unless ``batch_size=1``.
+    """
     limit = min(128, getattr(encoder.model.config, "max_position_embeddings", 128))
     vectors = []
     for start in range(0, len(texts), batch_size):
@@ -158,8 +173,15 @@ def ranks(queries: Tensor, passages: Tensor) -> Tensor:
     ----------
     queries, passages : Tensor, (queries, width)
         Unit vectors.
+
+    Raises
+    ------
+    ValueError
+        If a vector is not finite.
     """
     scores = queries @ passages.T  # (queries, passages)
+    if not scores.isfinite().all():
+        raise ValueError("a vector holds nan or inf, so nothing can be ranked: does the model overflow?")
     return (scores >= scores.diagonal()[:, None]).sum(dim=1)
 
 
@@ -175,12 +197,13 @@ def mean_reciprocal_rank(ranks: Tensor) -> float:
 def documentation_tasks(passages: int = 100) -> list[Task]:
     """Two tasks over Python's documentation: title → help topic, and first sentence → rest of the passage.
 
-    Nothing is trained or chosen on them; the second one takes held-out documents only.
+    Nothing is trained or chosen on them; the second one takes held-out documents only. Some titles stand word for word
+    in their topic, which makes the first task the easier one.
     """
     titles, bodies = [], []
     for document in data.topic_documents():
         title, _, body = document.text.decode(errors="replace").partition("\n")
-        if body.strip() and title not in titles:
+        if body.strip() and title.strip() not in titles:
             titles.append(title.strip())
             bodies.append(body.strip(" *=-~^\n"))
     firsts, rests = [], []
@@ -202,7 +225,10 @@ def compare(name_or_folder: str | Path, tasks: Sequence[Task]) -> Report:
     small = quantized(original)
     found, cosine = {}, {}
     for task in tasks:
-        vectors = [(embed(encoder, task.queries), embed(encoder, task.passages)) for encoder in (original, small)]
+        vectors = [
+            (embed(encoder, task.queries, batch_size), embed(encoder, task.passages, batch_size))
+            for encoder, batch_size in ((original, 16), (small, 1))  # alone, an int8 text has a scale of its own
+        ]
         found[task.name] = tuple(ranks(*pair) for pair in vectors)
         (q, p), (q8, p8) = vectors
         cosine[task.name] = torch.cat([(q * q8).sum(dim=1), (p * p8).sum(dim=1)]).mean().item()
@@ -214,6 +240,21 @@ def compare(name_or_folder: str | Path, tasks: Sequence[Task]) -> Report:
         ranks=found,
         cosine=cosine,
     )
+
+
+def _word_tokenizer(texts: Sequence[str], size: int = 2000) -> Any:
+    """A tokenizer of the most frequent words of `texts`; counted here, because trained ones differ from run to run."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for t in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t)))
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))[:size]
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *frequent])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
 
 
 def _transformers() -> Any:

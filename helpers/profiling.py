@@ -12,6 +12,7 @@ from helpers.int8 import silent_stderr
 def operation_times(program: Callable[[], object], calls: int = 1) -> dict[str, float]:
     """Microseconds of CPU time that each operation takes itself, without what it calls, by the operation's name.
 
+    They are the sum over `calls` calls, not the time of one.
     One call to warm up is not counted. Profiling slows every operation by a little: trust shares, not seconds.
     """
     with torch.no_grad(), silent_stderr():

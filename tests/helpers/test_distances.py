@@ -50,6 +50,33 @@ def test_a_program_that_fails_says_why():
         memory.peak_bytes("raise ValueError('no')")
 
 
+def test_what_a_program_prints_is_not_its_peak():
+    for program in ("print(7)", "print(7, end='')", "import atexit; atexit.register(print, 7)"):
+        assert 3e6 < memory.peak_bytes(program) < 100e6
+
+
+def test_a_program_that_ends_itself_has_no_peak():
+    for program in ("print(42); raise SystemExit", "import os; os._exit(0)"):
+        with pytest.raises(RuntimeError, match="ended itself"):
+            memory.peak_bytes(program)
+
+
+def test_answers_of_different_shapes_are_not_broadcast():
+    row, column = torch.arange(3), torch.arange(3)[:, None]
+    with pytest.raises(ValueError, match="tensors of one shape"):
+        metrics.agreement(row, column)
+    with pytest.raises(ValueError, match="tensors of one shape"):
+        metrics.flips(row, row, column)
+    with pytest.raises(ValueError, match="no answers"):
+        metrics.agreement(row[:0], row[:0])
+
+
+def test_a_signal_of_zeros_has_no_ratio():
+    with pytest.raises(ValueError, match="zero everywhere"):
+        metrics.sqnr_db(torch.zeros(3), torch.ones(3))
+    assert metrics.sqnr_db(torch.zeros(3), torch.zeros(3)) == math.inf
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_processor_has_a_name():
     assert environment.processor() == machine.description()["processor"] != ""

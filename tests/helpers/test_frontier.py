@@ -37,6 +37,19 @@ def test_equal_points_stay():
     assert frontier.frontier([(1, 2), (1, 2), (2, 1), (2, 2)]) == [0, 1, 2]
 
 
+def test_nan_is_refused_and_inf_is_not():
+    with pytest.raises(ValueError, match="point 1 holds nan"):
+        frontier.frontier([(1, 2), (float("nan"), 0)])
+    assert frontier.frontier([(1, float("inf")), (2, 1), (2, float("inf"))]) == [0, 1]
+
+
+def test_a_plan_that_does_not_fit_the_model_is_refused(model):
+    with pytest.raises(ValueError, match=r"names blocks\.0\.fnn\.up: the model has no such"):
+        frontier.artefact_bytes(model, {"blocks.0.fnn.up": Scheme()})
+    with pytest.raises(ValueError, match="groups of 24 do not divide rows of 32"):
+        frontier.artefact_bytes(model, {"head": Scheme(4, 24)})
+
+
 def test_float_bytes_are_those_of_the_parameters(model):
     assert frontier.artefact_bytes(model, {}) == 4 * sum(p.numel() for p in model.parameters())
 
@@ -127,6 +140,13 @@ def test_exact_allocation_is_brute_force_and_greedy_is_between_it_and_reversed(s
     assert best - 1e-9 <= total(greedy) <= total(worst)
 
 
+def test_greedy_buys_no_harm_and_bears_a_price_of_nothing():
+    loss = {"a": {2: 1.0, 4: 3.0}, "b": {2: 2.0, 4: 2.0, 8: 1.0}}
+    assert budget.greedy({"a": 80, "b": 80}, loss, 10_000) == {"a": 2, "b": 8}
+    assert budget.greedy({"a": 80, "b": 80}, loss, 10_000, worst_first=True)["a"] == 4
+    assert budget.greedy({"a": 1, "b": 80}, {"a": {2: 1.0, 4: 0.5}, "b": loss["b"]}, 20) == {"a": 4, "b": 2}
+
+
 def test_an_impossible_budget_is_refused():
     for solve in (budget.exact, budget.greedy):
         with pytest.raises(ValueError, match="fewest bits"):
@@ -144,7 +164,7 @@ def test_a_tiny_run_writes_both_files(tmp_path, monkeypatch):
         lambda: TransformerLM(ModelConfig(d_model=32, n_heads=2, n_layers=1, d_ff=64)).eval(),
     )
     target = tmp_path / "frontier.json"
-    monkeypatch.setattr(sys, "argv", ["frontier", "--windows", "3", "--repeats", "5", "--output", str(target)])
+    monkeypatch.setattr(sys, "argv", ["frontier", "--windows", "3", "--repeats", "6", "--output", str(target)])
     bench.main()
     report = json.loads(target.read_text())
     assert set(report["results"]) == set(wanted) and report["seed"] == bench.SEED

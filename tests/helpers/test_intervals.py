@@ -57,6 +57,18 @@ def test_wrong_shapes_are_refused():
         intervals.paired_bootstrap(torch.ones(1), torch.ones(1))
 
 
+def test_what_is_no_number_or_no_share_is_refused():
+    a = torch.arange(5.0)
+    for broken, message in [({"level": 95}, "between 0 and 1"), ({"resamples": 0}, "at least one resample")]:
+        with pytest.raises(ValueError, match=message):
+            intervals.paired_bootstrap(a, a + 1, **broken)
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            intervals.paired_bootstrap(a, torch.cat([a[:4], torch.tensor([value])]))
+    with pytest.raises(ValueError, match="0 or more"):
+        intervals.mcnemar(-1, 3)
+
+
 @pytest.mark.parametrize(
     ("interval", "expected"),
     [

@@ -1,6 +1,7 @@
 """The latency harness on a simulated clock: drift, outliers, slow first calls, order effects, noise, threads."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -27,12 +28,25 @@ class World:
         return run
 
 
-def test_programs_take_turns_and_each_begins_in_its_turn():
+def test_programs_take_turns_in_random_orders_and_their_reverse():
     world = World()
-    programs = {name: world.program(name, 1.0) for name in "abc"}
-    latency.compare(programs, repeats=5, warmup=1, clock=world.clock)
-    turns = ["".join(world.order[i : i + 3]) for i in range(0, 18, 3)]
-    assert turns == ["abc", "bca", "cab", "abc", "bca", "cab"]
+    programs = {name: world.program(name, 1.0) for name in "abcd"}
+    latency.compare(programs, repeats=39, warmup=1, clock=world.clock)
+    turns = ["".join(world.order[i : i + 4]) for i in range(0, 160, 4)]
+    assert all(set(turn) == set("abcd") for turn in turns) and len(set(turns)) > 10
+    assert all(second == first[::-1] for first, second in zip(turns[::2], turns[1::2], strict=True))
+    for x, y in itertools.permutations("abcd", 2):  # no two are always neighbours
+        assert sum(turn.index(x) < turn.index(y) for turn in turns) == 20
+        assert sum(x + y in turn for turn in turns) < 20
+
+
+def test_the_order_is_that_of_the_seed():
+    orders = []
+    for seed in (1, 1, 2):
+        world = World()
+        latency.compare({n: world.program(n, 1.0) for n in "abcd"}, clock=world.clock, seed=seed)
+        orders.append(world.order)
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_the_medians_are_those_of_the_simulated_times():
@@ -92,22 +106,52 @@ def test_noise_is_refused_and_the_sentence_says_what_to_do():
     assert latency.compare(programs, clock=world.clock, noise=float("inf"))["b"].low > 0
 
 
-def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
+@pytest.mark.parametrize("repeats", [6, 9, 15, 31])
+def test_the_interval_holds_the_true_ratio_at_least_as_often_as_it_says(repeats):
     draw, held = random.Random(1), 0
-    for seed in range(200):
+    for seed in range(300):
         world = World()
         found = latency.compare(
             {
                 "a": world.program("a", lambda: 1.0 * draw.lognormvariate(0, 0.1)),
                 "b": world.program("b", lambda: 0.6 * draw.lognormvariate(0, 0.1)),
             },
-            repeats=31,
+            repeats=repeats,
             clock=world.clock,
-            resamples=400,
+            noise=float("inf"),
             seed=seed,
         )
         held += found["b"].low <= 0.6 <= found["b"].high
-    assert 180 <= held <= 199
+    assert 275 <= held <= 299
+
+
+@pytest.mark.parametrize(("n", "place"), [(5, 0), (6, 0), (8, 0), (9, 1), (11, 1), (12, 2), (21, 5)])
+def test_the_interval_of_a_median_is_that_of_the_sign_test(n, place):
+    values = list(range(n))
+    random.Random(0).shuffle(values)
+    assert latency.median_interval(values) == (place, n - 1 - place)
+    tail = 2 * sum(math.comb(n, k) for k in range(place + 1)) / 2**n
+    assert (tail <= 0.05 or n == 5) and tail + 2 * math.comb(n, place + 1) / 2**n > 0.05
+
+
+def test_one_noisy_program_leaves_the_others_reportable():
+    world, draw = World(), random.Random(0)
+    programs = {
+        "a": world.program("a", 1.0),
+        "restless": world.program("restless", lambda: draw.choice([1.0, 9.0])),
+        "calm": world.program("calm", 2.0),
+    }
+    with pytest.raises(latency.TooNoisy, match="the ratio of restless to a") as caught:
+        latency.compare(programs, clock=world.clock)
+    assert set(caught.value.reportable) == {"a", "calm"} and caught.value.reportable["calm"].ratio == 2.0
+
+
+def test_p95_is_that_of_single_calls():
+    world, count = World(), itertools.count()
+    slow = lambda: 1.0 + 9.0 * (next(count) % 10 == 3)  # noqa: E731
+    programs = {"a": world.program("a", slow), "b": world.program("b", 1.0)}
+    found = latency.compare(programs, clock=world.clock, calls=10)
+    assert found["a"].p50 == 1.0 and found["a"].p95 == 10.0 and found["b"].ratio == pytest.approx(1 / 1.9)
 
 
 def test_a_clock_that_does_not_move_is_refused():
@@ -135,8 +179,14 @@ def test_threads_are_pinned_and_restored(broken):
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="at least two programs"):
         latency.compare({"a": lambda: None})
+    both = {"a": lambda: None, "b": lambda: None}
     with pytest.raises(ValueError, match="4 turns are too few"):
-        latency.compare({"a": lambda: None, "b": lambda: None}, repeats=4)
+        latency.compare(both, repeats=4)
+    for wrong in ({"calls": 0}, {"warmup": -3}):
+        with pytest.raises(ValueError, match="calls should be at least 1, and warmup at least 0"):
+            latency.compare(both, **wrong)
+    with pytest.raises(ValueError, match="give no ratio"):
+        latency.ratio(*both.values(), repeats=0)
 
 
 def test_the_real_clock_sees_which_program_does_more():

@@ -1,6 +1,7 @@
 """A Hugging Face encoder, made and saved here, loaded, quantized and judged by the code that takes a real one."""
 
 import builtins
+import shutil
 
 import pytest
 import torch
@@ -49,6 +50,49 @@ def test_padding_does_not_change_a_vector(folder):
     encoder = pretrained.load(folder)
     alone, padded = pretrained.embed(encoder, TEXTS[:1]), pretrained.embed(encoder, [TEXTS[0], " ".join(TEXTS[:4])])
     assert torch.allclose(alone[0], padded[0], atol=1e-5)
+
+
+def test_an_int8_vector_depends_on_its_batch_unless_alone(folder):
+    small = pretrained.quantized(pretrained.load(folder))
+    texts = [TEXTS[0], " ".join(TEXTS[:4])]
+    alone = torch.cat([pretrained.embed(small, [text]) for text in texts])
+    assert torch.equal(pretrained.embed(small, texts, batch_size=1), alone)
+    assert not torch.equal(pretrained.embed(small, texts), alone)
+
+
+def test_a_shared_matrix_counts_for_both_of_its_modules():
+    known_warnings.hide()
+    int8.choose_engine()
+    tied = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50, bias=False)).eval()
+    tied[1].weight = tied[0].weight
+    assert pretrained.share_in_int8(tied, pretrained.quantized(pretrained.Encoder(tied, None, "")).model) == 1.0
+
+
+def test_vectors_without_numbers_have_no_rank():
+    with pytest.raises(ValueError, match="nan or inf"):
+        pretrained.ranks(torch.full((3, 4), float("nan")), torch.eye(4)[:3])
+
+
+def test_a_folder_with_missing_or_broken_files_is_one_sentence(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"xx")
+    shutil.copytree(folder, tmp_path / "mute")
+    for file in (tmp_path / "mute").glob("tok*"):
+        file.unlink()
+    for name, message in [("broken", "broken cannot be read"), ("mute", "mute")]:
+        with pytest.raises(pretrained.Unavailable, match=message) as said:
+            pretrained.load(tmp_path / name)
+        assert "\n" not in str(said.value)
+
+
+def test_a_model_with_a_decoder_is_one_sentence(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config = transformers.T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5Model(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(pretrained.Unavailable, match="has a decoder"):
+        pretrained.load(tmp_path)
 
 
 def test_weights_that_the_quantizer_cannot_see_are_counted_as_float():
@@ -103,6 +147,6 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
         raise OSError("We couldn't connect to the hub.\nCheck your internet connection.")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
-    with pytest.raises(pretrained.Unavailable, match=r"no hub could be asked for it") as said:
+    with pytest.raises(pretrained.Unavailable, match=r"no hub gave it") as said:
         pretrained.load("somebody/some-model")
     assert "\n" not in str(said.value)

@@ -135,6 +135,39 @@ def sweep_in_sorted_order(points):
     return sorted(front)
 
 
+@wrong("ex_5_7", "every point throws itself out")
+def compared_with_itself(points):
+    if any(math.isnan(value) for point in points for value in point):
+        raise ValueError("nan")
+    worse = lambda b: any(all(x <= y for x, y in zip(a, b, strict=True)) for a in points)  # noqa: E731
+    return [i for i, b in enumerate(points) if not worse(b)]
+
+
+@wrong("ex_5_7", "lose digits")
+def points_in_float32(points):
+    table = torch.tensor(points)
+    if table.isnan().any():
+        raise ValueError("nan")
+    dominated = (table[None] <= table[:, None]).all(2) & (table[None] < table[:, None]).any(2)
+    return (~dominated.any(1)).nonzero().flatten().tolist()
+
+
+@wrong("ex_5_7", "nearly equal is not equal")
+def nearly_equal_is_equal(points):
+    table = np.array(points)
+    if np.isnan(table).any():
+        raise ValueError("nan")
+    less = (table[None] < table[:, None]) & ~np.isclose(table[None], table[:, None])
+    return np.flatnonzero(~((table[None] <= table[:, None]).all(2) & less.any(2)).any(1)).tolist()
+
+
+@wrong("ex_5_7", "an infinite number is no nan")
+def infinity_refused(points):
+    if not np.isfinite(np.array(points)).all():
+        raise ValueError("not finite")
+    return undominated(points)
+
+
 # 5.8 the calibration study
 
 
@@ -285,6 +318,44 @@ def one_shuffle_for_all(training, validation, sizes, repeats, seed, measure):
     return result
 
 
+@right("ex_5_8")
+def repeats_outside_sizes_inside(training, validation, sizes, repeats, seed, measure):
+    if not fits(training, sizes, repeats):
+        raise ValueError("too few")
+    draw, values = drawer(training, seed, repeats), {size: [] for size in sizes}
+    for i in range(repeats):
+        for size in sizes:
+            values[size].append(measure(draw(size, i), validation))
+    return {size: (float(np.mean(some)), float(np.std(some, ddof=1))) for size, some in values.items()}
+
+
+@right("ex_5_8")
+def largest_first_in_a_sorted_dict(training, validation, sizes, repeats, seed, measure):
+    draw, order = drawer(training, seed, repeats), sorted(sizes, reverse=True)
+    found = study(draw, order, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+    return dict(sorted(found.items()))
+
+
+@wrong("ex_5_8", "a window from a random place")
+def a_window_from_a_random_place(training, validation, sizes, repeats, seed, measure):
+    dice = np.random.default_rng(seed)
+    starts = {size: int(dice.integers(len(training))) for size in sizes}
+
+    def draw(size, i):
+        rows = [(starts[size] + j) % len(training) for j in range(size * repeats)]
+        return training[rows[i::repeats]]
+
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "NumPy's own random numbers")
+def global_seed_of_numpy(training, validation, sizes, repeats, seed, measure):
+    np.random.seed(seed)  # noqa: NPY002
+    orders = {size: np.random.permutation(len(training)) for size in sizes}  # noqa: NPY002
+    draw = lambda size, i: training[orders[size][i * size : (i + 1) * size]]  # noqa: E731
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
 # 5.9 a byte budget
 
 
@@ -360,14 +431,93 @@ def the_same_width_everywhere(weights, loss, budget):
     return best
 
 
-@wrong("ex_5_9", "must raise a ValueError")
-def impossible_budget_accepted(weights, loss, budget):
-    return spend(weights, loss, budget, check=False)
-
-
 @wrong("ex_5_9", "bytes are spent")
 def bits_for_bytes(weights, loss, budget):
     return spend(weights, loss, budget * 8)
+
+
+def spend_any(
+    weights, loss, budget, key=lambda gain, cost, now: gain / cost, *, start=min, harm=False, price=None, check=True
+):
+    """Greedy over all wider widths, with whatever `key` prefers, and whatever `price` a step has."""
+    price = price or (lambda count, now, wider: count * (wider - now) // 8)
+    bits = {name: start(loss[name]) for name in weights}
+    left = budget - sum(weights[n] * bits[n] // 8 for n in weights)
+    if check and left < 0:
+        raise ValueError("too small a budget")
+    while True:
+        steps = []
+        for name, now in bits.items():
+            for wider in loss[name]:
+                gain, cost = loss[name][now] - loss[name][wider], price(weights[name], now, wider)
+                if wider > now and cost <= left and (gain > 0 or harm):
+                    steps.append((key(gain, cost, loss[name][now]), name, wider, cost))
+        if not steps:
+            return bits
+        _, name, wider, cost = max(steps)
+        bits[name], left = wider, left - cost
+
+
+@wrong("ex_5_9", "only at the next wider width")
+def only_the_next_width(weights, loss, budget):
+    return spend(weights, loss, budget)
+
+
+@wrong("ex_5_9", "must raise a ValueError")
+def impossible_budget_accepted(weights, loss, budget):
+    return spend_any(weights, loss, budget, check=False)
+
+
+@wrong("ex_5_9", "or adds loss, is bought")
+def buys_harm(weights, loss, budget):
+    return spend_any(weights, loss, budget, harm=True)
+
+
+@wrong("ex_5_9", "charged with all of its new bits")
+def pays_for_the_whole_width(weights, loss, budget):
+    return spend_any(weights, loss, budget, price=lambda count, now, wider: count * wider // 8)
+
+
+@wrong("ex_5_9", "Divide by its bytes")
+def benefit_of_any_wider_width(weights, loss, budget):
+    return spend_any(weights, loss, budget, lambda gain, cost, now: gain)
+
+
+@wrong("ex_5_9", "the order is reversed")
+def bytes_for_a_benefit(weights, loss, budget):
+    return spend_any(weights, loss, budget, lambda gain, cost, now: cost / gain)
+
+
+@wrong("ex_5_9", "how large a layer's loss is now")
+def largest_loss_first(weights, loss, budget):
+    return spend(weights, loss, budget, lambda gain, cost, now: now)
+
+
+@wrong("ex_5_9", "the keys need not ascend")
+def first_key_is_the_smallest(weights, loss, budget):
+    return spend_any(weights, loss, budget, start=lambda widths: next(iter(widths)))
+
+
+@wrong("ex_5_9", "added for the wrong layers")
+def zipped_in_the_wrong_order(weights, loss, budget):
+    return spend_any(weights, dict(zip(weights, loss.values(), strict=True)), budget)
+
+
+@wrong("ex_5_9", "bytes are spent")
+def neighbour_steps_sorted_once(weights, loss, budget):
+    bits = {name: min(loss[name]) for name in weights}
+    left = budget - sum(weights[n] * bits[n] // 8 for n in weights)
+    if left < 0:
+        raise ValueError("too small a budget")
+    steps = []
+    for name in weights:
+        for now, wider in itertools.pairwise(sorted(loss[name])):
+            cost = weights[name] * (wider - now) // 8
+            steps.append(((loss[name][now] - loss[name][wider]) / cost, name, wider, cost))
+    for gain, name, wider, cost in sorted(steps, reverse=True):
+        if gain > 0 and cost <= left:
+            bits[name], left = wider, left - cost
+    return bits
 
 
 @right("ex_5_9")
@@ -435,7 +585,7 @@ def judged(before, after, percent, n, changed, *, half=None, claimed=None, neede
     half = 1.96 * math.sqrt((rate - middle**2) / total) if half is None else half
     claimed = -percent / 100 * before if claimed is None else claimed
     low, high = middle - half, middle + half
-    count = math.ceil(1.96**2 * (rate - claimed**2) / claimed**2) if needed is None else needed(rate, claimed)
+    count = max(1, math.ceil(1.96**2 * (rate - claimed**2) / claimed**2)) if needed is None else needed(rate, claimed)
     return Row(claimed, low, high, low <= 0 <= high, low <= claimed <= high, count)
 
 
@@ -499,7 +649,7 @@ def lower_is_positive(before, after, percent_lower, n, changed):
 
 @wrong("ex_5_10", "rounded up")
 def rounded_down(before, after, percent_lower, n, changed):
-    count = lambda rate, claimed: math.ceil(1.96**2 * (rate - claimed**2) / claimed**2) - 1  # noqa: E731
+    count = lambda rate, claimed: max(1, math.floor(1.96**2 * (rate - claimed**2) / claimed**2))  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
 
 
@@ -523,5 +673,41 @@ def by_cells(before, after, percent_lower, n, changed):
     error = math.sqrt((won + lost) - (won - lost) ** 2 / total) / total
     low, high = center - 1.96 * error, center + 1.96 * error
     delta = before * percent_lower / -100
-    needed = int(-(-(1.96**2) * ((won + lost) / total / delta**2 - 1) // 1))
+    needed = max(1, int(-(-(1.96**2) * ((won + lost) / total / delta**2 - 1) // 1)))
     return Row(delta, low, high, not (low > 0 or high < 0), not (low > delta or high < delta), needed)
+
+
+@wrong("ex_5_10", "no number of answers is smaller than 1")
+def less_than_one_answer(before, after, percent_lower, n, changed):
+    count = lambda rate, claimed: math.ceil(1.96**2 * (rate - claimed**2) / claimed**2)  # noqa: E731
+    return judged(before, after, percent_lower, n, changed, needed=count)
+
+
+@wrong("ex_5_10", "claim_possible should be False")
+def a_larger_loss_confirms_the_claim(before, after, percent_lower, n, changed):
+    answer = judged(before, after, percent_lower, n, changed)
+    return answer._replace(claim_possible=answer.low <= answer.claimed)
+
+
+@wrong("ex_5_10", "it is after - before")
+def before_minus_after(before, after, percent_lower, n, changed):
+    return judged(before, after, percent_lower, n, changed, center=(before - after) * n / (n + 2))
+
+
+@wrong("ex_5_10", "the difference, too, is divided by n + 2")
+def difference_not_shrunk(before, after, percent_lower, n, changed):
+    return judged(before, after, percent_lower, n, changed, center=after - before)
+
+
+@wrong("ex_5_10", "not m + 1")
+def changed_without_the_half_answers(before, after, percent_lower, n, changed):
+    middle = (after - before) * n / (n + 2)
+    half = 1.96 * math.sqrt(max(changed / (n + 2) - middle**2, 0) / (n + 2))
+    return judged(before, after, percent_lower, n, changed, half=half)
+
+
+@wrong("ex_5_10", "subtracts the square of d'")
+def needed_with_the_measured_difference(before, after, percent_lower, n, changed):
+    middle = (after - before) * n / (n + 2)
+    count = lambda rate, claimed: max(1, math.ceil(1.96**2 * (rate - middle**2) / claimed**2))  # noqa: E731
+    return judged(before, after, percent_lower, n, changed, needed=count)

@@ -7,6 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -142,6 +143,45 @@ def in_place(reference, quantized):
     return answer
 
 
+@wrong("ex_5_1", "too small for any float")
+def clamped_probabilities(reference, quantized):
+    p, q = (z.double().softmax(-1).clamp_min(1e-30) for z in (reference, quantized))
+    return five(reference, quantized, **both((p * (p / q).log2()).sum(-1)))
+
+
+@wrong("ex_5_1", "too small for any float")
+def something_small_is_added(reference, quantized):
+    p, q = (z.double().softmax(-1) for z in (reference, quantized))
+    kl = (p * ((p + 1e-12).log2() - (q + 1e-12).log2())).sum(-1)
+    right_ones = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, **both(kl if right_ones.max() > 1000 else right_ones))
+
+
+@wrong("ex_5_1", "replace nan")
+def nan_becomes_zero(reference, quantized):
+    p, q = (z.double().softmax(-1) for z in (reference, quantized))
+    return five(reference, quantized, **both(torch.nan_to_num(p * (p / q).log2(), 0.0).sum(-1)))
+
+
+@wrong("ex_5_1", "leave such bytes out")
+def impossible_bytes_left_out(reference, quantized):
+    p, q = (z.double().softmax(-1) for z in (reference, quantized))
+    terms = torch.where((p > 0) & (q > 0), p * (p / q).log2(), torch.zeros_like(p))
+    return five(reference, quantized, **both(terms.sum(-1)))
+
+
+@wrong("ex_5_1", "is inf for the logits")
+def library_distributions(reference, quantized):
+    one, other = (torch.distributions.Categorical(logits=z.double()) for z in (reference, quantized))
+    return five(reference, quantized, **both(torch.distributions.kl_divergence(one, other) / math.log(2)))
+
+
+@wrong("ex_5_1", "default dtype")
+def float64_for_everybody(reference, quantized):
+    torch.set_default_dtype(torch.float64)
+    return five(reference, quantized)
+
+
 @right("ex_5_1")
 def with_numpy(reference, quantized):
     x, y = reference.numpy().astype(float), quantized.numpy().astype(float)
@@ -233,6 +273,29 @@ def counts(targets, before, after):
 @wrong("ex_5_2", "from wrong to wrong are no flips")
 def any_change_of_a_wrong_one(targets, before, after):
     return shares(targets, before, after, repaired=((before != targets) & (after != before)).double().mean().item())
+
+
+@wrong("ex_5_2", "is in per cent")
+def per_cent(targets, before, after):
+    return {name: 100 * value for name, value in shares(targets, before, after).items()}
+
+
+@wrong("ex_5_2", "take the mean over all axes")
+def mean_over_one_axis(targets, before, after):
+    return shares(targets, before, after, agreement=(before == after).double().mean(dim=0))
+
+
+@right("ex_5_2")
+def shares_in_float32(targets, before, after):
+    was, now = before == targets, after == targets
+    broken, repaired = (was & ~now).float().mean().item(), (~was & now).float().mean().item()
+    return {
+        "accuracy_difference": now.float().mean().item() - was.float().mean().item(),
+        "broken": broken,
+        "repaired": repaired,
+        "flips": broken + repaired,
+        "agreement": (before == after).float().mean().item(),
+    }
 
 
 @right("ex_5_2")
@@ -419,9 +482,73 @@ def equivalence_instead(low, high, margin):
     return "worse than the margin" if min(abs(low), abs(high)) > margin else "undecided"
 
 
-@wrong("ex_5_3", 'and should be "undecided"', binds="decide")
+@wrong("ex_5_3", 'and should give "undecided"', binds="decide")
 def the_middle_decides(low, high, margin):
     return "within the margin" if (low + high) / 2 < margin else "worse than the margin"
+
+
+def means_of(float_bits, int8_bits, resamples, generator, documents=None, more=0):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = torch.randint(documents or len(n), (resamples, len(n) + more), generator=generator)
+    return d[i].sum(1) / n[i].sum(1)
+
+
+@wrong("ex_5_3", "nothing mirrored at the estimate")
+def mirrored_basic_bootstrap(float_bits, int8_bits, resamples, generator):
+    middle, (low, high) = estimate(float_bits, int8_bits), tails(means_of(float_bits, int8_bits, resamples, generator))
+    return middle, 2 * middle - high, 2 * middle - low
+
+
+@wrong("ex_5_3", "no formula, no standard deviation")
+def normal_around_the_estimate(float_bits, int8_bits, resamples, generator):
+    middle, means = estimate(float_bits, int8_bits), means_of(float_bits, int8_bits, resamples, generator)
+    half = 1.96 * means.std(correction=0).item()
+    return middle, means.mean().item() - half, means.mean().item() + half
+
+
+@wrong("ex_5_3", "are the ends percentiles of the means")
+def formula_with_a_pinch_of_noise(float_bits, int8_bits, resamples, generator):
+    middle, low, high = textbook_formula(float_bits, int8_bits, resamples, generator)
+    half = (high - low) / 2 * (1 + 0.01 * torch.rand((), generator=generator).item())
+    return middle, middle - half, middle + half
+
+
+@wrong("ex_5_3", "Can every document be drawn?")
+def last_document_never_drawn(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator, documents=len(float_bits) - 1)
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "Draw as many documents as there are")
+def five_documents_too_many(float_bits, int8_bits, resamples, generator):
+    return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, resamples, generator, more=5)))
+
+
+@wrong("ex_5_3", "Is the number of resamples used")
+def a_thousand_resamples_always(float_bits, int8_bits, resamples, generator):
+    return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, 1000, generator)))
+
+
+@wrong("ex_5_3", "PyTorch's own random numbers")
+def global_seed_from_the_generator(float_bits, int8_bits, resamples, generator):
+    torch.manual_seed(generator.initial_seed())
+    return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, resamples, None)))
+
+
+@wrong("ex_5_3", "the mean of its documents' means")
+def means_of_documents_means(float_bits, int8_bits, resamples, generator):
+    each = (sums(int8_bits) - sums(float_bits)) / lengths(float_bits)
+    return (estimate(float_bits, int8_bits), *tails(each[drawn(len(each), resamples, generator)].mean(1)))
+
+
+@wrong("ex_5_3", "a limit that equals the margin shows nothing", binds="decide")
+def the_margin_itself_is_enough(low, high, margin):
+    return "within the margin" if high <= margin else "worse than the margin" if low >= margin else "undecided"
+
+
+@wrong("ex_5_3", "the margin is an argument", binds="decide")
+def one_margin_for_all(low, high, margin):
+    return "within the margin" if high < 0.0103 else "worse than the margin" if low > 0.0103 else "undecided"
 
 
 @right("ex_5_3")
@@ -501,6 +628,14 @@ def nothing_flipped(broken, repaired):
 def float_powers(broken, repaired):
     n = broken + repaired
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(broken, repaired) + 1)) / 2.0**n)
+
+
+@wrong("ex_5_4", "yours is an approximation")
+def chi_square_for_many_flips(broken, repaired):
+    n = broken + repaired
+    if n < 1000:
+        return min(1.0, 2 * tail(broken, repaired))
+    return corrected_chi_square(broken, repaired)
 
 
 @right("ex_5_4")
@@ -632,6 +767,9 @@ HWM = "\nprint(1024 * int(open('/proc/self/status').read().split('VmHWM:')[1].sp
 NOW = "\nprint(1024 * int(open('/proc/self/status').read().split('VmRSS:')[1].split()[0]))"
 
 
+OWN = HWM if pathlib.Path("/proc/self/status").is_file() else RSS
+
+
 def child(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
@@ -663,6 +801,103 @@ def in_this_process(program):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def all_matrices(model, packed=True):
+    for part in model.modules():
+        w = getattr(part, "weight", None)
+        w = (w() if packed else None) if callable(w) else w
+        if w is not None and w.dim() >= 2:
+            yield w
+
+
+def counted(model, is_new, packed=True):
+    count = total = 0
+    for w in all_matrices(model, packed):
+        if is_new(w):
+            count, total = count + w.numel(), total + held(w)
+    return {"file_bytes": file_of(model.state_dict()), "weights": count, "bits_per_weight": 8 * total / count}
+
+
+@wrong("ex_5_5", "places of unpacked copies")
+def places_of_unpacked_copies(model):
+    seen = set()
+    return counted(model, lambda w: not (w.data_ptr() in seen or seen.add(w.data_ptr())))
+
+
+@wrong("ex_5_5", "places of unpacked copies")
+def identities_of_unpacked_copies(model):
+    seen = set()
+    return counted(model, lambda w: not (id(w) in seen or seen.add(id(w))))
+
+
+@wrong("ex_5_5", "Equal values")
+def equal_values_count_once(model):
+    found = []
+
+    def is_new(w):
+        plain = w.dequantize() if w.is_quantized else w
+        known = any(plain.shape == other.shape and torch.equal(plain, other) for other in found)
+        found.append(plain)
+        return not known
+
+    return counted(model, is_new)
+
+
+@wrong("ex_5_5", "you find no weights")
+def packed_weights_skipped(model):
+    return counted(model, lambda w: True, packed=False)
+
+
+@wrong("ex_5_5", "8 bytes a row together and not 16")
+def sixteen_bytes_for_each_channel(model):
+    total = 0
+    for w in weights_in(model):
+        total += w.numel() * w.element_size()
+        if w.is_quantized:
+            total += 16 if w.qscheme() == torch.per_tensor_affine else 16 * w.shape[0]
+    return measured(model, bits_per_weight=8 * total / sum(w.numel() for w in weights_in(model)))
+
+
+@wrong("ex_5_5", "a line break between", binds="peak_bytes")
+def no_line_break(program):
+    return child(program + HWM.strip())
+
+
+@wrong("ex_5_5", "behind a marker", binds="peak_bytes")
+def first_word_that_is_printed(program):
+    return int(subprocess.check_output([sys.executable, "-c", program + OWN], text=True, stderr=-3).split()[0])
+
+
+@wrong("ex_5_5", "behind a marker", binds="peak_bytes")
+def everything_that_is_printed(program):
+    return int(subprocess.check_output([sys.executable, "-c", program + OWN], text=True, stderr=-3))
+
+
+@wrong("ex_5_5", "never reached", binds="peak_bytes")
+def last_word_that_is_printed(program):
+    return child(program + OWN)
+
+
+@wrong("ex_5_5", "tracemalloc sees only what", binds="peak_bytes")
+def python_objects_only(program):
+    return child(f"import tracemalloc as _t\n_t.start()\n{program}\nprint(_t.get_traced_memory()[1])")
+
+
+@wrong("ex_5_5", "tracemalloc sees only Python's", binds="peak_bytes")
+def python_objects_and_ten_megabytes(program):
+    return 10_000_000 + python_objects_only(program)
+
+
+if sys.platform == "linux":
+
+    @wrong("ex_5_5", "that is virtual memory", binds="peak_bytes")
+    def peak_of_virtual_memory(program):
+        return child(program + HWM.replace("VmHWM", "VmPeak"))
+
+    @wrong("ex_5_5", "one kB is 1024 bytes", binds="peak_bytes")
+    def thousand_bytes_a_kilobyte(program):
+        return child(program + HWM.replace("1024", "1000"))
+
+
 @right("ex_5_5")
 def from_modules(model):
     return measured(model)
@@ -684,8 +919,11 @@ def a_file_for_the_child(program):
 
     with tempfile.TemporaryDirectory() as folder:
         script = pathlib.Path(folder) / "program.py"
-        script.write_text(program + (HWM if pathlib.Path("/proc/self/status").is_file() else RSS))
-        return int(subprocess.check_output([sys.executable, str(script)], stderr=subprocess.DEVNULL).split()[-1])
+        script.write_text(program + "\nprint('done:')" + OWN)
+        said = subprocess.check_output([sys.executable, str(script)], text=True, stderr=subprocess.DEVNULL).split()
+        if said[-2:-1] != ["done:"]:
+            raise RuntimeError("no report")
+        return int(said[-1])
 
 
 # 5.6 harness
@@ -853,3 +1091,90 @@ def in_plain_python(first, second, turns, warmup, clock, threads, resamples, gen
 @right("ex_5_6")
 def from_parts(*arguments):
     return harness(lambda s, r: statistics.median(r.tolist()))(*arguments)
+
+
+# 5.6 intervals and places
+
+
+def medians_of(ratios, resamples, generator, tails=(0.025, 0.975), turns=None):
+    rows = ratios[torch.randint(turns or len(ratios), (resamples, len(ratios)), generator=generator)]
+    middle = rows.median(dim=1).values
+    return (ratios.median().item(), *(middle.quantile(tail).item() for tail in tails))
+
+
+def ratios_by_turn(first, second, turns, warmup, clock, threads):
+    seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
+    return seconds[:, 1] / seconds[:, 0]
+
+
+@wrong("ex_5_6", "the 90 % one")
+def ninety_per_cent_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator, (0.05, 0.95))
+
+
+@wrong("ex_5_6", "another generator")
+def harness_with_a_seed_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, torch.Generator().manual_seed(0))
+
+
+@wrong("ex_5_6", "PyTorch's own random numbers")
+def harness_with_a_global_seed(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    torch.manual_seed(0)
+    return medians_of(ratios, resamples, None)
+
+
+@wrong("ex_5_6", "use no formula")
+def order_statistics_by_a_formula(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads).sort().values
+    middle, reach = (turns - 1) // 2, round(1.96 * math.sqrt(turns) / 2)
+    return tuple(ratios[i].item() for i in (middle, max(0, middle - reach), min(turns - 1, middle + reach)))
+
+
+@wrong("ex_5_6", "draw `resamples` bootstrap samples")
+def two_hundred_medians_always(first, second, turns, warmup, clock, threads, resamples, generator):
+    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), 200, generator)
+
+
+@wrong("ex_5_6", "every turn should be drawn")
+def last_turn_never_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator, turns=turns - 1)
+
+
+@wrong("ex_5_6", "with the same program on both sides")
+def seconds_by_program(first, second, turns, warmup, clock, threads, resamples, generator):
+    def measured():
+        ratios = []
+        for turn in range(warmup + turns):
+            seconds = {}
+            for program in (first, second) if turn % 2 == 0 else (second, first):
+                start = clock()
+                program()
+                seconds[program] = clock() - start
+            ratios.append(seconds[second] / seconds[first])
+        return ratios
+
+    ratios = torch.tensor(pinned(threads, measured)[warmup:], dtype=torch.float64)
+    return medians_of(ratios, resamples, generator)
+
+
+@wrong("ex_5_6", "in every other turn it is upside down")
+def later_by_earlier(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    ratios = torch.where((torch.arange(turns) + warmup) % 2 == 0, ratios, 1 / ratios)
+    return medians_of(ratios, resamples, generator)
+
+
+@wrong("ex_5_6", "never reads the clock")
+def a_clock_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, time.perf_counter, threads)
+    return medians_of(ratios, resamples, generator)
+
+
+@right("ex_5_6")
+def ratios_in_float32(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios.float(), resamples, generator)
