@@ -3463,7 +3463,7 @@ plots.show(
 # %% [markdown]
 # Bytes do not explain this order: compare the bars with the sizes in section 1. The embedding is small, and the most sensitive of all; `up` and `down` are equally large, and stand far apart. Among the tensors the residual stream leads, which all blocks read and add to.
 #
-# How does one take such a measurement without fooling oneself? There are six ways to get a plausible list of numbers that is wrong. You will meet most of them in the check.
+# How does one take such a measurement without fooling oneself? There are several ways to get a plausible list of numbers that is wrong: parts that add up, a changed model, other data than the float model's, the calibration data, absolute values, a mean that hides the documents. The check knows them.
 #
 # ### Exercise 4.7: the sensitivity of each part
 # *Difficulty 3 of 5 · 30 minutes · 3 points*
@@ -3825,9 +3825,9 @@ tables.show(
 # %% [markdown]
 # Read the table column by column.
 #
-# - Random rows follow the *size* of a component. Compare the first two columns: `embedding` and `head` are small, and cost far more than as many random rows; `down` is large, and costs far less. That, and not the bar itself, is what "sensitive" should mean.
+# - Random rows follow the *size* of a component. Compare the first two columns: `embedding` and `head` are small, and cost far more than as many random rows; `down` is large, and costs far less. `up` stands high in the ranking, and no higher than chance allows for its size. So two things are called "sensitive": what costs much, and what costs much *for its size*. The second one says where to spend bytes. (Chance is one draw a component here, from all matrices, the embedding included: take it as an order of magnitude.)
 # - Leaving one out wins back more than the component costs alone: at 3 bits errors do not simply add up. An allocation that is computed from single costs must be *measured* as a whole.
-# - The second table. Where differences are as small as their errors, as with the tensors, ranking by Δ bits per byte is partly a ranking of chance: another half of the documents, another order. By KL the order stands much better. Trust the top and the bottom of a list, and do not argue about its middle.
+# - The second table. Where differences are as small as their errors, as with the tensors, ranking by Δ bits per byte is partly a ranking of chance: another half of the documents, another order. By KL the order of the tensors stands much better. For the weights both measures agree with themselves on other documents, but less with the view from the other side (leave one out), and not with chance, as it should be: random rows know only the size. Trust the top of a list, and do not argue about the rest.
 #
 # ### Layer by layer
 #
@@ -3919,6 +3919,7 @@ configurations = {
     "mixed, by sensitivity": mixed,
     "mixed, at random": handed_out(mixed, lambda group: random.Random(48).sample(group, len(group))),
     "mixed, reversed": handed_out(mixed, lambda group: sorted(group, key=lambda name: moved_by[name].mean().item())),
+    "mixed, but the table at 4 bits": mixed | {"embedding.weight": 4},
 }
 reporting = data.windows("held_out", 48)
 reporting_float = document_bits(course, reporting)
@@ -3943,9 +3944,9 @@ tables.show(
 )
 
 # %% [markdown]
-# The mixed configuration has the uniform one's bytes (both have the same scales, too: one a row), and costs less, by more than two standard errors of the paired difference. The two controls say why: *mixing* as such does not help. It must be the right matrices.
+# The mixed configuration has the uniform one's bytes (both have the same scales, too: one a row), and costs less, by more than two standard errors of the paired difference. The two controls at equal bytes say why: *mixing* as such does not help. It must be the right matrices.
 #
-# Most of the gain comes from one decision: the table that the model reads and speaks with. Compare its number in the heat map's title with its width below.
+# Which ones? The last row takes back one single decision, the width of the table that the model reads and speaks with (it is a little smaller for that), and the gain is gone. So here the allocation did one thing right, and what it did among the other matrices cannot be told from chance. Compare the table's number in the heat map's title with its width below.
 #
 # ### The whole model in one table, and in one picture
 #
@@ -4042,7 +4043,7 @@ plots.show(
 )
 
 # %% [markdown]
-# What costs most saves nothing of the file (the residual stream), and what saves most costs next to nothing (the two feed-forward matrices). That is the good news of this unit: the bytes and the trouble sit in different places, so one can have the one without the other. It is also why section 7's model
+# What seems to cost most saves nothing of the file (the residual stream; mind its interval), and what saves most costs next to nothing (the two feed-forward matrices). That is the good news of this unit: the bytes and the trouble sit in different places, so one can have the one without the other. It is also why section 7's model
 # with a *float* residual stream has about half the loss at the same file size.
 
 # %% [markdown]
@@ -4052,7 +4053,7 @@ plots.show(
 #
 # > **The book says:** quantize the model first, then fine-tune it: each batch of inputs goes through `quantize_per_tensor` with scale 0.1 to `qint8`, then through the model, loss, `backward`, and an SGD step. At the end `convert(model.eval())` makes the model that is deployed.
 # >
-# > **What happens:** each of the three steps fails. One says so; two are silent.
+# > **What happens:** each of the three steps fails. The first says so; the second warns at most, and the third is silent.
 
 
 # %%
@@ -4150,7 +4151,7 @@ for title, quantizer in (
 # By hand, $n = 6$, $h = 3$: factors 1, 1, 1, 1, 2/3, 1/3; the observers are switched off before step 3 is computed.
 #
 # Two given functions do what depends on PyTorch's insides. `weight_only(bits)` is the qconfig: weights fake-quantized, activations left alone. `hardened(trainee)` is its `convert`: a copy in which each fake-quantized Linear layer is a plain one that holds the rounded weights, exactly
-# those that the layer's own quantizer makes. (`tq.convert` would choose the scales anew, and for 8 bits.)
+# those that the layer's own quantizer makes. (`tq.convert` is of no use here: it asks the qconfig for an observer of the activations, and `weight_only` has none.)
 
 
 # %%
@@ -4180,7 +4181,7 @@ def hardened(trainee: nn.Module) -> nn.Module:
 # Write `qat`. The model maps ids (batch, time) to logits. It may hold parts that behave differently in training (dropout), so modes matter.
 #
 # 1. A copy of the model, in training mode; `weight_only(bits)`; `tq.prepare_qat`.
-# 2. *Then* Adam with all parameters of the prepared copy, learning rate `lr`. (`prepare_qat` may copy the model. An optimizer that was made before holds the parameters of another one.)
+# 2. *Then* Adam with all parameters of the prepared copy, learning rate `lr`. (Without `inplace=True`, `prepare_qat` copies the model, and an optimizer that was made before holds the parameters of another one.)
 # 3. One step for each batch in `batches`, in order: before step $h$ the observers go off; each step has the learning rate of the equation above (`optimizer.param_groups[0]["lr"] = …`); the loss is the cross-entropy of each byte but the first, as in `next_byte_loss`.
 # 4. Eval mode. *Then* `hardened`. Return both.
 
@@ -4556,10 +4557,10 @@ plots.show(
 )
 
 # %% [markdown]
-# - With either aim QAT beats both opponents by more than two standard errors: rounding at once, and the same training without the rounding in sight. The float model itself gets *worse* by these steps (first row): its training had ended with a learning rate of zero, and is disturbed when
-#   somebody starts it again. QAT towards the next byte pays that price, too, and wins all the same. Imitation does not pay it: its aim *is* the float model.
+# - With either aim QAT beats both opponents by more than two standard errors: rounding at once, and the same training without the rounding in sight. The float model itself gets *worse* by these steps (first row): its training had ended with a learning rate of zero, and a few steps at a higher one probably disturb it.
+#   QAT towards the next byte has the same steps, and wins all the same. Imitation aims at the float model as it was. (Each aim got the learning rate that suited it better when this course was made, imitation twice the other's: a part of their difference is that.)
 # - Compare the last row. A better *choice* of the widths, without any training, buys more than these few steps. So do the free things first: a scale for each row, then mixed widths; training comes last.
-# - Few steps move few codes, and once the rate falls, hardly any.
+# - Few steps move few codes, fewer from step to step, and hardly any at the end.
 #
 # There is more to win where more was lost: at 3 and 2 bits. That takes more steps than a notebook has time for. The script [benchmarks/qat.py](../../benchmarks/qat.py) is the longer run, with several widths and granularities, the float control, paired intervals and its log; what it found stands in
 # [its results](../../benchmarks/results/qat.md).
@@ -5020,7 +5021,7 @@ print(f"cost of the shared codes alone, course model: {mean:+.4f} ± {error:.4f}
 #   nothing else.
 # - **The configuration.** Shapes do not tell everything. A model with 4 heads and one with 2 have the same matrices, and compute different things.
 # - **A hash.** Half a download, a swapped file, a flipped bit: the numbers still load. The SHA-256 of the file, kept beside it, tells. (Against accidents. Whoever can swap the file can swap the hash; against an attacker you need a signature.)
-# - **All or nothing.** If saving stops in the middle, the old artefact must still be there. So write to another name first, and `replace` at the end.
+# - **All or nothing.** If saving stops in the middle, the old artefact must still be there. So write each file to another name first, and `replace` them at the end. (Between two `replace` calls the files do not belong together; the loader then refuses both, and never loads a mixture.)
 #
 # > **The book says** (chapter 1, too): save the quantized model with `torch.save` and get it back with `torch.load`.
 # >
@@ -5090,9 +5091,11 @@ def save_artefact(model: TransformerLM, path: Path) -> None:
             tensors[name] = parameter.detach()
     content = save(tensors, metadata={"config": json.dumps(model.config.to_dict())})
     note = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    parts = {}
     for target, raw in ((path, content), (path.with_suffix(".sha256"), note.encode())):
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(raw)
+        parts[target] = target.with_name(target.name + ".part")
+        parts[target].write_bytes(raw)
+    for target, part in parts.items():  # only now, with both new files complete, does an old one go
         part.replace(target)
     ### END SOLUTION
 
@@ -5564,7 +5567,7 @@ tables.show(
 )
 
 # %% [markdown]
-# The two engines make two slightly different models of one and the same float model. So a test that passes on a PC says little about the phone, and quality has to be measured once more on the target.
+# The two engines make two slightly different models of one and the same float model. With so few documents one cannot tell their costs apart. But they are not the same model, so quality has to be measured once more on the target.
 #
 # **GPU.** Eager int8 modules (`nnq`, `nnqd`) have kernels for processors only. Ask PyTorch's dispatcher, the table that knows for each operation which kernels exist:
 
@@ -5687,8 +5690,8 @@ checks.show_progress("4", exercises=10)
 # - An embedding is rows: one scale a row, and two codes in a byte at 4 bits, if the reader knows the order of the halves (4.1, 4.2). A table of constants need not be stored at all (4.3).
 # - Products of activations can be int8, softmax and mask cannot; an infinity that reaches an observer ruins everything behind it (4.4). What has a distribution of its own needs a scale of its own (4.5).
 # - Every crossing between float and int8 is a place where an error enters; count them (4.6).
-# - Sensitivity is measured from the float model, one part at a time, on data that chose nothing, as a paired difference. At equal bytes the right mixture beats the uniform width, and the reversed one is worse (4.7).
-# - QAT: copy, prepare, then the optimizer; freeze the scales, let the rate fall; eval, then convert. Without the control "as many float steps, then rounded" its gain means nothing (4.8).
+# - Sensitivity is measured from the float model, one part at a time, on data that chose nothing, as a paired difference. At equal bytes the right mixture beats the uniform width, and a reversed or random one does not; find out which single decision made the gain (4.7).
+# - QAT: prepare the copy, then make the optimizer; freeze the scales, let the rate fall; eval, then convert. Without the control "as many float steps, then rounded" its gain means nothing (4.8).
 # - A tie is one tensor with two names; quantizers cut it, and the file can grow (4.9). What ships is numbers, configuration and hash, and a loader that refuses everything else (4.10).
 #
 # **When not to.** Do not quantize what costs quality and saves nothing: norms, biases, a small residual stream. Do not mix widths if no kernel or file format of your target can hold them: a simulated 3-bit matrix that is stored in int8 saves no byte. Do not train (QAT) before you have tried finer scales

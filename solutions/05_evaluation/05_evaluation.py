@@ -1187,7 +1187,7 @@ for i in seeds:
     print(f"seed {i}: int8 − float {int8_loss[i]}, next seed − this seed {other_seed[i]}")
 
 # %% [markdown]
-# Beside the squares, the circles are close together. Look at their printed intervals, too: the cost of int8 is not the same for every seed either, so one seed would not have been enough. The squares show how much would have been "explained" by comparing an int8 model with *another* float model. (How far they scatter depends on how long one trains, and these networks were trained for a few seconds only. So take them as a warning, not as a measure for large models.) So compare with the parent, and do it for more than one family.
+# (Each square compares a network with the next one, and the last with the first. So the three add up to 0, and only two of them are news.) Beside the squares, the circles are close together. Look at their printed intervals, too: the cost of int8 is not the same for every seed either, so one seed would not have been enough. The squares show how much would have been "explained" by comparing an int8 model with *another* float model. (How far they scatter depends on how long one trains, and these networks were trained for a few seconds only. So take them as a warning, not as a measure for large models.) So compare with the parent, and do it for more than one family.
 #
 # ### One question per document
 #
@@ -2280,7 +2280,7 @@ check_ex_5_6()
 # %% [markdown]
 # ### The real clock
 #
-# The course's harness, `latency.compare`, does the same for any number of programs, and one thing more: it **refuses**. If the interval of a ratio is wider than a bound that you state (`noise=0.15`: ± 15 %), it raises `TooNoisy` instead of returning a number. (`latency.compare_each` has the same bound, and refuses only the programs that are too noisy: they are measured a second time, and if that does not help, they are not reported. The others are.) A simulated computer whose calls take one second or nine, at random:
+# The course's harness, `latency.compare`, does the same for any number of programs, in a random order that is then turned round, and with an interval that needs no bootstrap: how many of $n$ turns lie below the true median is how often a coin shows heads in $n$ throws, so two of the sorted ratios enclose it with a chance of at least 95 % (a bootstrap of few turns holds it less often than it says). And one thing more: it **refuses**. If the interval of a ratio is wider than a bound that you state (`noise=0.15`: ± 15 %), it raises `TooNoisy` instead of returning a number. (`latency.compare_each` has the same bound, and refuses only the programs that are too noisy: they are measured a second time, and if that does not help, they are not reported. The others are.) A simulated computer whose calls take one second or nine, at random:
 
 # %% tags=["nbval-check-output"]
 restless = np.random.default_rng(54)
@@ -2580,7 +2580,7 @@ plots.show(
 #
 # - **Bytes** are those of an honest file: codes packed densely, 4 bytes a scale, 1 byte a zero point, 4 bytes for each number that stays float, a shared matrix once. (`helpers.frontier` has the rule in code.) This is a rule, so that formats without a file can be compared; PyTorch's own files hold 8 bytes a scale, 8 a zero point, and names. So the ratios here differ a little from those of the files in section 3.
 # - **Quality** is the Δ of section 2, with its paired interval, here on the first 24 of the held-out documents, because there are more models to run. (So *static int8*, the same model as in section 2, has another Δ here: other documents, other number.)
-# - **Time** is a ratio to the float model from the harness of section 4. Widths without a kernel on this CPU (2, 3, 4, 6 bits) are *simulated*: the weights are rounded, the model computes in float. Their Δ is right. Their time is that of float, at best, because the weights must be unpacked.
+# - **Time** is a ratio to the float model from the harness of section 4. Widths without a kernel on this CPU (2, 3, 4, 6 bits) are *simulated*: the weights are rounded, the model computes in float. Their Δ is right. They save no time here: the weights must be unpacked, and then a float model runs, whichever that is.
 #
 # Eleven configurations, three axes, measured here and now. Two names need a word. *Ends 8* means that embedding and head, the two ends of the model, keep 8 bits. *Fused attention* means that scores, softmax and mix are computed by one float kernel instead of several operations (section 8 explains it). The bound of the harness is the 15 % of section 4:
 
@@ -4008,7 +4008,17 @@ for name, ratio in predictions.items():
 
 
 # %% tags=["varies"]
-def engines_and_models() -> dict[str, nn.Module]:
+def run_with(name: str, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Calls of `model` while the engine `name` is in use: the one that packed its weights."""
+
+    def call(ids: Tensor) -> Tensor:
+        with int8.using(name):
+            return model(ids)
+
+    return call
+
+
+def engines_and_models() -> dict[str, Callable[[Tensor], Tensor]]:
     """Models by name; the last one with another engine, if this PyTorch has one that runs here."""
     models = {
         "float": course_model,
@@ -4024,11 +4034,9 @@ def engines_and_models() -> dict[str, nn.Module]:
     }
     others = [name for name in int8.engines() if name == "onednn" and name != engine]
     if others:
-        torch.backends.quantized.engine = others[0]
-        try:
-            models[f"dynamic int8, fused, engine {others[0]}"] = fused.dynamic_int8(course_model)
-        finally:
-            torch.backends.quantized.engine = engine
+        with int8.using(others[0]):
+            packed = fused.dynamic_int8(course_model)
+        models[f"dynamic int8, fused, engine {others[0]}"] = run_with(others[0], packed)
     return models
 
 

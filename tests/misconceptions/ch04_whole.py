@@ -434,10 +434,15 @@ def note_of(path):
 
 def write(path, content, digest=None):
     digest = digest or hashlib.sha256(content).hexdigest()
-    for target, raw in ((path, content), (note_of(path), f"{digest}  {path.name}\n".encode())):
-        part = target.with_suffix(target.suffix + ".new")
-        part.write_bytes(raw)
-        part.replace(target)
+    write_line(path, content, f"{digest}  {path.name}\n")
+
+
+def write_line(path, content, line):
+    new_path, new_note = (target.with_suffix(target.suffix + ".new") for target in (path, note_of(path)))
+    new_path.write_bytes(content)
+    new_note.write_text(line)
+    new_path.replace(path)
+    new_note.replace(note_of(path))
 
 
 def header_of(model):
