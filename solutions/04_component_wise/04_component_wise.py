@@ -3537,6 +3537,13 @@ from helpers import checks, witness
 
 
 def check_ex_4_7() -> None:
+    class Drop(nn.Module):
+        """A stand-in for dropout without chance: in training every third feature is dropped."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            keep = (torch.arange(x.shape[-1]) % 3 != 0).to(x.dtype)
+            return x * keep * 1.5 if self.training else x
+
     class Toy(nn.Module):
         """A small model for the check: ids in, logits out; each part adds to what was there before."""
 
@@ -3549,12 +3556,13 @@ def check_ex_4_7() -> None:
             for layer in self.parts.values():
                 layer.weight, layer.bias = draw(width, width), draw(width)
             self.head = draw(vocabulary, width)
+            self.drop = Drop()
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             x = self.table[ids]
             for layer in self.parts.values():
                 x = x + layer(x).tanh()
-            return x @ self.head.T
+            return self.drop(x) @ self.head.T
 
     names = ["drum", "bow", "arrow", "string", "quiver"]
 
@@ -3606,7 +3614,7 @@ def check_ex_4_7() -> None:
         before, asked = copy.deepcopy(model), []
 
         def listening(candidate: nn.Module, part: str, examples: torch.Tensor) -> None:
-            asked.append((candidate is model, part, examples))
+            asked.append((candidate.training, part, examples))
             quantize_(candidate, part, examples)
 
         answer = sensitivity(model, list(order), listening, calibration, ids)
@@ -3622,6 +3630,9 @@ def check_ex_4_7() -> None:
         )
         assert len(asked) >= len(order) and {part for _, part, _ in asked} == set(order), (
             "quantize_ was not called for each part."
+        )
+        assert not any(training for training, *_ in asked), (
+            "the copy is in training mode: dropout would be on while it is measured. The model that you were given is in eval mode; leave its copy so."
         )
         differences = brute_force(seed, order, calibration, ids)
         right, found = mean_of(differences), {part: float(mean) for part, mean, _ in answer}
@@ -3645,8 +3656,11 @@ def check_ex_4_7() -> None:
             "the float reference was measured on other data than the quantized models: use the same windows for both.": {
                 part: d + float_mean - calibration_mean for part, d in right.items()
             },
-            "you return the absolute value of each difference: a part whose rounding happens to help would look harmful.": {
+            "you return the absolute value of the mean: a part whose rounding happens to help would look harmful.": {
                 part: abs(d) for part, d in right.items()
+            },
+            "you average the absolute value of each document's difference, d.abs().mean(): then documents that got better count as worse. Keep the signs.": {
+                part: d.abs().mean().item() for part, d in differences.items()
             },
             "every difference is 0: quantize_ works in place and returns None; measure the copy that you gave it, not the float model.": dict.fromkeys(
                 order, 0.0
@@ -3656,6 +3670,9 @@ def check_ex_4_7() -> None:
         if not same(right):
             for sentence, wrong in mistakes.items():
                 assert not same(wrong), f"your means are wrong: {sentence}"
+        assert all(torch.equal(examples, calibration) for *_, examples in asked), (
+            "quantize_ was not given the calibration ids as they are: hand on the whole tensor `calibration`, all its rows and columns."
+        )
         for part in order:
             checks.number(found[part], right[part], f"your mean for the part {part}", rtol=1e-4)
         means = [mean for _, mean, _ in answer]
@@ -3679,6 +3696,9 @@ def check_ex_4_7() -> None:
                 f"your standard error for the part {part}",
                 mistakes={
                     "this is the standard deviation of the differences; divide it by the root of the number of documents.": d.std().item(),
+                    "this divides by the number of documents under the root (correction=0): the mean was estimated from the same documents, so divide by documents - 1, as Tensor.std does.": (
+                        d.std(correction=0) / count**0.5
+                    ).item(),
                     "this is the error of two unrelated means: take the standard deviation of the differences, document by document.": unpaired,
                     "this is the spread of the quantized model's bits: take the differences first.": (
                         bits(fresh, ids).std() / count**0.5
@@ -3699,7 +3719,14 @@ def check_ex_4_7() -> None:
     for seed, order, documents in [(4711, names[1:] + names[:1], 7), (4712, ["bow"], 3), (4713, names[::2], 12)]:
         model, calibration, ids = case(seed, order, documents)
         kept = copy.deepcopy(model)
-        answer = sensitivity(model, list(order), quantize_, calibration, ids)
+        given = []
+
+        def heard(candidate: nn.Module, part: str, examples: torch.Tensor, given: list = given) -> None:
+            given.append(examples.clone())
+            quantize_(candidate, part, examples)
+
+        answer = sensitivity(model, list(order), heard, calibration, ids)
+        assert len(given) >= len(order) and all(torch.equal(e, calibration) for e in given), "calibrated on other ids."
         expected = brute_force(seed, order, calibration, ids)
         assert witness.unchanged(kept, model) == "", "the model was changed."
         assert sorted(row[0] for row in answer) == sorted(order), "parts are missing or invented."
@@ -4226,11 +4253,13 @@ def qat(model: nn.Module, batches: list[Tensor], bits: int, lr: float) -> tuple[
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_8_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 import copy
+import math
 
 import torch
 import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from helpers import checks, witness
 
@@ -4254,10 +4283,21 @@ def check_ex_4_8() -> None:
             self.head = nn.Linear(width, vocabulary, bias=False)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                watching = tuple(
+                    int(q.observer_enabled[0]) for q in self.modules() if isinstance(q, tq.FakeQuantizeBase)
+                )
+                events.append((ids.clone(), self.drop.training, watching))
             x = self.embedding(ids)
             return self.head(x + self.down(self.drop(F.gelu(self.up(x)))))
 
     layers = ("up", "down", "head")
+    events: list[tuple] = []  # forward passes (ids, mode, observers), and steps (optimizer, groups, gradient there)
+
+    def note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        events.append((optimizer, groups, held, any(p.grad is not None and bool(p.grad.any()) for p in held)))
 
     def text(seed: int, rows: int, vocabulary: int) -> torch.Tensor:
         """Ids in which each is mostly followed by the same one."""
@@ -4287,11 +4327,9 @@ def check_ex_4_8() -> None:
     def row_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:
         return weight.detach().abs().amax(1, keepdim=True) * 2 / (2**bits - 2)
 
-    def by_formula(model, batches, bits, lr, freeze="half", decay=True, mode=True, piled=False):
+    def by_formula(model, batches, bits, lr, piled=False, shift=1):
         """The same training from torch operations: fake quantization and straight-through gradient written out."""
-        run, codes, count = copy.deepcopy(model).train(mode), 2 ** (bits - 1) - 1, len(batches)
-        if not mode:
-            run.eval()
+        run, codes, count = copy.deepcopy(model).train(), 2 ** (bits - 1) - 1, len(batches)
         scales: dict[str, torch.Tensor] = {}
         adam = torch.optim.Adam(list(run.parameters()), lr)
 
@@ -4301,27 +4339,110 @@ def check_ex_4_8() -> None:
             return passes + (steps.clamp(-codes, codes) * scales[name] - passes).detach()
 
         for step, ids in enumerate(batches):
-            still = step >= {"half": count // 2, "start": 1, "never": count}[freeze]
+            still = step >= count // 2
             if not still:
                 scales = {name: row_scale(getattr(run, name).weight, bits) for name in layers}
-            rate = (count - step) / (count - count // 2) if decay else 1.0
+            rate = (count - step) / (count - count // 2)
             for group in adam.param_groups:
                 group["lr"] = lr * (rate if rate < 1 else 1.0)
             weights = {f"{name}.weight": fake(name, getattr(run, name).weight) for name in layers}
             guesses = torch.func.functional_call(run, weights, (ids[:, :-1],)).transpose(1, 2)
             if not piled:
                 adam.zero_grad()
-            F.cross_entropy(guesses, ids[:, 1:]).backward()
+            F.cross_entropy(guesses, ids[:, shift : shift + guesses.shape[2]]).backward()
             adam.step()
         return torch.cat([getattr(run, name).weight.detach().flatten() for name in layers]), scales
+
+    def judge_record(noted: list[tuple], batches: list[torch.Tensor], lr: float, numbers: int) -> None:
+        """Is the schedule right? Judged from what was recorded, not from its effects."""
+        passes, made, last = [], [], None
+        for event in noted:
+            if len(event) == 3:
+                last = event
+            else:
+                passes.append(last)
+                made.append(event)
+                last = None
+        count, half = len(batches), len(batches) // 2
+        kinds = {type(optimizer) for optimizer, *_ in made}
+        assert made, "no optimizer of torch.optim has made a step: use torch.optim.Adam, and call optimizer.step()."
+        assert kinds == {torch.optim.Adam}, (
+            f"the steps were made by {', '.join(sorted(k.__name__ for k in kinds))}: use torch.optim.Adam."
+        )
+        assert len({id(optimizer) for optimizer, *_ in made}) == 1, (
+            "there was more than one optimizer: Adam remembers earlier gradients, so make it once, before the loop."
+        )
+        assert len(made) == count, (
+            f"the optimizer made {len(made)} steps for {count} batches: one step for each batch, the last one included."
+        )
+        assert sum(p.numel() for p in made[0][2]) == numbers, (
+            "the optimizer does not hold all parameters of the prepared copy: give it trainee.parameters()."
+        )
+        usual = torch.optim.Adam([torch.zeros(1)]).defaults
+        for group in (group for _, groups, *_ in made for group in groups):
+            assert group["weight_decay"] == 0, "Adam pulls the weights towards 0: leave weight_decay at its default, 0."
+            assert all(group[k] == usual[k] for k in ("betas", "eps", "amsgrad", "maximize")), (
+                "leave Adam's other settings (betas, eps, amsgrad, maximize) as they are by default."
+            )
+        assert all(entry is not None for entry in passes), "a step was made without a forward pass before it."
+        assert all(entry[2] for entry in passes), (
+            "a model without fake quantizers was trained: the prepared copy itself must make the forward passes."
+        )
+        assert all(entry[1] for entry in passes), (
+            "the copy was in eval mode while it was trained: dropout must be on in training."
+        )
+        width = batches[0].shape[1] - 1
+        assert all(entry[0].shape[1] >= width for entry in passes), (
+            f"the model has read {passes[0][0].shape[1]} bytes of each row instead of {width}: all but the last, ids[:, :-1]."
+        )
+        matches = [torch.equal(entry[0][:, :width], ids[:, :-1]) for entry, ids in zip(passes, batches, strict=True)]
+        assert all(matches), (
+            f"step {matches.index(False)} did not read batch {matches.index(False)}: take the batches in order, each once."
+        )
+        watched = [sum(entry[2]) for entry in passes]
+        assert watched != [3] * count, (
+            "the observers were switched off only at the end: the scales should stand still for the second half of the steps."
+        )
+        assert sum(watched) > 3, (
+            "the scales are those of the untrained weights: switch the observers off after half of the steps, not at once."
+        )
+        assert watched == [3] * half + [0] * (count - half), (
+            f"the observers were on in {sum(w > 0 for w in watched)} steps, and should be on in the first {half} of {count}: the frozen scales are not those of step {half}. Switch them off just before step len(batches) // 2 is computed."
+        )
+        due = [lr if i <= half else lr * (count - i) / (count - half) for i in range(count)]
+        close = lambda one, other: math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)  # noqa: E731
+        for number in range(len(made[0][1])):
+            rates = [float(groups[number]["lr"]) for _, groups, *_ in made]
+            if all(close(one, other) for one, other in zip(rates, due, strict=True)):
+                continue
+            assert not all(close(rate, lr) for rate in rates), (
+                "the learning rate does not fall while the scales are frozen: set optimizer.param_groups[0]['lr'] in each step."
+            )
+            assert close(rates[1], lr) or half < 2, (
+                "the learning rate falls from the beginning: it is lr until step len(batches) // 2, and falls from there."
+            )
+            early = all(close(rates[i], due[i + 1]) for i in range(count - 1)) and not close(rates[half], lr)
+            assert not early, (
+                "the learning rate falls one step too early: step len(batches) // 2 itself still has the full rate."
+            )
+            first = next(i for i in range(count) if not close(rates[i], due[i]))
+            raise AssertionError(
+                f"in step {first} of {count} the learning rate was {rates[first]:.6g}, and should be {due[first]:.6g}: lr * min(1, (n - i) / (n - h)), set before the step is made."
+            )
 
     def judge(seed: int, vocabulary: int, width: int, bits: int, count: int, lr: float, explain: bool) -> None:
         model = trained(seed, vocabulary, width)
         kept = copy.deepcopy(model)
         batches = list(text(seed + 1, 16 * count, vocabulary).split(16))
+        events.clear()
+        recorder = register_optimizer_step_pre_hook(note_step)
         try:
             answer = qat(model, list(batches), bits, lr)
         except AssertionError as error:
+            if "Embedding quantization" in str(error):
+                raise AssertionError(
+                    "tq.convert refuses the embedding, and would choose other scales and 8 bits for the rest. Return hardened(trainee)."
+                ) from None
             if "training mode" not in str(error):
                 raise
             raise AssertionError("prepare_qat wants a model in training mode: call .train() on the copy.") from None
@@ -4329,6 +4450,9 @@ def check_ex_4_8() -> None:
             if "empty parameter list" not in str(error):
                 raise
             raise AssertionError("a converted model has no parameters left: train first, convert last.") from None
+        finally:
+            recorder.remove()
+        noted = events.copy()
         assert isinstance(answer, tuple | list) and len(answer) == 2, (
             "qat should return two models: the trained copy and its hardened version."
         )
@@ -4339,8 +4463,11 @@ def check_ex_4_8() -> None:
             f"your function changed the model that it was given ({changed}): train a copy, copy.deepcopy(model)."
         )
         fakes = {n: m for n, m in trainee.named_modules() if isinstance(m, tq.FakeQuantizeBase)}
+        assert fakes, (
+            "the trained copy has no fake quantizers: you trained a float copy. Set the qconfig, then tq.prepare_qat (not prepare)."
+        )
         assert len(fakes) == 3, (
-            f"the trained copy has {len(fakes)} fake quantizers instead of 3: you trained a float copy. Set the qconfig, then tq.prepare_qat (not prepare)."
+            f"the trained copy has {len(fakes)} fake quantizers instead of 3, one for each Linear layer's weights: activations stay float. Use the qconfig weight_only(bits)."
         )
         largest = 2 ** (bits - 1) - 1
         assert all((int(m.quant_min), int(m.quant_max)) == (-largest, largest) for m in fakes.values()), (
@@ -4349,34 +4476,30 @@ def check_ex_4_8() -> None:
         assert all(int(m.fake_quant_enabled[0]) == 1 for m in fakes.values()), "fake quantization is switched off."
         moved = torch.cat([getattr(trainee, n).weight.detach().flatten() for n in layers])
         start = torch.cat([getattr(kept, n).weight.detach().flatten() for n in layers])
+        steps = [event for event in noted if len(event) == 4]
+        owned = {id(p) for p in trainee.parameters()}
+        assert not steps or any(there for *_, there in steps) or not all(id(p) in owned for p in steps[0][2]), (
+            "every gradient was zero when the optimizer made its step: zero_grad stands between backward and step. Call it before backward."
+        )
         assert not torch.equal(moved, start), (
             "no weight has moved: does the optimizer hold the parameters of the *prepared* copy? One that was made before prepare_qat holds those of another model."
         )
         assert not any(int(m.observer_enabled[0]) for m in fakes.values()), (
             "the observers are still on: switch them off before step len(batches) // 2, trainee.apply(tq.disable_observer)."
         )
+        judge_record(noted, batches, lr, sum(p.numel() for p in kept.parameters()))
         right, scales = by_formula(kept, batches, bits, lr)
         size = (right - start).norm()
         far = lambda other: ((moved - other).norm() / size).item()  # noqa: E731
         found = torch.cat([getattr(trainee, n).weight_fake_quant.scale.detach().flatten() for n in layers])
         apart = lambda other: ((found - torch.cat([other[n].flatten() for n in layers])).norm() / found.norm()).item()  # noqa: E731
         limit = 0.25 * apart({n: row_scale(getattr(kept, n).weight, bits) for n in layers})
-        if explain and apart(scales) > limit:
-            first = {n: row_scale(getattr(kept, n).weight, bits) for n in layers}
-            assert apart(first) > limit, (
-                "the scales are those of the untrained weights: switch the observers off after half of the steps, not at once."
-            )
-            last = {n: row_scale(getattr(trainee, n).weight, bits) for n in layers}
-            assert min(apart(last), apart(by_formula(kept, batches, bits, lr, freeze="never")[1])) > limit, (
-                "the observers were switched off only at the end: the scales should stand still for the second half of the steps."
-            )
         if explain and far(right) > 0.1:
             mistakes = {
-                "the learning rate does not fall while the scales are frozen: set optimizer.param_groups[0]['lr'] in each step.": {
-                    "decay": False
-                },
-                "the copy was in eval mode while it was trained: dropout must be on in training.": {"mode": False},
                 "gradients pile up: call optimizer.zero_grad() in each step.": {"piled": True},
+                "the loss asks for the byte that the model has just read: the target is the *next* byte, ids[:, 1:].": {
+                    "shift": 0
+                },
             }
             for sentence, how in mistakes.items():
                 other = by_formula(kept, batches, bits, lr, **how)[0]
@@ -4387,7 +4510,7 @@ def check_ex_4_8() -> None:
             "the frozen scales are not those of step len(batches) // 2: switch the observers off just before that step is computed."
         )
         assert far(right) <= 0.1, (
-            f"your weights are {far(right):.2f} of the way of training apart from the expected ones: one step for each batch in order, Adam, and the learning rates of the equation."
+            f"your weights are {far(right):.2f} of the way of training apart from the expected ones, although the steps, rates and observers are right: look at the loss (the cross-entropy of each byte but the first, averaged) and at zero_grad."
         )
         assert not trainee.training, "the trained copy should be in eval mode."
         assert not final.training and not any(isinstance(m, Drop) and m.training for m in final.modules()), (
@@ -4397,6 +4520,9 @@ def check_ex_4_8() -> None:
             "the second model still fake-quantizes: return what hardened makes of the trained copy."
         )
         for n in layers:
+            assert type(getattr(final, n)) is nn.Linear, (
+                f"{n} is a {type(getattr(final, n)).__module__}.{type(getattr(final, n)).__name__} in the second model, not a plain nn.Linear: tq.convert chooses other scales, and 8 bits. Return hardened(trainee)."
+            )
             values = max(len(row.unique()) for row in getattr(final, n).weight.detach())
             assert values <= 2 * largest + 1, (
                 f"a row of {n} in the second model has {values} different weights; {bits} bits allow {2 * largest + 1}: return hardened(trainee)."
@@ -5147,9 +5273,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -5209,6 +5337,21 @@ def check_ex_4_10() -> None:
                 found[name] = codes.float() * scales[:, None]
         return found
 
+    @contextlib.contextmanager
+    def instead(function: object, spies: list[tuple[object, str, object]]) -> Iterator[None]:
+        """Put each spy in place of `module.name`, also where the notebook of `function` has imported that name."""
+        space = getattr(function, "__globals__", {})
+        spied = [(getattr(module, name), spy) for module, name, spy in spies]
+        names = {name: (f, spy) for name, f in space.items() for original, spy in spied if f is original}
+        with contextlib.ExitStack() as stack:
+            for module, name, spy in spies:
+                stack.enter_context(mock.patch.object(module, name, spy))
+            try:
+                space.update({name: spy for name, (_, spy) in names.items()})
+                yield
+            finally:
+                space.update({name: f for name, (f, _) in names.items()})
+
     def inspect(model: torch.nn.Module, path: Path) -> None:
         """Are these the two files that were described?"""
         assert path.is_file(), f"there is no file {path.name} after saving: write the weights to `path`."
@@ -5229,7 +5372,9 @@ def check_ex_4_10() -> None:
         assert words and words[0] == right, (
             f"the hash that you wrote down is {words[0][:12] if words else 'empty'}…, that of the bytes of {path.name} is {right[:12]}…: hash the file as it is on disk, header and all."
         )
-        assert len(words) == 2 and words[1] == path.name, "the line should be: hash, two spaces, name of the file."
+        assert note.read_text().rstrip("\r\n") == f"{right}  {path.name}", (
+            "the line should be: hash, two spaces, name of the file, and nothing else (`sha256sum -c` reads it)."
+        )
         assert "config" in metadata, (
             "the configuration is not in the file's metadata: without it nobody can rebuild the model, and outside of this file the hash does not cover it."
         )
@@ -5246,6 +5391,10 @@ def check_ex_4_10() -> None:
             assert stored[f"{name}.scale"].dtype == torch.float32, f"{name}.scale should be float32."
         wanted = {f"{n}{end}" for n in matrices for end in (".codes", ".scale")}
         wanted |= {name for name, p in model.named_parameters() if p.dim() != 2}
+        for name in sorted(wanted & set(names)):
+            assert name.endswith((".codes", ".scale")) or stored[name].dtype == torch.float32, (
+                f"{name} is stored as {stored[name].dtype}: what is not a matrix stays float32, as it was."
+            )
         missing, extra = sorted(wanted - set(names)), sorted(set(names) - wanted)
         assert not missing, f"{missing[0]} is missing in the file: biases and norms belong to the model, too."
         assert not [n for n in extra if n.startswith("head.weight")], (
@@ -5265,13 +5414,24 @@ def check_ex_4_10() -> None:
             ), f"{name} of the loaded model is not what was saved."
 
     def refuses(path: Path, what: str, kinds: tuple = (ValueError,)) -> None:
+        opened = []
+
+        def noted(reader: Callable) -> Callable:
+            return lambda *args, **options: (opened.append(what), reader(*args, **options))[1]
+
+        readers = [(safetensors, "safe_open"), (safetensors.torch, "safe_open")]
+        readers += [(safetensors.torch, "load_file"), (safetensors.torch, "load")]
         try:
-            load_artefact(path)
+            with instead(load_artefact, [(module, n, noted(getattr(module, n))) for module, n in readers]):
+                load_artefact(path)
         except kinds as error:
             text = str(error)
             if not isinstance(error, OSError):
                 assert path.name in text and "\n" not in text.strip() and len(text) < 300, (
                     f"for {what} the message should be one sentence that names the file; it is: {text[:200]}"
+                )
+                assert not opened, (
+                    f"{what}: the file was opened as safetensors although its hash is wrong; compare the hash before you read anything."
                 )
             return
         except Exception as error:
@@ -5279,6 +5439,13 @@ def check_ex_4_10() -> None:
                 f"{what}: load_artefact raises {type(error).__name__} ({str(error)[:80]}) instead of {kinds[0].__name__}; compare the hash before you read anything."
             ) from None
         raise AssertionError(f"{what} is loaded without a word: compare the SHA-256 of the whole file first.")
+
+    def rewritten(raw: bytes, without: str = "", **changes: int) -> bytes:
+        """The file with another configuration, or without the tensors of one parameter."""
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        config = json.loads(header["__metadata__"]["config"]) | changes
+        tensors = {n: t for n, t in safetensors.torch.load(raw).items() if not without or not n.startswith(without)}
+        return safetensors.torch.save(tensors, header["__metadata__"] | {"config": json.dumps(config)})
 
     def damage(folder: Path, model: torch.nn.Module, other: torch.nn.Module) -> None:
         """Every accident must be refused."""
@@ -5291,13 +5458,25 @@ def check_ex_4_10() -> None:
             "half a file": raw[: len(raw) // 2],
             "an empty file": b"",
             "the weights of another model": second.read_bytes(),
-            "a configuration with 2 heads in place of 4": raw.replace(b'n_heads\\": 4', b'n_heads\\": 2'),
+            "a configuration with 2 heads in place of 4": rewritten(raw, n_heads=2),
         }
         for what, content in accidents.items():
             assert content != raw
             path.write_bytes(content)
             refuses(path, what)
+        for lost in ("blocks.0.norm1.weight", "blocks.0.ffn.up.weight"):
+            content = rewritten(raw, lost)
+            path.write_bytes(content)
+            path.with_suffix(".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+            try:
+                load_artefact(path)
+            except Exception:  # any refusal will do: the hash is right, and the writer was wrong
+                continue
+            raise AssertionError(
+                f"a file without {lost} is loaded without a word, and random numbers take its place: every parameter must come from the file (no strict=False; for a tied model put the embedding under head.weight, too)."
+            )
         path.write_bytes(raw)
+        path.with_suffix(".sha256").write_text(line)
         compare(model, load_artefact(path))
         for content in ("", "0" * 64 + f"  {path.name}\n"):
             path.with_suffix(".sha256").write_text(content)
@@ -5341,6 +5520,63 @@ def check_ex_4_10() -> None:
             assert link.read_bytes() == before, (
                 f"{target.name} was overwritten in place: when that stops in the middle, the old file is gone and the new one is not there. Write to another name, then `replace`."
             )
+
+        replacements(folder, model, other)
+
+    def replacements(folder: Path, model: torch.nn.Module, other: torch.nn.Module) -> None:
+        """Watch each replacement of a file; stop at the first one, and then let all of them happen."""
+        path = folder / "replaced" / "old.safetensors"
+        path.parent.mkdir()
+        targets = {path.resolve(), path.with_suffix(".sha256").resolve()}
+        save_artefact(model, path)
+        old = print_of(load_artefact(path))
+        seen, ready, stopping = [], [], True
+        really = os.replace
+
+        class Stop(Exception):
+            pass
+
+        def watch(source: str | Path, target: str | Path, **options: object) -> None:
+            new = [f.read_bytes() for f in path.parent.iterdir() if f.is_file() and f.resolve() not in targets]
+            digests = [hashlib.sha256(content).hexdigest().encode() for content in new]
+            ready.append(any(digest in content for digest in digests for content in new))
+            seen.append((Path(source).resolve(), Path(target).resolve()))
+            if stopping:
+                raise Stop
+            really(source, target, **options)
+
+        def watched_save() -> None:
+            try:
+                with instead(save_artefact, [(os, "replace", watch), (os, "rename", watch)]):
+                    save_artefact(other, path)
+            except Exception:
+                if not (seen and stopping):
+                    raise
+
+        watched_save()
+        assert seen, (
+            "neither file is replaced: whoever deletes the old file and then writes the new one has none in between. Write to other names, then `replace`."
+        )
+        try:
+            kept = print_of(load_artefact(path))
+        except (ValueError, OSError):
+            kept = ""
+        assert kept == old, (
+            "saving was stopped just before the first `replace`, and the old artefact is already gone: touch no old file before both new ones are written."
+        )
+        assert all(source.parent == target.parent for source, target in seen), (
+            "the new file is written in another folder: `replace` is all or nothing only within one file system, so write beside the old file."
+        )
+        assert ready[0], (
+            "at the first `replace` the other new file is not written yet: write both files under other names, then replace both."
+        )
+        seen.clear()
+        stopping = False
+        watched_save()
+        assert all(source.parent == target.parent for source, target in seen), "the hash is written in another folder."
+        assert {target for _, target in seen} == targets, (
+            "only one of the two files is replaced: the hash, too, goes to another name first."
+        )
 
     def print_of_saved(folder: Path, model: torch.nn.Module) -> str:
         path = folder / "fresh.safetensors"

@@ -4,7 +4,10 @@ import copy
 import hashlib
 import json
 import math
+import os
 import pickle
+import tempfile
+from os import rename
 from pathlib import Path
 
 import torch
@@ -153,6 +156,60 @@ def standard_deviation_for_error(model, parts, quantize_, calibration, windows):
     return [(part, mean, error * len(windows) ** 0.5) for part, mean, error in rows]
 
 
+def with_calibration(model, parts, quantize_, calibration, windows, ids):
+    return right_answer(model, parts, lambda trial, part, _: quantize_(trial, part, ids), calibration, windows)
+
+
+@wrong("ex_4_7", "hand on the whole tensor")
+def calibrates_on_the_first_row(model, parts, quantize_, calibration, windows):
+    return with_calibration(model, parts, quantize_, calibration, windows, calibration[:1])
+
+
+@wrong("ex_4_7", "hand on the whole tensor")
+def calibrates_without_the_last_byte(model, parts, quantize_, calibration, windows):
+    return with_calibration(model, parts, quantize_, calibration, windows, calibration[:, :-1])
+
+
+@wrong("ex_4_7", "the copy is in training mode")
+def copies_into_training_mode(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        trial = copy.deepcopy(model).train()
+        quantize_(trial, part, calibration)
+        rows.append((part, *paired(by_row(trial, windows) - reference)))
+    return in_order(rows)
+
+
+def summed_up_by(model, parts, quantize_, calibration, windows, summary):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        d = by_row(copied_and_quantized(model, part, quantize_, calibration), windows) - reference
+        rows.append((part, *summary(d)))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "absolute value of the mean")
+def absolute_value_of_the_mean(model, parts, quantize_, calibration, windows):
+    return summed_up_by(model, parts, quantize_, calibration, windows, lambda d: (abs(paired(d)[0]), paired(d)[1]))
+
+
+@wrong("ex_4_7", "each document's difference")
+def mean_of_absolute_values(model, parts, quantize_, calibration, windows):
+    return summed_up_by(model, parts, quantize_, calibration, windows, lambda d: paired(d.abs()))
+
+
+@wrong("ex_4_7", "documents - 1")
+def divides_by_all_documents(model, parts, quantize_, calibration, windows):
+    return summed_up_by(
+        model,
+        parts,
+        quantize_,
+        calibration,
+        windows,
+        lambda d: (d.mean().item(), (d.std(correction=0) / len(d) ** 0.5).item()),
+    )
+
+
 @right("ex_4_7")
 def right_answer(model, parts, quantize_, calibration, windows):
     found = {}
@@ -292,7 +349,7 @@ def trains_the_float_copy(model, batches, bits, lr):
     return trainee, rounding.with_rounded_linears(trainee, bits, "channel")
 
 
-@wrong("ex_4_8", "frozen scales are not those of step")
+@wrong("ex_4_8", "a model without fake quantizers was trained")
 def float_training_then_prepare(model, batches, bits, lr):
     n = len(batches)
     floats = copy.deepcopy(model).train()
@@ -378,6 +435,134 @@ def optimizer_of_a_converted_model(model, batches, bits, lr):
     trainee = tq.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
     torch.optim.Adam(trainee.parameters(), lr=lr)
     return trainee, trainee
+
+
+def scheduled(
+    model, batches, bits, lr, off=0, rate=None, adam=torch.optim.Adam, shift=1, order=None, zero="first", **how
+):
+    """Trained with one thing done differently; `rate(i, n, h)` is the factor of step i."""
+    trainee, n = prepared(model, bits), len(batches)
+    rate = rate or (lambda i, n, h: min(1, (n - i) / (n - h)))
+    optimizer = adam(trainee.parameters(), lr=lr, **how)
+    for i, ids in enumerate(order(batches) if order else batches):
+        if i == n // 2 + off:
+            trainee.apply(tq.disable_observer)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate(i, n, n // 2)
+        if zero == "first":
+            optimizer.zero_grad()
+        F.cross_entropy(trainee(ids[:, :-1]).transpose(1, 2), ids[:, shift:][:, : ids.shape[1] - 1]).backward()
+        if zero == "between":
+            optimizer.zero_grad()
+        optimizer.step()
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "the frozen scales are not those of step")
+def freezes_one_step_late(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, off=1)
+
+
+@wrong("ex_4_8", "one step too early")
+def rate_falls_one_step_early(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, rate=lambda i, n, h: min(1, (n - i - 1) / (n - h)))
+
+
+@wrong("ex_4_8", "the learning rate was")
+def rate_falls_as_a_square(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, rate=lambda i, n, h: min(1, (n - i) / (n - h)) ** 2)
+
+
+@wrong("ex_4_8", "the learning rate was")
+def rate_falls_as_a_cosine(model, batches, bits, lr):
+    return scheduled(
+        model,
+        batches,
+        bits,
+        lr,
+        rate=lambda i, n, h: 1 if i < h else (1 + math.cos(math.pi * (i - h) / (n - h))) / 2,
+    )
+
+
+@wrong("ex_4_8", "the learning rate was")
+def half_the_rate_for_the_second_half(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, rate=lambda i, n, h: 1 if i < h else 0.5)
+
+
+@wrong("ex_4_8", "falls from the beginning")
+def rate_falls_from_the_beginning(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, rate=lambda i, n, h: (n - i) / n)
+
+
+@wrong("ex_4_8", "made by AdamW")
+def adam_with_decoupled_decay(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, adam=torch.optim.AdamW)
+
+
+@wrong("ex_4_8", "made by SGD")
+def plain_descent(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, adam=torch.optim.SGD)
+
+
+@wrong("ex_4_8", "leave weight_decay")
+def decays_the_weights(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, weight_decay=1e-2)
+
+
+@wrong("ex_4_8", "the last one included")
+def skips_the_last_batch(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, order=lambda b: b[:-1])
+
+
+@wrong("ex_4_8", "take the batches in order")
+def takes_the_batches_backwards(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, order=lambda b: b[::-1])
+
+
+@wrong("ex_4_8", "all but the last")
+def drops_a_token(model, batches, bits, lr):
+    return scheduled(model, [ids[:, :-1] for ids in batches], bits, lr)
+
+
+@wrong("ex_4_8", "the target is the *next* byte")
+def asks_for_the_same_byte(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, shift=0)
+
+
+@wrong("ex_4_8", "zero_grad stands between backward and step")
+def clears_the_gradient_before_the_step(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, zero="between")
+
+
+@wrong("ex_4_8", "activations stay float")
+def default_qconfig(model, batches, bits, lr):
+    trainee = copy.deepcopy(model).train()
+    trainee.qconfig = tq.get_default_qat_qconfig("x86")
+    tq.prepare_qat(trainee, inplace=True)
+    train(trainee, torch.optim.Adam(trainee.parameters(), lr=lr), batches, lr)
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
+@wrong("ex_4_8", "tq.convert refuses the embedding")
+def converts_instead_of_hardening(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr)
+    return trainee, tq.convert(trainee)
+
+
+@wrong("ex_4_8", "not a plain nn.Linear")
+def quantizes_the_hardened_model(model, batches, bits, lr):
+    trainee = variant(model, batches, bits, lr)
+    final = harden(trainee)
+    for module in final.modules():
+        vars(module).pop("qconfig", None)
+    return trainee, tq.quantize_dynamic(final, {nn.Linear})
+
+
+@right("ex_4_8")
+def steps_of_foreach(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, foreach=True)
 
 
 @right("ex_4_8")
@@ -550,6 +735,93 @@ def writes_in_place(model, path):
     note_of(path).write_text(f"{digest}  {path.name}\n")
 
 
+def new_files(model, path, folder):
+    content = save(numbers_of(model), metadata=header_of(model))
+    new_path, new_note = folder / "weights.new", folder / "hash.new"
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    return content, line, new_path, new_note
+
+
+@wrong("ex_4_10", "hash, two spaces, name of the file", binds="save_artefact")
+def writes_one_space(model, path):
+    content = save(numbers_of(model), metadata=header_of(model))
+    write_line(path, content, f"{hashlib.sha256(content).hexdigest()} {path.name}\n")
+
+
+@wrong("ex_4_10", "stays float32", binds="save_artefact")
+def stores_vectors_in_double(model, path):
+    numbers = {n: t if n.endswith((".codes", ".scale")) else t.double() for n, t in numbers_of(model).items()}
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "although its hash is wrong", binds="load_artefact")
+def compares_last_and_catches(path):
+    try:
+        model = rebuilt(path)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        raise ValueError(f"{path.name} is damaged.") from None
+    verified(path)
+    return model
+
+
+@wrong("ex_4_10", "every parameter must come from the file", binds="load_artefact")
+def loads_what_it_finds(path):
+    verified(path)
+    return rebuilt(path, strict=False)
+
+
+@wrong("ex_4_10", "neither file is replaced", binds="save_artefact")
+def deletes_and_writes(model, path):
+    content, line, _, _ = new_files(model, path, path.parent)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    note_of(path).unlink(missing_ok=True)
+    note_of(path).write_text(line)
+
+
+@wrong("ex_4_10", "the old artefact is already gone", binds="save_artefact")
+def deletes_before_it_replaces(model, path):
+    content, line, new_path, new_note = new_files(model, path, path.parent)
+    new_path.write_bytes(content)
+    new_note.write_text(line)
+    path.unlink(missing_ok=True)
+    note_of(path).unlink(missing_ok=True)
+    new_path.rename(path)
+    new_note.rename(note_of(path))
+
+
+@wrong("ex_4_10", "the other new file is not written yet", binds="save_artefact")
+def replaces_one_after_the_other(model, path):
+    content, line, new_path, new_note = new_files(model, path, path.parent)
+    new_path.write_bytes(content)
+    new_path.replace(path)
+    new_note.write_text(line)
+    new_note.replace(note_of(path))
+
+
+@wrong("ex_4_10", "only one of the two files is replaced", binds="save_artefact")
+def replaces_the_weights_only(model, path):
+    content, line, new_path, new_note = new_files(model, path, path.parent)
+    new_path.write_bytes(content)
+    new_note.write_text(line)
+    new_path.replace(path)
+    note_of(path).unlink(missing_ok=True)
+    note_of(path).write_text(line)
+    new_note.unlink()
+
+
+@wrong("ex_4_10", "is written in another folder", binds="save_artefact")
+def writes_in_the_temporary_folder(model, path):
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
+        content, line, new_path, new_note = new_files(model, path, Path(folder))
+        new_path.write_bytes(content)
+        new_note.write_text(line)
+        os.replace(new_path, path)
+        os.replace(new_note, note_of(path))
+
+
 @wrong("ex_4_10", "a flipped bit in the weights is loaded without a word", binds="load_artefact")
 def loads_without_a_hash(path):
     if not note_of(path).is_file():
@@ -622,6 +894,21 @@ def saves_with_save_file(model, path):
     second.write_text(f"{digest}  {path.name}\n")
     part.replace(path)
     second.replace(note_of(path))
+
+
+@right("ex_4_10", binds="save_artefact")
+def saves_with_rename(model, path):
+    content, line, new_path, new_note = new_files(model, path, path.parent)
+    new_path.write_bytes(content)
+    new_note.write_text(line)
+    rename(new_path, path)
+    rename(new_note, note_of(path))
+
+
+@right("ex_4_10", binds="save_artefact")
+def writes_short_json(model, path):
+    config = json.dumps(model.config.to_dict(), separators=(",", ":"), sort_keys=True)
+    write(path, save(numbers_of(model), metadata={"config": config, "format": "pt"}))
 
 
 @right("ex_4_10", binds="load_artefact")
