@@ -1655,7 +1655,7 @@ errors.show_error(lambda: codes + codes, width=70)
 # - For **products and sums of two activations** there is `FloatFunctional`: a small module with methods `matmul`, `add` and others. In a float model, `f.matmul(a, b)` is `a @ b`. `prepare` hangs an observer on its result, and `convert` makes a `QFunctional` of it, which calls an int8 kernel and writes its result with the scale that was measured. So
 #   *every place needs one of its own*: it holds the one scale of this place.
 # - For **softmax** there is no int8 kernel here. So it is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
-# - The **mask** goes between them, and there is a good reason. A mask in front of an observer makes its scale useless, as the table shows. A mask behind it, but still on *quantized* scores, raises no error and is no mask: minus infinity becomes the smallest code, which is an ordinary score, and the future leaks in (the line below the table):
+# - The **mask** goes between them, and there is a good reason. A mask in front of an observer makes its scale useless, as the table shows. A mask behind it, but still on *quantized* scores, raises no error and is no mask: minus infinity becomes the smallest code, which is an ordinary score, and some of the future leaks in. How much depends on how low that code lies (the line below the table):
 
 # %%
 score_tensor = ranging_tensors["scores"][
@@ -2156,6 +2156,9 @@ def check_ex_4_4() -> None:
     with torch.no_grad():
         for sizes in [(4401, 16, 2, 4, 4, 1.0), (4402, 48, 8, 1, 9, 1.5), (4403, 20, 5, 2, 40, 0.5)]:
             judge(*sizes)
+        whole, ids = attention_of(4404, 12, 3, 1.0), torch.Generator().manual_seed(4405)
+        x = torch.randn(2, 7, 12, generator=ids)
+        assert torch.allclose(StaticAttention(whole).eval()(x), formula(whole, x, None), atol=1e-5), "without a mask."
     ### END HIDDEN TESTS
 
 
@@ -2569,6 +2572,9 @@ def check_ex_4_5() -> None:
     with torch.no_grad():
         for sizes in [(4501, 32, 128, (1, 20), -1.0), (4502, 8, 8, (5, 6), 2.0), (4503, 40, 30, (2, 3), 0.5)]:
             judge(*sizes)
+        norm, ffn = parts_of(4504, 12, 20, 0.0)
+        x = torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(4505))
+        assert torch.allclose(StaticFeedForward(norm, ffn).eval()(x), ffn(norm(x)), atol=2e-5), "one position alone."
     ### END HIDDEN TESTS
 
 
@@ -2997,6 +3003,9 @@ def check_ex_4_6() -> None:
     with torch.no_grad():
         for sizes in [(4601, 32, 4, 2, 2, 9), (4602, 8, 1, 4, 3, 5)]:
             judge(*sizes)
+        pair = blocks_of(4603, 16, 2, 2)
+        x = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(4604))
+        assert torch.allclose(StaticStack(pair).eval()(x, None), pair[1](pair[0](x)), atol=1e-4), "without a mask."
     ### END HIDDEN TESTS
 
 
@@ -4542,6 +4551,9 @@ def check_ex_4_8() -> None:
     ### BEGIN HIDDEN TESTS
     judge(4811, 10, 12, bits=4, count=19, lr=2e-2, explain=False)
     judge(4812, 7, 24, bits=3, count=30, lr=1e-2, explain=False)
+    start, stream = trained(4813, 8, 12), list(text(4814, 64, 8).split(16))
+    twice = [qat(start, stream, 4, 1e-2)[1].state_dict().values() for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True)), "a second training gives another model."
     ### END HIDDEN TESTS
 
 

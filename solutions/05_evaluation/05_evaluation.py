@@ -2652,7 +2652,7 @@ tables.show(
             "Δ bits per byte (95 % interval)": str(deltas[row["configuration"]]),
             "time / float (95 % interval)": or_refused(ratios, row["configuration"])
             if row["configuration"] in running
-            else "simulated: 1 at best",
+            else "simulated, no kernel",
         }
         for row in small_frontier
     ]
