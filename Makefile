@@ -4,7 +4,7 @@ PORT ?= 8888
 BENCH ?= round_to_nearest frontier qat
 RUN := .venv/bin/python
 
-.PHONY: lab test install build grade bench book model lock clean
+.PHONY: lab test install build grade bench book model dates lock clean
 
 lab: install  ## open the course in JupyterLab, on unit 00 (PORT=8899 for another port)
 	@$(RUN) lab/start.py --port "$(PORT)"
@@ -30,6 +30,9 @@ book: install  ## write docs/book_corrected.md, the list of the book's snippets 
 
 model: install  ## train the course model again (about an hour on two cores; resumes after an interruption; ARGS="--steps 100" trains less)
 	@$(RUN) -m helpers.train_course_model $(ARGS)
+
+dates: install  ## train the date reader of unit 06 again (about ten minutes; ARGS="--steps 100" trains less)
+	@$(RUN) -m helpers.train_date_reader $(ARGS)
 
 lock: install  ## pin every dependency of pyproject.toml again, in requirements.lock
 	@$(RUN) -m grading.lock
