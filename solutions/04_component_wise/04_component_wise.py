@@ -82,7 +82,7 @@ engine = int8.choose_engine()
 # We start with the first question, for all components at once. `helpers.components` knows the parts of the course model by name: which weights belong to each, and which tensors it makes. First the weights:
 
 # %%
-course_model = load_course_model()
+course_model = load_course_model().requires_grad_(False)
 calibration = data.windows("training", 4)[:, :256]  # ids (documents, time): documents that the model was trained on
 
 weight_rows = []
@@ -3059,6 +3059,7 @@ for place, (name, tensor) in zip(places, stream.items(), strict=True):
         label="98 % of them" * first_one,
     )
 axes[0].set_title("range of the residual stream")
+axes[0].use_sticky_edges = False  # else the bars end at the frame
 axes[0].margins(y=0.08)
 axes[0].set_ylabel("value")
 axes[0].legend(loc="upper left")
@@ -3397,13 +3398,12 @@ def rounded_in(model: nn.Module, bits: dict[str, int], rows: dict[str, Tensor] |
             model.get_parameter(name).copy_(weight)
 
 
-course = load_course_model().requires_grad_(False)
-untied_course = copy.deepcopy(course)  # here the head is a matrix of its own, so that it can be asked alone
-untied_course.head.weight = nn.Parameter(course.head.weight.clone(), requires_grad=False)
+untied_course = copy.deepcopy(course_model)  # here the head is a matrix of its own, so that it can be asked alone
+untied_course.head.weight = nn.Parameter(course_model.head.weight.clone(), requires_grad=False)
 asking = data.windows("validation", 16, 129)  # 16 documents, 128 predicted bytes each
 first_calibration, second_calibration = data.windows("training", 8, 129)[:, :-1].split(4)
-float_bits = document_bits(course, asking)
-float_scores = course(asking[:, :-1]).log_softmax(dim=-1)  # (documents, time, vocabulary)
+float_bits = document_bits(course_model, asking)
+float_scores = course_model(asking[:, :-1]).log_softmax(dim=-1)  # (documents, time, vocabulary)
 
 WITH_TENSORS = [name for name, part in components.COMPONENTS.items() if part.tensors]
 matrices_of = {
@@ -3440,7 +3440,7 @@ def cost_of_weights(names: list[str], bits: int, rows: dict[str, Tensor] | None 
 
 def cost_of_tensors(component: str, bits: int, calibration: Tensor) -> Cost:
     """Round the tensors that one component makes, and nothing else."""
-    rounded = components.simulated(course, [component], calibration, weight_bits=None, tensor_bits=bits)
+    rounded = components.simulated(course_model, [component], calibration, weight_bits=None, tensor_bits=bits)
     return rounding_cost(rounded.requires_grad_(False))
 
 
@@ -3871,7 +3871,7 @@ tables.show(
 
 
 # %%
-workbench = copy.deepcopy(course)  # head and embedding are tied here: one table, rounded once
+workbench = copy.deepcopy(course_model)  # head and embedding are tied here: one table, rounded once
 PARTS = {
     "query": "attention.q",
     "key": "attention.k",
@@ -3917,7 +3917,7 @@ print(f"standard error of a KL relative to the KL itself, median of {len(names)}
 
 
 # %%
-sizes = {name: course.get_parameter(name).numel() for name in names}
+sizes = {name: course_model.get_parameter(name).numel() for name in names}
 
 
 def guessed(name: str, bits: int) -> float:
@@ -3958,7 +3958,7 @@ configurations = {
     "mixed, but the table at 4 bits": mixed | {"embedding.weight": 4},
 }
 reporting = data.windows("held_out", 48)
-reporting_float = document_bits(course, reporting)
+reporting_float = document_bits(course_model, reporting)
 rows, measured = [], {}
 for title, bits in configurations.items():
     with rounded_in(workbench, bits) as rounded:
@@ -3992,16 +3992,16 @@ tables.show(
 
 # %%
 judged = reporting[:24, :129]
-judged_float = document_bits(course, judged)
-all_bytes = sum(components.weight_bytes(course, name) for name in components.COMPONENTS if name != "positions")
-made = components.recorded(course, judged[:8, :-1])
+judged_float = document_bits(course_model, judged)
+all_bytes = sum(components.weight_bytes(course_model, name) for name in components.COMPONENTS if name != "positions")
+made = components.recorded(course_model, judged[:8, :-1])
 
 
 def sqnr_of_weights(component: str) -> str:
     """SQNR of the component's matrices at 8 bits, the worst of them."""
     tensors = [
-        course.positions if n == "positions" else course.get_parameter(n)
-        for n in components.weight_names(course, component)
+        course_model.positions if n == "positions" else course_model.get_parameter(n)
+        for n in components.weight_names(course_model, component)
     ]
     ratios = [metrics.sqnr_db(w, rounding.round_to_nearest(w, 8, w.shape[1])) for w in tensors if w.dim() == 2]
     return f"{min(ratios):.0f}" if ratios else ""
@@ -4013,9 +4013,9 @@ noise = {
 }
 rows, shares, each = [], {}, {}
 for name in components.COMPONENTS:
-    rounded = components.simulated(course, [name], first_calibration, 8, 8)
+    rounded = components.simulated(course_model, [name], first_calibration, 8, 8)
     each[name] = document_bits(rounded, judged) - judged_float
-    size, tensors = components.weight_bytes(course, name), made[name]
+    size, tensors = components.weight_bytes(course_model, name), made[name]
     scales = 0 if name == "head" else 4 * sum(untied_course.get_parameter(n).shape[0] for n in matrices_of[name])
     codes = sum(untied_course.get_parameter(n).numel() for n in matrices_of[name])
     saved = 3 * codes - scales if size and codes else 0
@@ -4039,7 +4039,7 @@ for name in components.COMPONENTS:
             "saves of the file": f"{shares[name]:.1%}",
         }
     )
-together = components.simulated(course, components.COMPONENTS, first_calibration, 8, 8).requires_grad_(False)
+together = components.simulated(course_model, components.COMPONENTS, first_calibration, 8, 8).requires_grad_(False)
 all_at_once = document_bits(together, judged) - judged_float
 rows.append(
     {
@@ -4048,7 +4048,7 @@ rows.append(
         "range of its tensors": "",
         "scheme": "",
         "SQNR dB, weights": "",
-        "SQNR dB, tensors (worst)": f"{metrics.sqnr_db(course(judged[:8, :-1]), together(judged[:8, :-1])):.0f} (logits)",
+        "SQNR dB, tensors (worst)": f"{metrics.sqnr_db(course_model(judged[:8, :-1]), together(judged[:8, :-1])):.0f} (logits)",
         "Δ bits per byte": signed(all_at_once),
         "saves of the file": f"{sum(shares.values()):.1%}",
     }
@@ -4602,7 +4602,7 @@ class RoundedTable(nn.Module):
 def imitation_loss(model: nn.Module, ids: Tensor) -> Tensor:
     """Cross-entropy to the float model's probabilities, in nats."""
     with torch.no_grad():
-        wanted = course(ids[:, :-1]).softmax(dim=-1).flatten(0, 1)
+        wanted = course_model(ids[:, :-1]).softmax(dim=-1).flatten(0, 1)
     return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), wanted)
 
 
@@ -4610,7 +4610,7 @@ def tuned(
     bits: int | None, batches: list[Tensor], aim: Callable[[nn.Module, Tensor], Tensor], lr: float
 ) -> tuple[nn.Module, list[float]]:
     """The course model after a step for each batch, float or fake-quantized; the share of codes that each step changed."""
-    student = copy.deepcopy(course).requires_grad_(True).train()
+    student = copy.deepcopy(course_model).requires_grad_(True).train()
     if bits is not None:
         student.qconfig = weight_only(bits)
         tq.prepare_qat(student, inplace=True)
@@ -5168,12 +5168,12 @@ print(f"cost of the shared codes alone, course model: {mean:+.4f} ± {error:.4f}
 
 # %%
 folder = Path(tempfile.mkdtemp())
-torch.save(course, folder / "model.pt")
+torch.save(course_model, folder / "model.pt")
 print("torch.load: ", end="")
 errors.show_error(lambda: torch.load(folder / "model.pt"))
 print("first bytes of the file:", (folder / "model.pt").read_bytes()[:2], "(a zip archive with a pickle in it)")
-two_heads = TransformerLM(ModelConfig(**course.config.to_dict() | {"n_heads": 2})).eval()
-print("the weights in a model with 2 heads:", two_heads.load_state_dict(course.state_dict()))
+two_heads = TransformerLM(ModelConfig(**course_model.config.to_dict() | {"n_heads": 2})).eval()
+print("the weights in a model with 2 heads:", two_heads.load_state_dict(course_model.state_dict()))
 with torch.no_grad():
     gap = (document_bits(two_heads, asking) - float_bits).mean().item()
 print(f"and what it costs, without a word: {gap:+.2f} bits per byte")
@@ -5699,7 +5699,7 @@ def exported(model: nn.Module, examples: Tensor) -> torch.export.ExportedProgram
 
 
 prepared_graph = prepare_pt2e(
-    exported(copy.deepcopy(course), first_calibration).module(),
+    exported(copy.deepcopy(course_model), first_calibration).module(),
     X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()),
 )
 prepared_graph(first_calibration)
@@ -5707,20 +5707,20 @@ graph = without_float_weights(convert_pt2e(prepared_graph))
 torch.export.save(exported(graph, first_calibration), folder / "model.pt2")
 from_graph = torch.export.load(folder / "model.pt2").module()
 
-static = quantizable.static_int8(course, [first_calibration])
+static = quantizable.static_int8(course_model, [first_calibration])
 torch.save(static.state_dict(), folder / "static.pt")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # observers that have seen nothing; their scales are overwritten
-    skeleton = quantizable.convert(quantizable.prepare(quantizable.quantizable(TransformerLM(course.config))))
+    skeleton = quantizable.convert(quantizable.prepare(quantizable.quantizable(TransformerLM(course_model.config))))
 skeleton.load_state_dict(torch.load(folder / "static.pt", weights_only=True))
 
 
 def artefact_row() -> str:
     """Save and load with your functions (solve exercise 4.10 first)."""
-    save_artefact(course, folder / "model.safetensors")
+    save_artefact(course_model, folder / "model.safetensors")
     change = signed(document_bits(load_artefact(folder / "model.safetensors"), judged) - judged_float)
     size = sum((folder / f"model.{end}").stat().st_size for end in ("safetensors", "sha256"))
-    return f"your artefact: {size:,} bytes, {metrics.file_bytes(course) / size:.2f} times smaller, Δ bits per byte {change}"
+    return f"your artefact: {size:,} bytes, {metrics.file_bytes(course_model) / size:.2f} times smaller, Δ bits per byte {change}"
 
 
 rows = []
@@ -5733,7 +5733,7 @@ for title, loaded, file, original in (
         {
             "file": title,
             "bytes": f"{size:,}",
-            "float file / this": f"{metrics.file_bytes(course) / size:.2f}",
+            "float file / this": f"{metrics.file_bytes(course_model) / size:.2f}",
             "Δ bits per byte": signed(document_bits(loaded, judged) - judged_float),
             "loaded = saved, bit for bit": torch.equal(loaded(judged[:4, :-1]), original(judged[:4, :-1])),
         }
