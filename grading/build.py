@@ -139,6 +139,13 @@ def keep(path: Path) -> Path:
     return path.rename(next(name for name in names if not name.exists()))
 
 
+def fold_checks(nb: NotebookNode) -> None:
+    """Show only the first line of each check: it stands between an exercise and its hints, and a click opens it."""
+    for cell in nb.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+
+
 def release(sources: dict[str, NotebookNode], into: Path) -> None:
     """Write nbgrader's release of each unit to ``into/NAME/NAME.ipynb``: no solutions, hidden tests or outputs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -151,6 +158,7 @@ def release(sources: dict[str, NotebookNode], into: Path) -> None:
             if not result["success"]:
                 raise BuildError(f"nbgrader cannot release {name}:\n{result.get('error') or result.get('log')}")
             nb = nbformat.read(course / "notebooks" / name / f"{name}.ipynb", as_version=4)
+            fold_checks(nb)
             nb.metadata["course"] = {"unit": name, "release": digest(nb)}
             write(nb, into / name / f"{name}.ipynb")
 

@@ -103,7 +103,7 @@ plots.show(
 # 2. A cell holds a **stub**: a function with its description, whose body only raises an error. You replace the line
 #    `raise NotImplementedError(…)` by your code and run the cell.
 # 3. The cell below is the **check**. You run it, but cannot change it. It says what passed, or names your likely mistake.
-#    Run it as often as you like: nothing is counted against you.
+#    Run it as often as you like: nothing is counted against you. Its code is folded away; a click on the folded line opens it.
 # 4. **Hints** are folded away below. They go from a nudge to nearly the answer.
 # 5. **Validate**, the button above the notebook, runs the whole notebook in a fresh kernel, as a grader does. Use it
 #    when all checks of a unit pass.
@@ -153,6 +153,7 @@ def tensor_bytes(x: torch.Tensor) -> int:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_0_1_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 0.1: run this cell.
 import torch
 
 from helpers import checks

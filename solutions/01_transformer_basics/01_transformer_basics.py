@@ -154,6 +154,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.1: run this cell.
 import torch
 import torch.nn.functional as F
 
@@ -314,6 +315,7 @@ def causal_mask(length: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.2: run this cell.
 import torch
 import torch.nn.functional as F
 
@@ -441,6 +443,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_3_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.3: run this cell.
 import torch
 import torch.nn.functional as F
 
@@ -601,6 +604,7 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_4_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.4: run this cell.
 import torch
 
 from helpers import checks
@@ -780,6 +784,7 @@ def pre_ln_block(x: Tensor, weights: dict[str, Tensor], n_heads: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_5_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.5: run this cell.
 import torch
 import torch.nn.functional as F
 
@@ -974,6 +979,7 @@ def evaluate(model: nn.Module, batches: list[Tensor]) -> dict[str, float]:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_6_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.6: run this cell.
 import math
 
 import torch
@@ -1183,6 +1189,7 @@ def bytes_by_component(model: nn.Module) -> dict[str, int]:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.7: run this cell.
 import torch
 
 from helpers import checks
@@ -1379,6 +1386,7 @@ def quantize_to_int8(model: nn.Module) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.8: run this cell.
 import torch
 
 from helpers import checks, data, describe, int8, metrics
@@ -1673,6 +1681,7 @@ def load_quantized(path: str) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_1_9_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 1.9: run this cell.
 import pickle
 import tempfile
 from pathlib import Path

@@ -147,6 +147,7 @@ def affine_qparams(low: float, high: float, qmin: int, qmax: int) -> tuple[float
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.1: run this cell.
 import torch
 from torch.ao.quantization import MinMaxObserver
 
@@ -332,6 +333,7 @@ def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.2: run this cell.
 import torch
 
 from helpers import checks
@@ -686,6 +688,7 @@ def quantize_per_channel(weight: Tensor, axis: int = 0, bits: int = 8) -> tuple[
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_3_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.3: run this cell.
 import torch
 
 from helpers import checks
@@ -969,6 +972,7 @@ class CalibratingObserver:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_4_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.4: run this cell.
 import torch
 from torch.ao.quantization import MinMaxObserver, MovingAverageMinMaxObserver
 
@@ -1178,6 +1182,7 @@ def clip_search(x: Tensor, qmin: int, qmax: int, n: int = 50) -> tuple[float, fl
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_5_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.5: run this cell.
 import numpy as np
 import torch
 
@@ -1479,6 +1484,7 @@ def static_int8(net: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_6_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.6: run this cell.
 import copy
 from itertools import pairwise
 
@@ -1790,6 +1796,7 @@ def dynamic_linear(x: Tensor, weight_codes: Tensor, weight_scale: float, bias: T
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.7: run this cell.
 import torch
 from torch import nn
 
@@ -2046,6 +2053,7 @@ def fake_quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.8: run this cell.
 import torch
 
 from helpers import checks
@@ -2359,6 +2367,7 @@ def pt2e_int8(net: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_9_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.9: run this cell.
 import copy
 from itertools import pairwise
 
@@ -2842,6 +2851,7 @@ def int8_reader(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_1_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.1: run this cell.
 import copy
 from itertools import pairwise
 
@@ -3043,6 +3053,7 @@ def residual_block(inner: nn.Module) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_2_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.2: run this cell.
 import copy
 
 import torch
@@ -3213,6 +3224,7 @@ def int8_text_model(model: nn.Module) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_3_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.3: run this cell.
 import copy
 
 import torch
@@ -3370,6 +3382,7 @@ def int8_encoder_layer(layer: nn.TransformerEncoderLayer) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_4_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.4: run this cell.
 import copy
 
 import torch
@@ -3556,6 +3569,7 @@ def int8_body(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_5_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.5: run this cell.
 import copy
 from collections import OrderedDict
 from itertools import pairwise
@@ -3737,6 +3751,7 @@ def exported_int8(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_6_check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.6: run this cell.
 import copy
 
 import torch
@@ -3980,6 +3995,7 @@ def calibrated_int8(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.7: run this cell.
 import copy
 import warnings
 
@@ -4274,6 +4290,7 @@ def int8_self_attention(mha: nn.MultiheadAttention) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.8: run this cell.
 import copy
 from numbers import Real
 
@@ -4544,6 +4561,7 @@ def int8_tied_model(model: nn.Module) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_9_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.9: run this cell.
 import copy
 from numbers import Real
 
@@ -4800,6 +4818,7 @@ def static_attention(mha: nn.MultiheadAttention, batches: list[Tensor]) -> nn.Mo
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_10_10_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 2.10.10: run this cell.
 import copy
 import math
 import warnings

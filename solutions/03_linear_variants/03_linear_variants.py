@@ -299,6 +299,7 @@ def integer_product(x_codes: Tensor, w_codes: Tensor) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.1: run this cell.
 import torch
 
 from helpers import checks, integer
@@ -430,6 +431,7 @@ def correct_zero_points(products: Tensor, x_codes: Tensor, x_zero: int, w_codes:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.2: run this cell.
 import torch
 
 from helpers import checks, integer
@@ -585,6 +587,7 @@ def bias_codes(bias: Tensor, x_scale: float, w_scales: Tensor, y_scale: float) -
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_3_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.3: run this cell.
 import torch
 import torch.ao.nn.quantized as nnq
 
@@ -830,6 +833,7 @@ def requantize(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_4_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.4: run this cell.
 import torch
 
 from helpers import checks, integer
@@ -1055,6 +1059,7 @@ def integer_linear(x_codes: Tensor, packed: dict[str, Tensor | int]) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_5_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.5: run this cell.
 import torch
 
 from helpers import checks, integer, known_warnings
@@ -1280,6 +1285,7 @@ def requantize_relu(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_6_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.6: run this cell.
 import torch
 import torch.ao.nn.intrinsic.quantized as nniq
 
@@ -1434,6 +1440,7 @@ def longest_sum(x_min: int, x_max: int, w_min: int, w_max: int, bits: int) -> in
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.7: run this cell.
 from helpers import checks
 
 
@@ -1845,6 +1852,7 @@ def linear_bytes(d_in: int, d_out: int, variant: str, bias: bool = True, group: 
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_9_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.9: run this cell.
 import copy
 
 import torch
@@ -2454,6 +2462,7 @@ def fuse_list(model: nn.Module) -> list[list[str]]:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.8: run this cell.
 import copy
 
 import torch
@@ -2878,6 +2887,7 @@ def finetune(
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_11_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.11: run this cell.
 import copy
 
 import torch
@@ -3206,6 +3216,7 @@ def choose(
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_10_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 3.10: run this cell.
 import copy
 import random
 

@@ -401,6 +401,7 @@ def with_int8_embeddings(model: nn.Module) -> nn.Module:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.1: run this cell.
 import copy
 
 import torch
@@ -760,6 +761,7 @@ def unpack_rows(packed: Tensor, columns: int) -> Tensor:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.2: run this cell.
 import struct
 
 import torch
@@ -1138,6 +1140,7 @@ def judge_table(model: nn.Module, name: str, rounded: Tensor, least_db: float) -
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_3_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.3: run this cell.
 import copy
 import math
 
@@ -1866,6 +1869,7 @@ class StaticAttention(nn.Module):
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_4_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.4: run this cell.
 import copy
 import math
 
@@ -2405,6 +2409,7 @@ class StaticFeedForward(nn.Module):
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_5_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.5: run this cell.
 import copy
 
 import torch
@@ -2760,6 +2765,7 @@ class StaticStack(nn.Module):
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_6_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.6: run this cell.
 import copy
 from collections import Counter
 
@@ -3537,6 +3543,7 @@ def sensitivity(
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_7_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.7: run this cell.
 import copy
 
 import torch
@@ -4261,6 +4268,7 @@ def qat(model: nn.Module, batches: list[Tensor], bits: int, lr: float) -> tuple[
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_8_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.8: run this cell.
 import copy
 import math
 
@@ -4859,6 +4867,7 @@ def tie_in_int8(model: TransformerLM) -> TransformerLM:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_9_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.9: run this cell.
 import copy
 import io
 
@@ -5276,6 +5285,7 @@ def load_artefact(path: Path) -> TransformerLM:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_4_10_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 4.10: run this cell.
 import contextlib
 import copy
 import hashlib

@@ -190,6 +190,7 @@ def distances(reference: Tensor, quantized: Tensor) -> dict[str, float]:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.1: run this cell.
 import math
 
 import numpy as np
@@ -536,6 +537,7 @@ def compare_answers(targets: Tensor, before: Tensor, after: Tensor) -> dict[str,
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.2: run this cell.
 import numpy as np
 import torch
 
@@ -842,6 +844,7 @@ def decide(low: float, high: float, margin: float) -> str:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_3_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.3: run this cell.
 import torch
 
 from helpers import checks
@@ -1243,6 +1246,7 @@ def mcnemar(broken: int, repaired: int) -> float:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_4_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.4: run this cell.
 import math
 from fractions import Fraction
 
@@ -1532,6 +1536,7 @@ else:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_5_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.5: run this cell.
 import copy
 import itertools
 import tempfile
@@ -2007,6 +2012,7 @@ def ratio_interval(
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_6_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.6: run this cell.
 import itertools
 import math
 import statistics
@@ -2714,6 +2720,7 @@ def pareto(points: list[tuple[float, ...]]) -> list[int]:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.7: run this cell.
 import numpy as np
 
 from helpers import checks
@@ -3138,6 +3145,7 @@ def calibration_study(
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_8_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.8: run this cell.
 import itertools
 import random
 
@@ -3618,6 +3626,7 @@ def allocate(weights: dict[str, int], loss: dict[str, dict[int, float]], budget:
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_9_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.9: run this cell.
 import copy
 import itertools
 
@@ -4324,6 +4333,7 @@ def judge_claim(before: float, after: float, percent_lower: float, n: int, chang
 
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_10_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# Check of exercise 5.10: run this cell.
 import math
 
 import numpy as np

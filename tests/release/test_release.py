@@ -12,6 +12,7 @@ import pytest
 
 from grading import build
 from grading.course import ROOT, unit_names
+from grading.preprocessors import exercise_number
 
 UNITS = unit_names()
 SECRET = re.compile(r"BEGIN SOLUTION|END SOLUTION|HIDDEN TESTS|AUTOTEST")
@@ -102,6 +103,15 @@ def test_nothing_of_a_solution_is_released(unit):
 def test_no_output_is_released(unit):
     for cell in released(unit).cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_check_is_folded_under_its_name(unit):
+    for cell in released(unit).cells:
+        is_check = cell.metadata.get("nbgrader", {}).get("grade", False)
+        assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == is_check
+        number = exercise_number(cell.metadata.nbgrader.grade_id) if is_check else None
+        assert not is_check or cell.source.startswith(f"# Check of exercise {number}: run this cell.\n")
 
 
 @pytest.mark.parametrize("unit", UNITS)
