@@ -1449,7 +1449,7 @@ with torch.no_grad():
     errors.show_error(lambda: half_int8(sentence))
 
 # %% [markdown]
-# In eval mode and without gradients, an encoder layer takes a shortcut (the *fast path*): one fused kernel for the whole layer. Before that it asks `linear1.weight` for its device. In the int8 layer `weight` is a method, and a method has no device.
+# In eval mode, when no gradients are wanted, an encoder layer takes a shortcut (the *fast path*): one fused kernel for the whole layer. Before it decides, it asks `linear1.weight` for its device, gradients or not. In the int8 layer `weight` is a method, and a method has no device.
 #
 # Two ways out. The fast path can be switched off. That is a switch for the *whole process*, so we put it back, whatever happens. Or one builds the layer with `batch_first=False`, which has no fast path
 # (then the first dimension is time, not the batch):
