@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -20,6 +20,17 @@ from torch import Tensor, nn
 from helpers.models import causal_mask, sinusoidal_positions
 from helpers.quantizable import QuantizableAttention, QuantizableFeedForward
 
+PYTORCH_NAMES = {  # what nn.Transformer calls a part, and what we do
+    "encoder.layers.": "encoder.",
+    "decoder.layers.": "decoder.",
+    "encoder.norm.": "encoder_norm.",
+    "decoder.norm.": "decoder_norm.",
+    "self_attn.": "attention.",
+    "multihead_attn.": "cross.",
+    "out_proj.": "out.",
+    "linear1.": "ffn.up.",
+    "linear2.": "ffn.down.",
+}
 FEEDS_LINEAR = ("quant1", "quant2", "quant3", "ffn.quant", ".mix")  # ends of the names of what a Linear reads
 
 
@@ -146,6 +157,23 @@ class Seq2Seq(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         return self.decode(target, self.encode(source), self.source_mask(source))
+
+
+def our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state_dict of an `nn.Transformer`, or of one of its layers, copied under the names of `Seq2Seq`.
+
+    PyTorch keeps the weights of query, key and value in one matrix, `in_proj_weight`; here they are three.
+    """
+    ours = {}
+    for name, tensor in state.items():
+        for theirs, mine in PYTORCH_NAMES.items():
+            name = name.replace(theirs, mine)
+        if "in_proj_" in name:
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                ours[name.replace("in_proj_", f"{part}.")] = rows.clone()
+        else:
+            ours[name] = tensor.clone()
+    return ours
 
 
 def shifted(target: Tensor, start: int = 1) -> Tensor:
