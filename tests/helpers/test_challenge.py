@@ -360,8 +360,20 @@ def test_int8_files_that_hold_something_else(model, exam):
 
 # Another process
 
+TRAINED = pytest.mark.skipif(not DATE_READER.is_file(), reason="the date reader is not trained here")
 
-@pytest.mark.skipif(not DATE_READER.is_file(), reason="the date reader is not trained here")
+
+@TRAINED
+def test_one_pass_finds_what_greedy_decoding_finds():
+    reader = challenge.load_date_reader()
+    source, target, _ = dates.pairs("validation", 120, 9)
+    for bits in (8, 3, 2):
+        model = frontier.rounded(reader, frontier.everywhere(reader, Scheme(bits, "channel", False)))
+        right, _ = challenge.read(model, source, target)
+        assert torch.equal(right, seq2seq.exact_matches(model, source, target))
+
+
+@TRAINED
 def test_the_command_line_judges_in_a_process_of_its_own(tmp_path):
     reader = challenge.load_date_reader()
     path = tmp_path / "entry.safetensors"
