@@ -1,0 +1,150 @@
+"""What a learner has done, on one page: exercises and points of every unit, and numbers of their own. For unit 06.
+
+It reads the local progress file and the learners' notebooks, which say how many exercises there are. It is a friendly
+summary, no proof: anybody can edit a file on their own computer, and grades come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from IPython.display import HTML, display
+
+from helpers import checks
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+OFF = "Progress is not recorded in this run, so there is nothing to certify. Run this cell in your own notebook."
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit: its title and the points of each of its exercises, ``{"2.10.1": 1}``."""
+
+    title: str
+    points: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is solved of one unit."""
+
+    title: str
+    solved: int
+    exercises: int
+    points: int
+    possible: int
+
+
+def units(notebooks: Path | None = None) -> list[Unit]:
+    """Every unit whose notebook can be read, in order, with the exercises that its check cells announce."""
+    found = []
+    for path in sorted((notebooks or NOTEBOOKS).glob("*/*.ipynb")):
+        if path.stem != path.parent.name:  # a copy that the learner keeps beside it
+            continue
+        try:
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+            marks = [cell.get("metadata", {}).get("nbgrader", {}) for cell in cells]
+            points = {
+                mark["grade_id"].removeprefix("ex_").removesuffix("_check").replace("_", "."): int(mark["points"])
+                for mark in marks
+                if mark.get("grade")
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # a damaged notebook is not the certificate's business
+        lines = [line for text in texts for line in text.splitlines() if line.startswith("# ")]
+        found.append(Unit(f"{path.stem[:2]} {lines[0][2:].strip() if lines else path.stem[3:]}", points))
+    return found
+
+
+def progress() -> dict[str, object]:
+    """What the progress file says, ``{"2.1": "solved"}``; empty if there is none, or nothing that can be read."""
+    try:
+        state = json.loads(checks.PROGRESS_FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def rows(state: Mapping[str, object], course: Sequence[Unit]) -> list[Row]:
+    """One row for each unit; what the progress file says about other exercises does not count."""
+    result = []
+    for unit in course:
+        solved = [number for number in unit.points if state.get(number) == "solved"]
+        points = sum(unit.points[number] for number in solved)
+        result.append(Row(unit.title, len(solved), len(unit.points), points, sum(unit.points.values())))
+    return result
+
+
+def sentence(table: Sequence[Row]) -> str:
+    """Where the learner stands, in one or two sentences."""
+    solved, exercises = sum(row.solved for row in table), sum(row.exercises for row in table)
+    if not exercises:
+        return "No unit was found, so there is nothing to count. Are the notebooks where the course put them?"
+    if not solved:
+        return "No exercise is solved on this computer yet. Exercise 0.1 is a good one to begin with."
+    if solved == exercises:
+        return f"All {exercises} exercises of the course are solved."
+    return f"{solved} of {exercises} exercises are solved. The others will wait."
+
+
+def page(table: Sequence[Row], results: Mapping[str, object] | None = None, name: str = "") -> str:
+    """The certificate as HTML: a heading, the table of units, and the learner's own numbers if there are any."""
+    total = Row(
+        "Together", *(sum(getattr(row, key) for row in table) for key in ("solved", "exercises", "points", "possible"))
+    )
+    lines = [
+        (row.title, f"{row.solved} of {row.exercises}", f"{row.points} of {row.possible}") for row in (*table, total)
+    ]
+    course = _table(lines, "Exercises whose check has passed on this computer", ("Unit", "Exercises solved", "Points"))
+    own = _table(list((results or {}).items()), "Numbers of your own") if results else ""
+    title = f"Quantizing Transformers: {html.escape(name)}" if name else "Quantizing Transformers"
+    return (
+        '<div style="border: 2px solid currentColor; padding: 1em 1.5em; max-width: 42em">'
+        f"<p><strong>{title}</strong></p><p>{html.escape(sentence(table))}</p>{course}{own}</div>"
+    )
+
+
+def _table(lines: Sequence[Sequence[object]], caption: str, head: Sequence[str] = ()) -> str:
+    """An HTML table whose first column names the rows; all text is escaped."""
+    style = 'style="text-align: left; font-weight: inherit; padding: 0.2em 1em 0.2em 0"'
+    titles = "".join(f'<th scope="col" {style}>{html.escape(title)}</th>' for title in head)
+    body = ""
+    for first, *others in lines:
+        cells = "".join(f"<td {style}>{html.escape(str(other))}</td>" for other in others)
+        body += f'<tr><th scope="row" {style}>{html.escape(str(first))}</th>{cells}</tr>'
+    return (
+        '<table style="border-collapse: collapse; margin: 1em 0">'
+        f'<caption style="caption-side: top; text-align: left; font-style: italic">{html.escape(caption)}</caption>'
+        + (f'<thead style="font-weight: bold"><tr>{titles}</tr></thead>' if titles else "")
+        + f"<tbody>{body}</tbody></table>"
+    )
+
+
+def show(results: Mapping[str, object] | None = None, name: str = "", file: Path | None = None) -> None:
+    """Display the certificate.
+
+    Parameters
+    ----------
+    results : mapping of str to object, or None
+        The learner's own numbers: a label and what to write beside it.
+    name : str
+        Whose certificate it is. It is written nowhere but on the page.
+    file : Path or None
+        Where to keep the page as HTML. Nothing is saved if it is None.
+    """
+    if os.environ.get("COURSE_PROGRESS") == "off":
+        print(OFF)
+        return
+    text = page(rows(progress(), units()), results, name)
+    display(HTML(text))
+    if file is not None:
+        file.write_text(
+            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Certificate</title>{text}</html>\n'
+        )
+        print(f"The page is kept in {file.name}.")
