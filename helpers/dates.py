@@ -12,6 +12,7 @@ two digits needs its century, a day of the year needs a calendar with its leap y
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 from collections.abc import Callable
 
@@ -89,8 +90,16 @@ def dates_of(split: str) -> list[datetime.date]:
     """
     if split not in ("training", "validation", "held_out"):
         raise ValueError(f'there is no split "{split}": choose "training", "validation" or "held_out".')
-    days = (FIRST + datetime.timedelta(n) for n in range((LAST - FIRST).days + 1))
-    return [day for day in days if split_of(day) == split]
+    return list(_splits()[split])
+
+
+@functools.cache
+def _splits() -> dict[str, list[datetime.date]]:
+    days = [FIRST + datetime.timedelta(n) for n in range((LAST - FIRST).days + 1)]
+    splits = {"training": [], "validation": [], "held_out": []}
+    for day in days:
+        splits[split_of(day)].append(day)
+    return splits
 
 
 def encode(texts: list[str], length: int = SOURCE_LENGTH) -> Tensor:

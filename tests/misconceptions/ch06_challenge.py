@@ -1,0 +1,145 @@
+"""Unit 06, section 4: what learners really enter in exercise 6.4."""
+
+import copy
+import io
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import challenge, dates, frontier, packed, rounding, seq2seq
+from helpers.frontier import Scheme
+from tests.misconceptions.bank import right, wrong
+
+
+def affine(bits):
+    return Scheme(bits, "channel", symmetric=False)
+
+
+def small_plan(model):
+    """A plan within budget and above the floor, chosen by hand."""
+    names = frontier.matrices(model)
+    three = {name for name in names if "attention.q" in name or "attention.k" in name or name.endswith(".v")}
+    ends = dict.fromkeys(("embedding", "head"), affine(4))
+    return {name: affine(3 if name in three else 2) for name in names} | ends
+
+
+def header(content):
+    return packed.metadata(content)
+
+
+@wrong("ex_6_4", "more than the budget")
+def eight_bits_everywhere(model):
+    return challenge.pack(model, frontier.everywhere(model, Scheme(8)))
+
+
+@wrong("ex_6_4", "lies below the floor")
+def two_bits_everywhere(model):
+    return challenge.pack(model, frontier.everywhere(model, affine(2)))
+
+
+@wrong("ex_6_4", "near the floor, but not certainly above it")
+def content_with_luck(model):
+    names = frontier.matrices(model)
+    three = {name for name in names if name.startswith("encoder") and ("attention" in name or ".1.ffn.down" in name)}
+    return challenge.pack(model, {n: affine(4 if n == "embedding" else 3 if n in three else 2) for n in names})
+
+
+@wrong("ex_6_4", "the judge refuses your entry: the file is damaged, or holds pickled Python code")
+def the_whole_model_pickled(model):
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    return stream.getvalue()
+
+
+@wrong("ex_6_4", "the file holds something else than the state of a model")
+def a_bare_state_dict(model):
+    stream = io.BytesIO()
+    torch.save(model.state_dict(), stream)
+    return stream.getvalue()
+
+
+@wrong("ex_6_4", "the file holds 'original'")
+def float_weights_beside_the_codes(model):
+    content = challenge.pack(model, frontier.everywhere(model, affine(2)))
+    tensors = safetensors.torch.load(content) | {"original": model.embedding.weight.detach().clone()}
+    return safetensors.torch.save(tensors, header(content))
+
+
+@wrong("ex_6_4", "neither weights nor their description")
+def answers_in_the_header(model):
+    content = challenge.pack(model, small_plan(model))
+    answers = " ".join(dates.pairs("training", 5, 0)[2])
+    return safetensors.torch.save(safetensors.torch.load(content), header(content) | {"answers": answers})
+
+
+@wrong("ex_6_4", "have too many scales")
+def a_scale_for_every_four_weights(model):
+    return challenge.pack(model, frontier.everywhere(model, Scheme(2, 4)))
+
+
+@wrong("ex_6_4", "my_entry changed the model")
+@torch.no_grad()
+def rounded_in_place(model):
+    for name, scheme in small_plan(model).items():
+        weight = model.get_submodule(name).weight
+        weight.copy_(rounding.round_to_nearest(weight, scheme.bits, weight.shape[1], scheme.symmetric))
+    return challenge.pack(model, small_plan(model))
+
+
+@wrong("ex_6_4", "looks at held-out dates")
+def chosen_on_what_it_is_judged_by(model):
+    entries = [challenge.pack(model, small_plan(model) | {"head": affine(bits)}) for bits in (2, 4)]
+    source, target, _ = dates.pairs("held_out", 100, 7)
+    right = [int(seq2seq.exact_matches(challenge.unpack(entry), source, target).sum()) for entry in entries]
+    return entries[right.index(max(right))]
+
+
+@wrong("ex_6_4", "my_entry returns a model")
+def a_model_and_no_file(model):
+    return frontier.rounded(model, small_plan(model))
+
+
+def trained(model, plan, steps):
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.2)
+    for step in range(steps):
+        source, target, _ = dates.pairs("training", 64, 6400 + step)
+        values = {}
+        for name, parameter in twin.named_parameters():
+            scheme = plan.get(name.removesuffix(".weight"))
+            if scheme is None or not name.endswith(".weight"):
+                values[name] = parameter
+                continue
+            flat = parameter.detach()
+            to = rounding.round_to_nearest(flat, scheme.bits, scheme.group_size(flat), scheme.symmetric)
+            values[name] = parameter + (to - flat)
+        logits = torch.func.functional_call(twin, values, (source, seq2seq.shifted(target)))
+        loss = F.cross_entropy(logits.transpose(1, 2), target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return twin
+
+
+@wrong("ex_6_4", "lies below the floor")
+def trained_for_another_grid(model):
+    return challenge.pack(
+        trained(model, frontier.everywhere(model, Scheme(3)), 6), frontier.everywhere(model, affine(2))
+    )
+
+
+@right("ex_6_4")
+def a_plan_by_hand(model):
+    return challenge.pack(model, small_plan(model))
+
+
+@right("ex_6_4")
+def trained_at_two_bits(model):
+    ends = dict.fromkeys(("embedding", "head"), affine(4))
+    plan = {name: affine(2) for name in frontier.matrices(model)} | ends
+    return challenge.pack(trained(model, plan, 110), plan)

@@ -1,0 +1,344 @@
+"""Answers to exercise 6.1 (unit 06)."""
+
+import copy
+
+import torch
+import torch.ao.quantization as tq
+from torch import nn
+
+from helpers.int8 import dynamic_int8
+from tests.misconceptions.bank import right, wrong
+
+
+@torch.no_grad()
+def run(model, source, target):
+    return copy.deepcopy(model).eval()(source, target)
+
+
+def apart(a, b):
+    return bool((a - b).norm() > 1e-3 * a.norm())
+
+
+# feels_the_batch
+
+
+@right("ex_6_1", binds="feels_the_batch")
+def replaces_the_others(model, source, target):
+    generator = torch.Generator().manual_seed(7)
+    others = [torch.cat([x[:1], torch.randn(x[1:].shape, generator=generator)]) for x in (source, target)]
+    return apart(run(model, source, target)[0], run(model, *others)[0])
+
+
+@wrong("ex_6_1", "Another order of the other pairs is not enough", binds="feels_the_batch")
+def permutes_the_others(model, source, target):
+    order = [0, *range(len(source) - 1, 0, -1)]
+    return apart(run(model, source, target)[:1], run(model, source[order], target[order])[:1])
+
+
+@wrong("ex_6_1", "it looks at all sources", binds="feels_the_batch")
+def replaces_only_the_targets(model, source, target):
+    return apart(run(model, source, target)[0], run(model, source, torch.cat([target[:1], -target[1:]]))[0])
+
+
+@wrong("ex_6_1", "Look at the answer to the first pair only", binds="feels_the_batch")
+def looks_at_all_pairs(model, source, target):
+    other = torch.cat([source[:1], -source[1:]])
+    return apart(run(model, source, target), run(model, other, target))
+
+
+@wrong("ex_6_1", "answers every pair alone", binds="feels_the_batch")
+def leaves_dropout_on(model, source, target):
+    with torch.no_grad():
+        trial = copy.deepcopy(model).train()
+        return apart(trial(source, target)[:1], trial(source[:1], target[:1]))
+
+
+@wrong("ex_6_1", "changed the model it was given", binds="feels_the_batch")
+def switches_the_model_to_eval(model, source, target):
+    model.eval()
+    return replaces_the_others(model, source, target)
+
+
+@wrong("ex_6_1", "changed the source or the target", binds="feels_the_batch")
+def writes_into_the_batch(model, source, target):
+    before = run(model, source, target)[0]
+    source[1:] *= -1
+    return apart(before, run(model, source, target)[0])
+
+
+# sees_the_future
+
+
+@right("ex_6_1", binds="sees_the_future")
+def one_position_after_the_other(model, source, target):
+    before = run(model, source, target)
+    other = target.clone()
+    other[:, -1] = target[:, -1].flip(-1) - 3 * target[:, 0]
+    after = run(model, source, other)
+    return any(apart(before[:, t], after[:, t]) for t in range(target.shape[1] - 1))
+
+
+@wrong("ex_6_1", "Leave the last one out", binds="sees_the_future")
+def compares_the_last_output(model, source, target):
+    other = torch.cat([target[:, :-1], -target[:, -1:]], dim=1)
+    return apart(run(model, source, target), run(model, source, other))
+
+
+@wrong("ex_6_1", "not only the first", binds="sees_the_future")
+def compares_only_the_first_output(model, source, target):
+    other = torch.cat([target[:, :-1], -target[:, -1:]], dim=1)
+    return apart(run(model, source, target)[:, 0], run(model, source, other)[:, 0])
+
+
+@wrong("ex_6_1", "put another vector in its place", binds="sees_the_future")
+def adds_one(model, source, target):
+    other = target.clone()
+    other[:, -1] += 1
+    return apart(run(model, source, target)[:, :-1], run(model, source, other)[:, :-1])
+
+
+@wrong("ex_6_1", "not the last pair", binds="sees_the_future")
+def takes_dimension_0_for_time(model, source, target):
+    other = torch.cat([target[:-1], -target[-1:]])
+    return apart(run(model, source, target)[:, :-1], run(model, source, other)[:, :-1])
+
+
+@wrong("ex_6_1", "only the last output moves", binds="sees_the_future")
+def changes_the_source(model, source, target):
+    other = torch.cat([source[:, :-1], -source[:, -1:]], dim=1)
+    return apart(run(model, source, target)[:, :-1], run(model, other, target)[:, :-1])
+
+
+@wrong("ex_6_1", "this decoder has no mask", binds="sees_the_future")
+def looks_for_a_mask_of_the_module(model, source, target):
+    return False
+
+
+# knows_the_order
+
+
+@right("ex_6_1", binds="knows_the_order")
+def another_order(model, source, target):
+    order = [*range(1, source.shape[1]), 0]
+    return apart(run(model, source, target), run(model, source[:, order], target))
+
+
+@wrong("ex_6_1", "not the batch (dimension 0)", binds="knows_the_order")
+def reverses_the_batch(model, source, target):
+    return apart(run(model, source, target), run(model, source.flip(0), target))
+
+
+@wrong("ex_6_1", "compare up to rounding", binds="knows_the_order")
+def compares_every_digit(model, source, target):
+    return not torch.equal(run(model, source, target), run(model, source.flip(1), target))
+
+
+@wrong("ex_6_1", "reverse the source, not the target", binds="knows_the_order")
+def reverses_the_target(model, source, target):
+    return apart(run(model, source, target).flip(1), run(model, source, target.flip(1)))
+
+
+@wrong("ex_6_1", "this model adds positions to its source", binds="knows_the_order")
+def never(model, source, target):
+    return False
+
+
+# unused_sizes
+
+
+@right("ex_6_1", binds="unused_sizes")
+def prints_of_the_tensors(build, sizes):
+    def outline(**chosen):
+        return sorted((n, tuple(t.shape)) for n, t in build(**chosen).state_dict().items())
+
+    unused = []
+    for name in sizes:
+        other = dict(sizes)
+        other[name] *= 2
+        if outline(**other) == outline(**sizes):
+            unused.append(name)
+    return unused
+
+
+@wrong("ex_6_1", "to keep a size in an attribute is not to use it", binds="unused_sizes")
+def looks_for_attributes(build, sizes):
+    model = build(**sizes)
+    return [name for name in sizes if not hasattr(model, name)]
+
+
+@wrong("ex_6_1", "new random weights are no influence", binds="unused_sizes")
+def compares_the_numbers(build, sizes):
+    def same(a, b):
+        return a.keys() == b.keys() and all(a[n].shape == b[n].shape and torch.equal(a[n], b[n]) for n in a)
+
+    usual = build(**sizes).state_dict()
+    return [n for n in sizes if same(usual, build(**{**sizes, n: 2 * sizes[n]}).state_dict())]
+
+
+@wrong("ex_6_1", "double a size", binds="unused_sizes")
+def adds_one_to_a_size(build, sizes):
+    def shapes(**chosen):
+        return [t.shape for t in build(**chosen).state_dict().values()]
+
+    return [name for name in sizes if shapes(**{**sizes, name: sizes[name] + 1}) == shapes(**sizes)]
+
+
+@wrong("ex_6_1", "of the *whole* state_dict", binds="unused_sizes")
+def forgets_the_buffers(build, sizes):
+    def shapes(**chosen):
+        return {n: p.shape for n, p in build(**chosen).named_parameters()}
+
+    return [name for name in sizes if shapes(**{**sizes, name: 2 * sizes[name]}) == shapes(**sizes)]
+
+
+# left_in_float
+
+
+@right("ex_6_1", binds="left_in_float")
+def from_the_state_dict(model):
+    kept = dict(tq.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8).named_parameters())
+    return sorted(n for n in kept if len(kept[n].shape) > 1)
+
+
+@wrong("ex_6_1", "it is a parameter of the attention itself", binds="left_in_float")
+def lists_linear_layers(model):
+    quantized = dynamic_int8(model)
+    return [f"{n}.weight" for n, part in quantized.named_modules() if isinstance(part, nn.Linear)]
+
+
+@wrong("ex_6_1", "with two dimensions or more", binds="left_in_float")
+def lists_biases_too(model):
+    return [n for n, _ in dynamic_int8(model).named_parameters()]
+
+
+@wrong("ex_6_1", "list what remains *after* quantization", binds="left_in_float")
+def lists_the_float_model(model):
+    return [n for n, p in model.named_parameters() if p.dim() >= 2]
+
+
+@wrong("ex_6_1", "changed the model it was given", binds="left_in_float")
+def quantizes_in_place(model):
+    quantized = tq.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+    return [n for n, p in quantized.named_parameters() if p.dim() >= 2]
+
+
+@wrong("ex_6_1", "misses out_proj.weight", binds="left_in_float")
+def only_the_packed_projections(model):
+    return [n for n, _ in dynamic_int8(model).named_parameters() if n.endswith("in_proj_weight")]
+
+
+# refusals
+
+
+def tried(call):
+    try:
+        call()
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def prepared(model, settings):
+    trial = copy.deepcopy(model).eval()
+    trial.qconfig = settings
+    return tq.prepare(trial)
+
+
+def engine():
+    return torch.backends.quantized.engine
+
+
+def static_road(model, source, target, settings=None, run_it=True):
+    observed = prepared(model, settings or tq.get_default_qconfig(engine()))
+    observed(source, target)
+    int8 = tq.convert(observed)
+    if run_it:
+        run(int8, source, target)
+
+
+def qat_road(model, source, target, training=True):
+    trial = copy.deepcopy(model).train(training)
+    trial.qconfig = tq.get_default_qat_qconfig(engine())
+    tq.prepare_qat(trial)(source, target)
+
+
+def dynamic_road(model, source, target):
+    run(tq.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8), source, target)
+
+
+def roads(model, source, target, **other):
+    usual = {"dynamic": dynamic_road, "static": static_road, "qat": qat_road} | other
+    return {name: tried(lambda road=road: road(model, source, target)) for name, road in usual.items()}
+
+
+@right("ex_6_1", binds="refusals")
+def road_by_road(model, source, target):
+    return roads(model, source, target)
+
+
+@wrong("ex_6_1", "the failure comes with the first input after it", binds="refusals")
+def convert_is_enough(model, source, target):
+    return roads(model, source, target, static=lambda *a: static_road(*a, run_it=False))
+
+
+@wrong("ex_6_1", "Without a qconfig nothing is prepared", binds="refusals")
+def no_qconfig(model, source, target):
+    def static(model, source, target):
+        observed = tq.prepare(copy.deepcopy(model).eval())
+        observed(source, target)
+        run(tq.convert(observed), source, target)
+
+    return roads(model, source, target, static=static)
+
+
+@wrong("ex_6_1", "A copy in training mode?", binds="refusals")
+def qat_in_eval_mode(model, source, target):
+    return roads(model, source, target, qat=lambda *a: qat_road(*a, training=False))
+
+
+@right("ex_6_1", binds="refusals")
+def dynamic_with_gradients(model, source, target):
+    def dynamic(model, source, target):
+        dynamic_int8(copy.deepcopy(model).eval())(source, target)
+
+    return roads(model, source, target, dynamic=dynamic)
+
+
+@wrong("ex_6_1", "in eval mode only", binds="refusals")
+def dynamic_in_training_mode(model, source, target):
+    def dynamic(model, source, target):
+        dynamic_int8(model).train()(source, target)
+
+    return roads(model, source, target, dynamic=dynamic)
+
+
+@wrong("ex_6_1", "your probe does not say so", binds="refusals")
+def qat_without_a_qconfig(model, source, target):
+    return roads(model, source, target, qat=lambda m, s, t: tq.prepare_qat(copy.deepcopy(m).train())(s, t))
+
+
+@wrong("ex_6_1", "changed the model it was given", binds="refusals")
+def leaves_a_qconfig(model, source, target):
+    answer = roads(model, source, target)
+    model.qconfig = tq.get_default_qconfig(engine())
+    return answer
+
+
+@wrong("ex_6_1", "each value is a text", binds="refusals")
+def returns_none_for_no_error(model, source, target):
+    return {name: said or None for name, said in roads(model, source, target).items()}
+
+
+@wrong("ex_6_1", "leaves PyTorch's fast path switched", binds="refusals")
+def switches_the_fast_path_off(model, source, target):
+    torch.backends.mha.set_fastpath_enabled(False)
+    return roads(model, source, target)
+
+
+@wrong("ex_6_1", "our blocks pass all three roads", binds="refusals")
+def quotes_the_book(model, source, target):
+    return {
+        "dynamic": "",
+        "static": "Could not run 'aten::add.out' with arguments from the 'QuantizedCPU' backend",
+        "qat": "",
+    }
