@@ -5021,7 +5021,7 @@ for heads in (1, 4):
 # %% [markdown]
 # ## 10. The book's chapter 2, corrected
 #
-# All snippets of the book are listed in one place, [the book, corrected](../../docs/book_corrected.md): what it says, what happens, what works; a test runs every row. Those
+# All snippets of the book are listed in one place, `docs/book_corrected.md` (in the course's own folder, which JupyterLab does not show): what it says, what happens, what works; a test runs every row. Those
 # that belong to this unit, and where you met them:
 #
 # | the book | what happens | what works | section |

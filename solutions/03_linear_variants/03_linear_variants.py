@@ -3414,7 +3414,7 @@ except NotImplementedError:
 #
 # ## 9. The book's Linear chapter, corrected
 #
-# All snippets and claims of the book stand in [the book, corrected](../../docs/book_corrected.md), with a test for each row. Those on Linear layers, and where you met them:
+# All snippets and claims of the book stand in `docs/book_corrected.md` (in the course's own folder, which JupyterLab does not show), with a test for each row. Those on Linear layers, and where you met them:
 #
 # | the book | verdict | what happens | section |
 # |---|---|---|---|

@@ -4708,8 +4708,8 @@ plots.show(
 # - Compare the last row. A better *choice* of the widths, without any training, buys more than these few steps. So do the free things first: a scale for each row, then mixed widths; training comes last.
 # - Few steps move few codes, fewer from step to step, and hardly any at the end.
 #
-# There is more to win where more was lost: at 3 and 2 bits. That takes more steps than a notebook has time for. The script [benchmarks/qat.py](../../benchmarks/qat.py) is the longer run, with several widths and granularities, the float control, paired intervals and its log; what it found stands in
-# [its results](../../benchmarks/results/qat.md).
+# There is more to win where more was lost: at 3 and 2 bits. That takes more steps than a notebook has time for. The script `benchmarks/qat.py` is the longer run, with several widths and granularities, the float control, paired intervals and its log; what it found stands in
+# `benchmarks/results/qat.md` (both in the course's own folder).
 
 # %% [markdown]
 # ## 10. Shipping

@@ -50,10 +50,12 @@ def problem(link, unit, notebooks, files):
         place = ["notebooks", unit]
         for part in PurePosixPath(unquote(path)).parts:
             place = place[:-1] if part == ".." else [*place, part]
+        if place[0] != "notebooks":
+            return "JupyterLab shows notebooks/ only: name the file instead"
         if "/".join(place) not in files:
             return f"there is no file {'/'.join(place)}"
-        target = place[-1].removesuffix(".ipynb") if place[0] == "notebooks" else None
-    if not fragment or target is None:
+        target = place[-1].removesuffix(".ipynb")
+    if not fragment:
         return ""
     if not AS_IT_IS.fullmatch(fragment):
         return "the part behind # holds a character that a browser writes in another way: choose another heading"
@@ -94,7 +96,7 @@ def test_the_links_of_all_units_are_seen(notebooks):
         ("../b/b.ipynb#heading=The-method-quantize", ""),
         ("../b/b.ipynb#cell-id=ex_1_1_check", ""),
         ("#Here", ""),
-        ("../../docs/page.md#anything", ""),
+        ("../../docs/page.md#anything", "JupyterLab shows notebooks/ only"),
         ("#There", "has no heading or cell #There"),
         ("../b/b.ipynb#heading=1.-what-is-it,-really?", "has no heading or cell"),
         ("../b/b.ipynb#The-method-quantize", "in another notebook write #heading="),
@@ -111,5 +113,5 @@ def test_a_wrong_link_is_found(link, what):
     here = nbformat.v4.new_notebook(cells=[cell(f"# Here\n\nSee [the proof]({link}).")])
     course = {"a": here, "b": nbformat.v4.new_notebook(cells=there)}
     assert links(here) == [link]
-    found = problem(link, "a", course, {"notebooks/b/b.ipynb", "docs/page.md"})
+    found = problem(link, "a", course, {"notebooks/b/b.ipynb"})
     assert what in found if what else not found
