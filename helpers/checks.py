@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -181,7 +182,8 @@ def _explanation(error: Exception) -> str:
     """What to tell a learner whose code raised, or failed an assertion."""
     if isinstance(error, AssertionError):
         sentence = str(error) or f"an assertion without a text failed{_place(error)}."
-        return f"not yet. {sentence[0].upper()}{sentence[1:]}"
+        begin = sentence[0].upper() if re.match(r"[a-z]+[ ,']", sentence) else sentence[0]  # my_name stays my_name
+        return f"not yet. {begin}{sentence[1:]}"
     if isinstance(error, NameError):
         return (
             f"{error}{_place(error)}. Either your code uses a name that does not exist, or the cell that defines it "
@@ -228,7 +230,20 @@ def _record(exercise: str, state: str) -> None:
         progress[exercise] = state
     part = PROGRESS_FILE.with_suffix(f".{os.getpid()}.part")  # two notebooks may be open
     try:
+        _set_aside_if_damaged()
         part.write_text(json.dumps(progress, indent=1, sort_keys=True))
         part.replace(PROGRESS_FILE)
     except OSError as error:
         print(f"(Your progress was not saved in {PROGRESS_FILE.name}: {error.strerror}. Your answer is not affected.)")
+
+
+def _set_aside_if_damaged() -> None:
+    """Keep a progress file that is no JSON, perhaps edited by hand, under another name before a new one begins."""
+    try:
+        json.loads(PROGRESS_FILE.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:  # bytes that are no text are one, too
+        kept = PROGRESS_FILE.with_suffix(".damaged.json")
+        PROGRESS_FILE.replace(kept)
+        print(f"({PROGRESS_FILE.name} cannot be read. It is kept as {kept.name}, and a new one begins.)")

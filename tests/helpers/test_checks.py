@@ -1,6 +1,7 @@
 """The friendly checks: what a learner reads, and that progress never gets in the way."""
 
 import json
+import re
 import stat
 
 import pytest
@@ -109,7 +110,20 @@ def test_a_damaged_progress_file_does_no_harm(progress, content, capsys):
     with checks.check("9.1", "all good"):
         pass
     checks.show_progress("9", 2)
-    assert "1 of 2 exercises solved" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 of 2 exercises solved" in out
+    kept = progress.with_suffix(".damaged.json")
+    assert kept.is_file() == ("is kept as progress.damaged.json" in out) == (content in ("", "{"))
+    assert not kept.is_file() or kept.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [("the sum is wrong", "The sum"), ("my_sum is wrong", "my_sum"), ('card["a"] is', 'card["a"]')],
+)
+def test_a_sentence_begins_with_a_capital_and_a_name_as_it_is(progress, sentence, shown):
+    with pytest.raises(checks.CheckFailed, match=rf"not yet. {re.escape(shown)}"), checks.check("9.1", ""):
+        raise AssertionError(sentence)
 
 
 def test_parts_of_an_exercise_count_each(progress, capsys):
