@@ -198,11 +198,13 @@ def _explanation(error: Exception) -> str:
 def _place(error: BaseException) -> str:
     """Where in the learner's own code an error came from: the last frame of a notebook cell that is not a check."""
     frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith(str(Path(__file__).parent))
-        and not frame.name.startswith("check_ex_")
+        summary
+        for (frame, _), summary in zip(
+            traceback.walk_tb(error.__traceback__), traceback.extract_tb(error.__traceback__), strict=True
+        )
+        if "site-packages" not in summary.filename
+        and not summary.filename.startswith(str(Path(__file__).parent))
+        and not frame.f_code.co_qualname.startswith("check_ex_")  # the check, and functions inside it
     ]
     if not frames:
         return " in the check, with what your function returned"

@@ -199,3 +199,16 @@ def test_gradients_that_stay_off_are_named_and_switched_on(progress):
     with pytest.raises(checks.CheckFailed, match="switches gradients off"), checks.check("9.1", "all good"):
         torch.set_grad_enabled(False)
     assert torch.is_grad_enabled()
+
+
+def check_ex_9_1():
+    def inner():
+        return {}["what a learner's function returned"]
+
+    with checks.check("9.1", ""):
+        inner()
+
+
+def test_an_error_inside_the_check_is_not_blamed_on_a_line_of_the_learner(progress):
+    with pytest.raises(checks.CheckFailed, match="in the check, with what your function returned"):
+        check_ex_9_1()
