@@ -18,6 +18,15 @@ from IPython.display import HTML, display
 from helpers import checks
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+UNITS = (
+    "00_start_here",
+    "01_transformer_basics",
+    "02_quantization_apis",
+    "03_linear_variants",
+    "04_component_wise",
+    "05_evaluation",
+    "06_capstone",
+)
 OFF = "Progress is not recorded in this run, so there is nothing to certify. Run this cell in your own notebook."
 
 
@@ -40,35 +49,36 @@ class Row:
     possible: int
 
 
-def units(notebooks: Path | None = None) -> list[Unit]:
-    """Every unit whose notebook can be read, in order, with the exercises that its check cells announce."""
-    found = []
-    for path in sorted((notebooks or NOTEBOOKS).glob("*/*.ipynb")):
-        if path.stem != path.parent.name:  # a copy that the learner keeps beside it
-            continue
-        try:
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-            marks = [cell.get("metadata", {}).get("nbgrader", {}) for cell in cells]
-            points = {
-                mark["grade_id"].removeprefix("ex_").removesuffix("_check").replace("_", "."): int(mark["points"])
-                for mark in marks
-                if mark.get("grade")
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # a damaged notebook is not the certificate's business
-        lines = [line for text in texts for line in text.splitlines() if line.startswith("# ")]
-        found.append(Unit(f"{path.stem[:2]} {lines[0][2:].strip() if lines else path.stem[3:]}", points))
-    return found
+def units() -> dict[str, Unit | None]:
+    """Every unit with the exercises that its check cells announce; None for one whose notebook cannot be read."""
+    return {name: _unit(NOTEBOOKS / name / f"{name}.ipynb") for name in UNITS}
 
 
-def progress() -> dict[str, object]:
-    """What the progress file says, ``{"2.1": "solved"}``; empty if there is none, or nothing that can be read."""
+def _unit(path: Path) -> Unit | None:
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        marks = [cell.get("metadata", {}).get("nbgrader", {}) for cell in cells]
+        points = {
+            mark["grade_id"].removeprefix("ex_").removesuffix("_check").replace("_", "."): int(mark["points"])
+            for mark in marks
+            if mark.get("grade")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("# ")]
+    return Unit(f"{path.stem[:2]} {lines[0][2:].strip() if lines else path.stem[3:]}", points)
+
+
+def progress() -> dict[str, object] | None:
+    """What the progress file says, ``{"2.1": "solved"}``; empty if there is none, None if it cannot be read."""
     try:
         state = json.loads(checks.PROGRESS_FILE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
-    return state if isinstance(state, dict) else {}
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def rows(state: Mapping[str, object], course: Sequence[Unit]) -> list[Row]:
@@ -81,32 +91,37 @@ def rows(state: Mapping[str, object], course: Sequence[Unit]) -> list[Row]:
     return result
 
 
-def sentence(table: Sequence[Row]) -> str:
-    """Where the learner stands, in one or two sentences."""
+def sentence(table: Sequence[Row], missing: Sequence[str] = ()) -> str:
+    """Where the learner stands, in a few sentences; `missing` names units that are not in the table."""
     solved, exercises = sum(row.solved for row in table), sum(row.exercises for row in table)
     if not exercises:
         return "No unit was found, so there is nothing to count. Are the notebooks where the course put them?"
     if not solved:
-        return "No exercise is solved on this computer yet. Exercise 0.1 is a good one to begin with."
-    if solved == exercises:
-        return f"All {exercises} exercises of the course are solved."
-    return f"{solved} of {exercises} exercises are solved. The others will wait."
+        text = "No exercise is solved on this computer yet. Exercise 0.1 is a good one to begin with."
+    elif solved < exercises:
+        text = f"{solved} of {exercises} exercises are solved. The others will wait."
+    else:
+        text = f"All {exercises} exercises {'that were found' if missing else 'of the course'} are solved."
+    if missing:
+        text += f" Not counted, for lack of a notebook that can be read: {', '.join(missing)}."
+    return text
 
 
-def page(table: Sequence[Row], results: Mapping[str, object] | None = None, name: str = "") -> str:
-    """The certificate as HTML: a heading, the table of units, and the learner's own numbers if there are any."""
+def page(said: str, table: Sequence[Row], results: Mapping[str, object] | None = None, name: str = "") -> str:
+    """The certificate as HTML: what is `said`, the table of units if it has rows, the learner's own numbers if any."""
     total = Row(
         "Together", *(sum(getattr(row, key) for row in table) for key in ("solved", "exercises", "points", "possible"))
     )
     lines = [
         (row.title, f"{row.solved} of {row.exercises}", f"{row.points} of {row.possible}") for row in (*table, total)
     ]
-    course = _table(lines, "Exercises whose check has passed on this computer", ("Unit", "Exercises solved", "Points"))
+    title = "Exercises whose check has passed on this computer"
+    course = _table(lines, title, ("Unit", "Exercises solved", "Points")) if table else ""
     own = _table(list((results or {}).items()), "Numbers of your own") if results else ""
     title = f"Quantizing Transformers: {html.escape(name)}" if name else "Quantizing Transformers"
     return (
         '<div style="border: 2px solid currentColor; padding: 1em 1.5em; max-width: 42em">'
-        f"<p><strong>{title}</strong></p><p>{html.escape(sentence(table))}</p>{course}{own}</div>"
+        f"<p><strong>{title}</strong></p><p>{html.escape(said)}</p>{course}{own}</div>"
     )
 
 
@@ -126,7 +141,7 @@ def _table(lines: Sequence[Sequence[object]], caption: str, head: Sequence[str] 
     )
 
 
-def show(results: Mapping[str, object] | None = None, name: str = "", file: Path | None = None) -> None:
+def show(results: Mapping[str, object] | None = None, name: str = "", file: str | Path | None = None) -> None:
     """Display the certificate.
 
     Parameters
@@ -135,16 +150,28 @@ def show(results: Mapping[str, object] | None = None, name: str = "", file: Path
         The learner's own numbers: a label and what to write beside it.
     name : str
         Whose certificate it is. It is written nowhere but on the page.
-    file : Path or None
+    file : str, Path or None
         Where to keep the page as HTML. Nothing is saved if it is None.
     """
     if os.environ.get("COURSE_PROGRESS") == "off":
         print(OFF)
         return
-    text = page(rows(progress(), units()), results, name)
+    course, state = units(), progress()
+    if state is None:
+        said = (
+            f"The progress file {checks.PROGRESS_FILE.name} cannot be read, so nothing can be counted. "
+            "Put a good copy in its place, or run the checks of your solved exercises again: that begins a new file."
+        )
+        table = []
+    else:
+        table = rows(state, [unit for unit in course.values() if unit])
+        said = sentence(table, [unit for unit, found in course.items() if not found])
+    text = page(said, table, results, name)
     display(HTML(text))
     if file is not None:
+        file = Path(file)
         file.write_text(
-            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Certificate</title>{text}</html>\n'
+            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Certificate</title>{text}</html>\n',
+            encoding="utf-8",
         )
         print(f"The page is kept in {file.name}.")

@@ -3240,34 +3240,34 @@ my_numbers["Report card: recommendation"] = best["recommendation"]
 # | | what is true | the proof |
 # |---|---|---|
 # | 1 | **Two numbers are all there is**: a scale and a zero point. What matters is how many values share them. | [exercise 2.1](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_1_check), [exercise 2.3](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_3_check), [what a finer ruler costs](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?) |
-# | 2 | **An int8 layer is whole numbers**: integer sums, corrections for the zero points, one multiplication at the end. The kernels compute nothing else. | [exercise 3.5](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_5_check), [what runs inside](../03_linear_variants/03_linear_variants.ipynb#heading=Is-that-really-what-runs-inside?) |
-# | 3 | **Ranges come from data.** Static quantization remembers them, dynamic asks each input, and a range from the wrong data ruins a model without a sound. | [exercise 2.4](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_4_check), [exercise 5.8](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_8_check), [three cards](#Three-cards) |
-# | 4 | **Integers multiply; they do not normalize.** Softmax, masks, norms and the residual stream stay in float, and every crossing lets an error in. | [exercise 4.4](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_4_check), [exercise 4.6](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_6_check), [exercise 6.2](../06_capstone/06_capstone.ipynb#cell-id=ex_6_2_check) |
+# | 2 | **An int8 layer is whole numbers**: integer sums, corrections for the zero points, one multiplication at the end. PyTorch's kernels agree within one code, with bias and multiplier in float. | [exercise 3.5](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_5_check), [what runs inside](../03_linear_variants/03_linear_variants.ipynb#heading=Is-that-really-what-runs-inside?) |
+# | 3 | **Ranges come from data.** Static quantization remembers them, dynamic asks each input, and a range from the wrong data can ruin a model without a sound. | [exercise 2.4](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_4_check), [dynamic: the small print](../01_transformer_basics/01_transformer_basics.ipynb#heading=The-small-print-of-dynamic-quantization), [three cards](#Three-cards) |
+# | 4 | **Integers multiply and add.** Softmax and masks need float; a few loud columns stretch the one scale of the residual stream. | [what integers cannot](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot), [the residual stream](../04_component_wise/04_component_wise.ipynb#heading=What-is-in-the-residual-stream?), [both kinds measured](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model,-measured) |
 # | 5 | **The silent failure is the dear one.** A right shape, a file that loads and a run without an error prove nothing. Write the probe first. | [exercise 1.3](../01_transformer_basics/01_transformer_basics.ipynb#cell-id=ex_1_3_check), [the error clinic](../02_quantization_apis/02_quantization_apis.ipynb#heading=9.-The-error-clinic), [exercise 6.1](../06_capstone/06_capstone.ipynb#cell-id=ex_6_1_check) |
 # | 6 | **Ask each part alone.** What costs most quality and what saves most bytes are different parts of the model. | [exercise 4.7](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_7_check), [the whole model in one table](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model-in-one-table,-and-in-one-picture) |
-# | 7 | **Below 8 bits, spend in this order:** finer scales, mixed widths, training; each beside its control. | [mixed precision](../04_component_wise/04_component_wise.ipynb#heading=Mixed-precision:-the-same-bytes,-better-spent), [exercise 4.8](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_8_check), [exercise 6.4](../06_capstone/06_capstone.ipynb#cell-id=ex_6_4_check) |
-# | 8 | **Fewer bits are not less time.** Width, batch, kernel and processor decide; ask a stopwatch that may refuse. | [where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?), [exercise 5.6](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_6_check), [what moved the needle](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle) |
+# | 7 | **Below 8 bits, three things help:** finer scales, mixed widths, training; each beside its control. Which helps most depends on the model. | [finer scales](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?), [mixed widths](../04_component_wise/04_component_wise.ipynb#heading=Mixed-precision:-the-same-bytes,-better-spent), [training](../04_component_wise/04_component_wise.ipynb#heading=What-is-it-worth-on-the-course-model?), [another model](#Which-matrix-pays-for-it?) |
+# | 8 | **Fewer bits are not less time.** Width, batch, kernel and processor decide; ask a stopwatch that may refuse. | [where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?), [the real clock](../05_evaluation/05_evaluation.ipynb#heading=The-real-clock), [what moved the needle](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle) |
 # | 9 | **Compare answer by answer,** with an interval, and with the margin stated before. Equal scores are not equal models. | [exercise 5.2](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_2_check), [exercise 5.3](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_3_check), [exercise 6.5](#Exercise-6.5:-the-report-card) |
-# | 10 | **What ships is a file**: numbers, configuration, hash. Its length is its size, and a stranger's process must be able to read it. | [exercise 1.9](../01_transformer_basics/01_transformer_basics.ipynb#cell-id=ex_1_9_check), [exercise 4.10](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_10_check), [exercise 5.5](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_5_check) |
+# | 10 | **What ships is a file**: numbers, configuration, hash. Its length is its size, and a stranger's process must be able to read it. | [what does one ship?](../04_component_wise/04_component_wise.ipynb#heading=What-does-one-ship?), [parameters that are none](../05_evaluation/05_evaluation.ipynb#heading=A-trap:-parameters-that-are-none), [exercise 4.10](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_10_check) |
 #
 # ### Pitfalls to avoid
 #
 # | do not | because | seen in |
 # |---|---|---|
-# | calibrate on what is at hand | the ranges of the wrong data look exactly like ranges | [exercise 6.5](#Exercise-6.5:-the-report-card) |
+# | calibrate on what is at hand | the ranges of the wrong data look exactly like ranges | [three cards](#Three-cards) |
 # | put a `QuantStub` on token ids, or a `+` between quantized tensors | the one quantizes only floats, the other has no scale for its result | [2.10.1](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_10_1_check), [2.10.2](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_10_2_check) |
-# | let a mask of minus infinity reach an observer | the scale becomes infinite | [exercise 4.4](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_4_check) |
+# | let a mask of minus infinity reach an observer | the scale becomes infinite | [what integers cannot](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot) |
 # | trust `quantize_dynamic` with the library's own Transformer | a third of each layer stays in float, and its fast path crashes on the rest | [section 4 of unit 04](../04_component_wise/04_component_wise.ipynb#heading=4.-Why-not-quantize-PyTorch's-own-Transformer-layer?) |
-# | use all 8 bits of the activations on any processor | without VNNI some sums are cut off | [exercise 3.7](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_7_check) |
-# | call a float file with few different numbers "4 bits" | not one byte is saved | [exercise 3.9](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_9_check) |
-# | forget the tie of embedding and head | the quantizer cuts it, and the file can grow | [exercise 4.9](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_9_check) |
-# | praise QAT without as many float steps beside it | the extra training may be all that helped | [exercise 3.11](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_11_check) |
-# | take the mean of a few stopwatch readings | the first run and the busy neighbour are in it | [exercise 5.6](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_6_check) |
-# | choose and report on the same data | the choice has learned the answers | [exercise 2.5](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_5_check), [exercise 5.8](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_8_check) |
+# | use all 8 bits of the activations on any processor | without VNNI some sums are cut off | [the short memory](../03_linear_variants/03_linear_variants.ipynb#heading=The-instruction-with-the-short-memory), [now for real](../03_linear_variants/03_linear_variants.ipynb#heading=Now-for-real) |
+# | call a float file with few different numbers "4 bits" | not one byte is saved | [three cards](#Three-cards) |
+# | forget the tie of embedding and head | the quantizer cuts it, and the file can grow | [the tie](../04_component_wise/04_component_wise.ipynb#heading=The-tie), [really smaller](../04_component_wise/04_component_wise.ipynb#heading=Look-back:-really-smaller) |
+# | praise QAT without as many float steps beside it | the extra training may be all that helped | [what is it worth?](../03_linear_variants/03_linear_variants.ipynb#heading=What-is-it-worth,-and-how-sure-are-we?) |
+# | take the mean of a few stopwatch readings | the first run and the busy neighbour are in it | [the stopwatch](../05_evaluation/05_evaluation.ipynb#heading=A-stopwatch-that-cannot-be-fooled) |
+# | choose and report on the same data | the choice has seen the answers | done right in [five ways](../02_quantization_apis/02_quantization_apis.ipynb#heading=Five-ways-to-choose,-compared), [does it hold?](../05_evaluation/05_evaluation.ipynb#heading=Does-it-hold-on-the-model?) |
 #
 # ### The book's chapter 6, corrected
 #
-# Its class stands in [exercise 6.1](../06_capstone/06_capstone.ipynb#cell-id=ex_6_1_check): it can be built, and no recipe of PyTorch makes int8 of it from end to end. What is left are its conclusions.
+# Its class stands in [section 1](#1.-Diagnose:-what-is-wrong-with-it?): it can be built, and no recipe of PyTorch makes int8 of it from end to end. Its conclusions:
 #
 # > **The book says:** the model with its stubs is already efficient and optimized, and can be deployed on a small device.
 # >
@@ -3320,15 +3320,15 @@ print(
 #
 # ### What you have done
 #
-# The unit first, then the whole course. The page is read from the progress file on this computer, and the numbers are those of your own report card. It is a summary and no diploma: nobody stops you from editing a file of yours. With `file=Path("my_certificate.html")` it is kept; otherwise nothing is saved.
+# The page is read from the progress file on this computer; the cells below [The leaderboard](#The-leaderboard) and [Three cards](#Three-cards) add your own numbers, if they have run. It is no diploma: nobody stops you from editing a file of yours. With `file="my_certificate.html"` it is kept; otherwise nothing is saved.
 
 # %% tags=["varies"]
 checks.show_progress("6", 5)
 
 # %% tags=["varies"]
-certificate.show(my_numbers, name="")
+certificate.show(globals().get("my_numbers"), name="")
 
 # %% [markdown]
-# *In the evening the band sits around the fire. Somebody asks Robin what he has really taken from the rich. "Three bytes of every four," he says, "and I can tell you what each has cost." He lays three cards on the stump. Two of them he throws into the fire, and one he gives to the boy who leaves for Nottingham at dawn.*
+# *In the evening the band sits around the fire. Somebody asks Robin what he has really taken from the rich. "Nine bytes of every ten, on a good day," he says, "and I can tell you what each has cost." He lays three cards on the stump. Two of them he throws into the fire, and one he gives to the boy who leaves for Nottingham at dawn.*
 #
-# *The creature sleeps in a smaller bed. Cronus has learned to look at what he swallows. Prometheus has chosen his fire, the sheriff has his table, and the arrow, with a quarter of its weight, is still in the air.*
+# *The creature sleeps in a smaller bed. Cronus has learned to look at what he swallows. Prometheus has chosen his fire, the sheriff has his table, and the arrow, with a tenth of its weight, is still in the air.*

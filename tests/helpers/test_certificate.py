@@ -1,6 +1,7 @@
-"""The certificate: counts what the notebooks announce, and is friendly whatever the progress file looks like."""
+"""The certificate: counts what the notebooks announce, and is honest about what cannot be read."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,7 @@ def course(tmp_path, monkeypatch):
     notebook(notebooks, "00_start", "Start <here>", {"ex_0_1_check": 1})
     notebook(notebooks, "01_next", "Next", {"ex_1_1_check": 2, "ex_1_10_2_check": 3})
     monkeypatch.setattr(certificate, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(certificate, "UNITS", ("00_start", "01_next"))
     monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "progress.json")
     monkeypatch.delenv("COURSE_PROGRESS", raising=False)
     return tmp_path
@@ -40,7 +42,7 @@ def shown(monkeypatch):
 
 
 def test_exercises_and_points_come_from_the_notebooks(course):
-    first, second = certificate.units()
+    first, second = certificate.units().values()
     assert first == certificate.Unit("00 Start <here>", {"0.1": 1})
     assert second.points == {"1.1": 2, "1.10.2": 3}
 
@@ -60,24 +62,33 @@ def test_all_solved(course, shown):
     assert "All 3 exercises of the course are solved." in shown[0]
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '{"0.1": null}', b"\xff\xfe"])
-def test_an_empty_or_broken_file_does_no_harm(course, shown, content):
-    if isinstance(content, bytes):
-        checks.PROGRESS_FILE.write_bytes(content)
-    elif content is not None:
+@pytest.mark.parametrize("content", [None, "{}", '{"0.1": null}'])
+def test_nothing_is_solved_yet(course, shown, content):
+    if content is not None:
         checks.PROGRESS_FILE.write_text(content)
     certificate.show()
-    assert "No exercise is solved on this computer yet." in shown[0]
+    assert "No exercise is solved on this computer yet." in shown[0] and ">0 of 3<" in shown[0]
 
 
-def test_a_damaged_or_copied_notebook_is_left_out(course, shown):
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
+def test_a_broken_file_is_not_taken_for_an_empty_one(course, shown, content):
+    checks.PROGRESS_FILE.write_bytes(content)
+    certificate.show({"bytes": 1234})
+    assert "progress.json cannot be read" in shown[0] and "run the checks" in shown[0] and "1234" in shown[0]
+    assert "No exercise is solved" not in shown[0] and "Points" not in shown[0]
+    assert checks.PROGRESS_FILE.read_bytes() == content
+
+
+def test_what_cannot_be_counted_is_named(course, shown):
     notebooks = certificate.NOTEBOOKS
-    (notebooks / "00_start" / "00_start.kept-1.ipynb").write_text("{}")
+    (notebooks / "00_start" / "00_start.kept-1.ipynb").write_text("{}")  # a copy that the learner keeps
     (notebooks / "01_next" / "01_next.ipynb").write_text('{"cells": [{"cell_type": "markdown"}]}')
-    assert [unit.title for unit in certificate.units()] == ["00 Start <here>"]
+    checks.PROGRESS_FILE.write_text('{"0.1": "solved"}')
+    certificate.show()
+    assert "All 1 exercises that were found are solved. Not counted" in shown[0] and "01_next." in shown[0]
     (notebooks / "00_start" / "00_start.ipynb").unlink()
     certificate.show()
-    assert "No unit was found" in shown[0]
+    assert "No unit was found" in shown[1]
 
 
 def test_own_numbers_are_shown_and_saved_only_when_asked(course, shown, capsys):
@@ -85,8 +96,9 @@ def test_own_numbers_are_shown_and_saved_only_when_asked(course, shown, capsys):
     certificate.show({"bytes <mine>": 1234}, name="R. Hood & band")
     assert "bytes &lt;mine&gt;" in shown[0] and "1234" in shown[0] and "R. Hood &amp; band" in shown[0]
     assert set(course.rglob("*")) == before
-    certificate.show({"bytes": 1234}, file=course / "mine.html")
-    assert "1234" in (course / "mine.html").read_text() and "mine.html" in capsys.readouterr().out
+    for file in (course / "mine.html", str(course / "also.html")):
+        certificate.show({"1 → 2": 1234}, file=file)
+        assert "1 → 2" in Path(file).read_text(encoding="utf-8") and Path(file).name in capsys.readouterr().out
 
 
 def test_a_stored_notebook_gets_one_constant_sentence(course, shown, monkeypatch, capsys):
@@ -99,6 +111,6 @@ def test_a_stored_notebook_gets_one_constant_sentence(course, shown, monkeypatch
 
 def test_every_unit_of_the_course_counts():
     found = certificate.units()
-    assert len(found) == len(unit_names()) and all(unit.points for unit in found)
-    assert found[0].title == "00 Start here"
-    assert found[2].points["2.10.10"] > 0
+    assert list(found) == unit_names() and all(unit and unit.points for unit in found.values())
+    assert found["00_start_here"].title == "00 Start here"
+    assert found["02_quantization_apis"].points["2.10.10"] > 0
