@@ -3131,8 +3131,8 @@ def check_ex_6_5() -> None:
             assert ratios == ([0.75, 0.7, 0.8] if timing is steady else [None] * 3), "another timing."
             assert card["recommendation"] == expected, f"{card['recommendation']}, expected {expected}."
             assert all(card[key] == notes[key] for key in notes), "other notes."
-        for gap in ("model", "scheme", "calibration", "limits", "machine"):
-            given = {key: text for key, text in notes.items() if key != gap}
+        gaps = [(key, {other: notes[other] for other in notes if other != key}) for key in [*notes, "machine"]]
+        for gap, given in gaps + [(key, notes | {key: " \n"}) for key in notes]:
             try:
                 report_card(
                     folder / "now",
