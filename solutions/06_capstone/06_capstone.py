@@ -2502,7 +2502,7 @@ if yours:
 # You have a model that fits. Tomorrow a team wants to use it, and you are on holiday. What do they need? The *artefact* (the file that ships, unit 04, section 10), how it was made, what it costs, what it buys, where it fails, and one word: ship it, or not. Three rules keep such a page honest:
 #
 # 1. **Measure the file, not the object in your notebook.** The file is what ships. So everything on the page is computed from a model that was rebuilt from it.
-# 2. **The margin first.** How much may the exact match fall? We say: by at most 1 percentage point. That is written here, before anything is measured, and it is not moved afterwards.
+# 2. **The margin first.** How much may the exact match fall? We say: by at most 1 percentage point. That is section 3's margin for this recipe; it is stated before the pairs of this section are drawn, and it is not moved afterwards.
 # 3. **The word follows from the numbers by a rule.** Nobody argues with the page at five in the evening.
 #
 # Here are three candidates, each written to a file of its own:
@@ -2534,14 +2534,21 @@ files = {
     "4 bits, simulated": Path(made.name) / "reader.four_bits.safetensors",
 }
 for name, batch in {"static int8": calibration_pairs, "one step": first_step}.items():
-    int8_reader = seq2seq.static_int8(float_reader, [batch])  # it must live until it is saved: see below
+    int8_reader = seq2seq.static_int8(float_reader, [batch])  # a name, so that it lives until it is saved: see below
     torch.save(int8_reader.state_dict(), files[name])
 save_checkpoint(rounding.with_rounded_linears(float_reader, 4, "channel"), files["4 bits, simulated"], {})
-MARGIN = 0.01  # stated now: at most 1 percentage point of exact match may be lost
+MARGIN = 0.01  # at most 1 percentage point of exact match may be lost
 
 # %% [markdown]
-# A trap on the way, of the silent kind: `torch.save(make_model().state_dict(), path)` in one line may write *garbage*. A quantized embedding hands out its codes as a view of its own memory, and in that line nobody keeps the model; its memory is free before the file is written. So give the model a name until it is
-# saved. And it is rule 1 again: whoever measures the object in the notebook never sees such a file.
+# A trap on the way, of the silent kind. The embedding of `int8_reader` hands out a copy of its codes, but its scales are a view of its own memory. So ask twice:
+
+# %% tags=["nbval-check-output"]
+one, two = (int8_reader.state_dict()["embedding._packed_params._packed_weight"] for _ in range(2))
+print("codes, the same memory:", one.data_ptr() == two.data_ptr())
+print("scales, the same memory:", one.q_per_channel_scales().data_ptr() == two.q_per_channel_scales().data_ptr())
+
+# %% [markdown]
+# In the single line `torch.save(make_model().state_dict(), path)` nobody keeps the model: its memory is free before the file is written, and whatever lies there by then is saved as scales. So give the model a name until it is saved. And it is rule 1 again: whoever measures the object in the notebook never sees such a file.
 #
 # ### Nothing changed: how sure is that?
 #
@@ -2557,12 +2564,12 @@ print("paired bootstrap:", intervals.paired_bootstrap(all_right, all_right))
 #
 # $$d' = \frac{r - b}{n + 2} \qquad q' = \frac{b + r + 1}{n + 2} \qquad d' \pm 1.96 \sqrt{\frac{q' - d'^2}{n + 2}}$$
 #
-# It counts two pairs more than were asked, and in these one change more, half of it broken and half of it repaired. By hand, for 50 pairs and no change: $d' = 0$, $q' = 1/52$, and the half width is $1.96 \cdot \sqrt{1/52^2} = 1.96/52 = 0.038$. So after fifty perfect answers a loss of 3 points is still possible.
+# It counts two pairs more than were asked, and in these one change more, half of it broken and half of it repaired. (Section 3 asked Wilson about the *broken* answers alone; this counts both kinds. And a loss is negative here, candidate minus float, while the leaderboard counts points *lost*.) By hand, for 50 pairs and no change: $d' = 0$, $q' = 1/52$, and the half width is $1.96 \cdot \sqrt{1/52^2} = 1.96/52 = 0.038$. So after fifty perfect answers a loss of 3 points is still possible.
 #
 # How many pairs does the promise "at most 1 point" need?
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def paired_interval(broken: int, repaired: int, pairs: int) -> tuple[float, float, float]:
     """Middle and bounds of repaired minus broken, as a share of all pairs."""
     size = pairs + 2
@@ -2571,11 +2578,20 @@ def paired_interval(broken: int, repaired: int, pairs: int) -> tuple[float, floa
     return center, center - spread, center + spread
 
 
-sources, targets, _ = dates.pairs("held_out", 800, seed=650)
+for lost in (0, 1, 3):
+    # Rounded, so that the margin itself does not count as above it.
+    enough = next(n for n in range(2, 2000) if round(paired_interval(lost, 0, n)[1], 9) > -MARGIN)
+    print(f"{lost} broken, none repaired: at least {enough} pairs")
+
+# %% [markdown]
+# Now on the real file:
+
+# %%
+sources, targets, _ = dates.pairs("held_out", 600, seed=650)
 before = seq2seq.exact_matches(load_reader(DATE_READER), sources, targets)
 after = seq2seq.exact_matches(load_reader(files["static int8"]), sources, targets)
 fig, ax = plots.figure(width=7.5, height=3.0)
-for place, count in enumerate((50, 100, 200, 400, 800)):
+for place, count in enumerate((50, 100, 150, 300, 600)):
     lost, won = int((before & ~after)[:count].sum()), int((~before & after)[:count].sum())
     center, low, high = (100 * x for x in paired_interval(lost, won, count))
     ax.plot([place, place], [low, high], color=plots.BLUE, linewidth=3)
@@ -2584,13 +2600,13 @@ for place, count in enumerate((50, 100, 200, 400, 800)):
 ax.axhline(-100 * MARGIN, color=plots.RED, linestyle="--")
 ax.text(4.45, -100 * MARGIN - 0.15, "the margin", color=plots.RED, va="top", ha="right")
 ax.axhline(0, color=plots.GREY, linewidth=0.8)
-ax.set_xticks(range(5), ["50", "100", "200", "400", "800"])
+ax.set_xticks(range(5), ["50", "100", "150", "300", "600"])
 ax.set_yticks([-4, -2, -1, 0, 2, 4])
 ax.set(xlabel="held-out pairs", ylabel="change, percentage points", xlim=(-0.5, 4.5), ylim=(-5, 6))
 plots.show(
     fig,
     caption="The same comparison, static int8 with float, after more and more pairs. The promise holds when the whole bar is above the margin.",
-    alt="Five vertical intervals around zero for 50 to 800 pairs, each narrower than the one before. Those of few pairs reach below the dashed margin at minus 1 point; those of many pairs stay above it.",
+    alt="Five vertical intervals around zero for 50 to 600 pairs, each narrower than the one before. Those of few pairs reach below the dashed margin at minus 1 point; those of many pairs stay above it.",
 )
 
 # %% [markdown]
@@ -2603,19 +2619,19 @@ plots.show(
 # | `"measure more"` | otherwise |
 #
 # ### Exercise 6.5: the report card
-# *Difficulty 3 of 5 · 25 minutes · 2 points*
+# *Difficulty 2 of 5 · 20 minutes · 2 points*
 #
-# Write `report_card`. It gets two files and the function that rebuilds a model from a file, the pairs, the margin, your notes, the timing and the machine. It returns a plain `dict` that JSON can hold: text, whole numbers, floats, `None`, and dicts of these.
+# Write `report_card`. It gets two files and the function that rebuilds a model from a file, the pairs, the margin, your notes, the timing and the machine. It returns a new plain `dict` that JSON can hold: text, whole numbers, floats, `None`, and dicts of these. What it was given it leaves as it is.
 #
 # | key | holds |
 # |---|---|
 # | `"model"`, `"scheme"`, `"calibration"`, `"limits"` | the four texts of `notes`; a card without one of them is refused |
 # | `"artefact"` | `"file"`: the file's name without its folder; `"bytes"`: its length on disk; `"sha256"`: hexadecimal SHA-256 of its bytes; `"times_smaller"`: bytes of the reference's file / bytes of this one |
-# | `"quality"` | `"pairs"`; `"reference_right"`, `"candidate_right"`, `"broken"`, `"repaired"`: exact counts; `"exact_match"`: the candidate's share with Wilson's interval (`intervals.wilson`), a dict of `"share"`, `"low"`, `"high"`; `"difference"`: $(r - b)/n$; `"low"`, `"high"`: the interval above; `"margin"` |
+# | `"quality"` | `"pairs"`; `"reference_right"`, `"candidate_right"`, `"broken"`, `"repaired"`: exact counts (`int`); `"exact_match"`: the candidate's share with Wilson's interval (`intervals.wilson`), a dict of `"share"`, `"low"`, `"high"`; `"difference"`: $(r - b)/n$; `"low"`, `"high"`: the interval above; `"margin"`; all but the counts as shares, not in per cent |
 # | `"latency"` | `"ratio"`, `"low"`, `"high"` of the timing, all `None` if it is a `latency.TooNoisy`; `"machine"`: where it was measured |
 # | `"recommendation"` | one of the three words, by the rule |
 #
-# A ratio of times without its machine means nothing, so an empty `machine` is refused, too. `seq2seq.exact_matches(model, source, target)` tells which answers are right. By hand: 400 pairs, 2 broken, 1 repaired, $m = 0.02$. Then $d' = -1/402$, $q' = 4/402$, the half width is 0.0097, and the interval goes from $-0.0122$ to $+0.0072$: inside the margin. If the file is smaller, ship.
+# A ratio of times without its machine means nothing, so an empty `machine` is refused, too. `seq2seq.exact_matches(model, source, target)` tells which answers are right; the interval is `paired_interval` above. By hand: 400 pairs, 2 broken, 1 repaired, $m = 0.02$. Then $d' = -1/402$, $q' = 4/402$, the half width is 0.0097, and the interval goes from $-0.0122$ to $+0.0072$: inside the margin. If the file is smaller, ship.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_6_5", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2643,7 +2659,7 @@ def report_card(
     margin : float
         The largest loss of exact match that is acceptable, as a share: 0.01 is 1 percentage point.
     notes : dict of str to str
-        "model", "scheme", "calibration", "limits".
+        "model", "scheme", "calibration", "limits"; others do not belong on the card.
     timing : Timing or TooNoisy
         The candidate's time as a ratio to the reference's; or why there is none.
     machine : dict of str to str
@@ -2674,15 +2690,14 @@ def report_card(
     was_right, is_right = (seq2seq.exact_matches(load(path), source, target) for path in (reference, candidate))
     pairs = len(source)
     broken, repaired = int((was_right & ~is_right).sum()), int((is_right & ~was_right).sum())
-    middle, changed = (repaired - broken) / (pairs + 2), (broken + repaired + 1) / (pairs + 2)
-    half = 1.96 * math.sqrt((changed - middle**2) / (pairs + 2))
+    _, low, high = paired_interval(broken, repaired, pairs)
     content, reference_bytes = candidate.read_bytes(), reference.stat().st_size
     share = intervals.wilson(int(is_right.sum()), pairs)
     known = isinstance(timing, latency.Timing)
-    if middle + half < -margin or len(content) >= reference_bytes:
+    if high < -margin or len(content) >= reference_bytes:
         word = "do not ship"
     else:
-        word = "ship" if middle - half > -margin else "measure more"
+        word = "ship" if low > -margin else "measure more"
     return texts | {
         "artefact": {
             "file": candidate.name,
@@ -2696,10 +2711,11 @@ def report_card(
             "candidate_right": int(is_right.sum()),
             "broken": broken,
             "repaired": repaired,
-            "exact_match": {"share": share.estimate, "low": share.low, "high": share.high},
+            # Rounded, because the upper bound of a share of 1 is 0.9999999999999999 otherwise.
+            "exact_match": {"share": share.estimate, "low": round(share.low, 6), "high": round(share.high, 6)},
             "difference": (repaired - broken) / pairs,
-            "low": middle - half,
-            "high": middle + half,
+            "low": low,
+            "high": high,
             "margin": margin,
         },
         "latency": {key: getattr(timing, key) if known else None for key in ("ratio", "low", "high")}
@@ -2800,20 +2816,33 @@ def check_ex_6_5() -> None:
             f"{where} is {value}, which is no JSON: what is not known is None."
         )
 
+    def keys_of(part: object, wanted: set[str], where: str, why: str = "") -> None:
+        assert isinstance(part, dict), f"{where} should be a dict, not {type(part).__name__}."
+        missing, surplus = sorted(wanted - set(part)), sorted(set(part) - wanted)
+        assert not missing and not surplus, (
+            f"the keys of {where} are not those of the table: missing {missing}, not expected {surplus}.{why}"
+        )
+
+    def counts(part: dict, names: tuple[str, ...], title: str) -> None:
+        for key in names:
+            assert type(part[key]) is int, (
+                f"{title}: {key} is {part[key]!r}, of type {type(part[key]).__name__}; a count is a whole number, an int."
+            )
+
     def compare(card: dict, candidate: Path, reference: Path, was, now, limit, timing, title: str, load) -> None:
         """Each number against the truth, the likely mistakes first."""
         checks.given(card, f"{title}: the card")
         assert isinstance(card, dict), f"{title}: the card should be a dict, not {type(card).__name__}."
         only_plain(card, "card")
-        keys = {*notes, "artefact", "quality", "latency", "recommendation"}
-        assert set(card) == keys, f"{title}: the keys of the card are {sorted(card)}; expected are {sorted(keys)}."
+        keys_of(card, {*notes, "artefact", "quality", "latency", "recommendation"}, f"the card ({title})")
         assert {key: card[key] for key in notes} == notes, f"{title}: the four notes are not those that were given."
         artefact, quality, times = card["artefact"], card["quality"], card["latency"]
-        assert set(artefact) == {"file", "bytes", "sha256", "times_smaller"}, f"{title}: the keys of artefact differ."
+        keys_of(artefact, {"file", "bytes", "sha256", "times_smaller"}, f"artefact ({title})")
         assert str(candidate.parent) not in json.dumps(card), (
             f"{title}: the card holds a folder of this computer; nobody else has it. Only the file's name belongs there."
         )
         assert artefact["file"] == candidate.name, f"{title}: file is {artefact['file']!r}, not the candidate's name."
+        counts(artefact, ("bytes",), title)
         raw, size = candidate.read_bytes(), reference.stat().st_size
         if artefact["bytes"] != len(raw):
             model = load(candidate)
@@ -2834,22 +2863,34 @@ def check_ex_6_5() -> None:
             "it is upside down: the reference's bytes over the candidate's.": len(raw) / size,
         })  # fmt: skip
         right, word = wanted(was, now, (len(raw), size), limit)
-        assert set(quality) == {*right, "exact_match"}, f"{title}: the keys of quality differ: {sorted(quality)}."
-        for key in ("pairs", "reference_right", "candidate_right", "margin"):
+        keys_of(quality, {*right, "exact_match"}, f"quality ({title})")
+        totals, changes = ("reference_right", "candidate_right"), ("broken", "repaired")
+        counts(quality, ("pairs", *totals, *changes), title)
+        old, new = (right[key] for key in totals)
+        assert old == new or (quality["reference_right"], quality["candidate_right"]) != (new, old), (
+            f"{title}: reference_right and candidate_right are swapped."
+        )
+        for key in ("pairs", *totals):
             assert quality[key] == right[key], (
                 f"{title}: {key} is {quality[key]}, and recomputed from the files and all pairs it is {right[key]}: "
                 "a number that does not reproduce."
             )
-        both = (quality["broken"], quality["repaired"])
-        assert both == (right["broken"], right["repaired"]) or both != (right["repaired"], right["broken"]), (
-            f"{title}: broken and repaired are swapped: broken were right before, and are wrong now."
-        )
-        assert both == (right["broken"], right["repaired"]), (
-            f"{title}: broken and repaired are {both}; pair by pair they are {right['broken']} and {right['repaired']}. "
-            "The difference of two totals is not the number of changes."
-        )
+        both, truth = (tuple(numbers[key] for key in changes) for numbers in (quality, right))
+        likely = {
+            (max(old - new, 0), max(new - old, 0)): "The difference of two totals is not the number of changes.",
+            (right["pairs"] - new, right["pairs"] - old): "These are all wrong answers; broken are only those of them "
+            "that were right before, repaired only those that were wrong before and are right now.",
+            truth[::-1]: "broken and repaired are swapped: broken were right before, and are wrong now.",
+        }
+        reason = likely.get(both, "broken were right before and are wrong now; repaired are the other way round.")
+        assert both == truth, f"{title}: broken and repaired are {both}; pair by pair they are {truth}. {reason}"
+        in_per_cent = "it is in per cent; as a share, 1 percentage point is 0.01."
+        checks.number(quality["margin"], limit, f"{title}: margin", {in_per_cent: 100 * limit})
         checks.number(quality["difference"], right["difference"], f"{title}: difference", {
             "the sign is turned around: candidate minus reference.": -right["difference"],
+            in_per_cent: 100 * right["difference"],
+            "it is a number of answers; divide it by the number of pairs.": new - old,
+            "it is d', the middle of the interval; the difference itself is divided by n.": (new - old) / (len(was) + 2),
         })  # fmt: skip
         n, p, q = len(was), was.mean(), now.mean()
         apart = 1.96 * np.sqrt((p * (1 - p) + q * (1 - q)) / n)
@@ -2862,22 +2903,25 @@ def check_ex_6_5() -> None:
                 "it is around the difference itself; the middle of this interval is d'.": right["difference"] + sign * width,
                 "it is one standard error from the middle; 95 % takes 1.96.": middle + sign * width / 1.96,
                 "the bounds are swapped.": middle - sign * width,
-            }, rtol=1e-6)  # fmt: skip
+                in_per_cent: 100 * right[name],
+            }, rtol=1e-4 * width / abs(right[name]))  # fmt: skip
         wilson = quality["exact_match"]
-        assert set(wilson) == {"share", "low", "high"}, f"{title}: exact_match should hold share, low and high."
+        keys_of(wilson, {"share", "low", "high"}, f"exact_match ({title})")
         checks.number(wilson["share"], q, f"{title}: the share of exact_match", {
             "it is the reference's; the card is about the candidate.": p,
+            in_per_cent: 100 * q,
         })  # fmt: skip
-        for bound in (wilson["low"], wilson["high"]):  # Wilson's bounds are where a test of the share just gives way
+        for bound in (wilson["low"], wilson["high"]):
+            assert type(bound) in (int, float), f"{title}: a bound of exact_match is {bound!r}, which is no number."
+            # Wilson's bounds are where a test of the share just gives way.
             assert abs(abs(q - bound) - 1.96 * np.sqrt(max(bound * (1 - bound), 0) / n)) < 2e-4, (
                 f"{title}: exact_match has a bound of {bound:.4f}, which is not Wilson's (helpers.intervals.wilson)."
             )
         assert wilson["low"] <= q + 1e-9 and wilson["high"] >= q - 1e-9 and wilson["low"] < wilson["high"], (
             f"{title}: the bounds of exact_match lie on the wrong sides of the share."
         )
-        assert set(times) == {"ratio", "low", "high", "machine"}, (
-            f"{title}: latency should hold ratio, low, high and machine: a ratio without its machine means nothing."
-        )
+        keys_of(times, {"ratio", "low", "high", "machine"}, f"latency ({title})",
+                " A ratio without its machine means nothing, and without its interval not much.")  # fmt: skip
         assert times["machine"] == machine, f"{title}: the machine of latency is not the one that was given."
         measured = (times["ratio"], times["low"], times["high"])
         if isinstance(timing, latency.Timing):
@@ -2897,7 +2941,14 @@ def check_ex_6_5() -> None:
             raise AssertionError(f'{title}: the card says "{said}", and the rule says "{word}": {reason}.')
 
     def card_of(candidate, reference, load, source, target, limit, timing=steady):
-        return report_card(candidate, reference, load, source, target, limit, notes, timing, machine)
+        """A card made with a note more than is needed; what is given must stay as it is."""
+        given, place = notes | {"author": "a tinker"}, dict(machine)
+        card = report_card(candidate, reference, load, source, target, limit, given, timing, place)
+        assert given == notes | {"author": "a tinker"}, (
+            "your function changed the notes that it was given: build a new dict."
+        )
+        assert place == machine, "your function changed the machine that it was given: put a copy on the card."
+        return card
 
     def scripted(folder: Path, case: dict, seed: int, title: str, timing=steady) -> None:
         """Two files that list what is answered wrongly: the truth is known pair by pair."""
@@ -2911,7 +2962,7 @@ def check_ex_6_5() -> None:
         files, truth = {}, {}
         for i, (name, wrong) in enumerate(lists.items()):
             files[name] = folder / f"{name}{seed}.json"
-            files[name].write_text(json.dumps({"wrong": wrong, "rest": "x" * case.get("sizes", (9000, 2000))[i]}))
+            files[name].write_text(json.dumps({"wrong": wrong}).ljust(case.get("sizes", (9000, 2000))[i]))
             truth[name] = ~np.isin(np.arange(case["n"]), wrong)
 
         def load(path: Path) -> Scripted:
@@ -2924,8 +2975,11 @@ def check_ex_6_5() -> None:
         compare(
             card, files["after"], files["before"], truth["before"], truth["after"], case["margin"], timing, title, load
         )
+        first = json.dumps(card, sort_keys=True)
         again = card_of(files["after"], files["before"], load, source, target, case["margin"], timing)
-        assert card == again, f"{title}: a second card of the same files has other numbers: they do not reproduce."
+        assert json.dumps(again, sort_keys=True) == first, (
+            f"{title}: a second card of the same files has other numbers: they do not reproduce."
+        )
 
     def real(folder: Path, count: int, seed: int, batch: tuple, limit: float, title: str, expected: str) -> None:
         """A static int8 reader, calibrated on `batch`, written and read; its numbers recomputed by hand."""
@@ -2966,19 +3020,25 @@ def check_ex_6_5() -> None:
                 given[missing.removeprefix("blank ")] = "  "
             else:
                 del given[missing]
+            described = {
+                "machine": "a card with an empty machine",
+                "blank limits": 'a card whose note "limits" is blank',
+            }.get(missing, f'a card without the note "{missing}"')
             try:
                 report_card(
                     path, path, lambda _: Scripted(source, target, []), source, target, 0.1, given, steady, place
                 )
             except ValueError as error:
                 word = missing.removeprefix("blank ")
-                assert word in str(error), f"the ValueError about a missing {word} should name it; it says: {error}"
+                assert missing == "machine" or word in str(error), (
+                    f'{described} is refused, but the ValueError should name the note "{word}"; it says: {error}'
+                )
                 return
             except Exception as error:
                 raise AssertionError(
-                    f"without {missing} the card should be refused with a ValueError, not {type(error).__name__}."
+                    f"{described} should be refused with a ValueError, not {type(error).__name__}."
                 ) from None
-        raise AssertionError(f"a card with no {missing} in it should be refused with a ValueError.")
+        raise AssertionError(f"{described} should be refused with a ValueError.")
 
     with (
         tempfile.TemporaryDirectory() as name,
@@ -2995,11 +3055,12 @@ def check_ex_6_5() -> None:
             "the example, with 30 pairs that both get wrong",
         )
         scripted(
-            folder, {"n": 300, "broken": 30, "repaired": 5, "both": 40, "margin": 0.02}, 2, "a loss that is proven"
+            folder, {"n": 700, "broken": 60, "repaired": 9, "both": 40, "margin": 0.02}, 2, "a loss that is proven"
         )
-        scripted(folder, {"n": 400, "broken": 5, "both": 3, "margin": 0.02}, 3, "a loss that is not proven")
+        scripted(folder, {"n": 90, "broken": 1, "both": 3, "margin": 0.01}, 3, "a loss that is not proven")
         scripted(folder, {"n": 60, "margin": 0.02}, 4, "60 pairs without any change")
         scripted(folder, {"n": 300, "repaired": 4, "margin": 0.02, "sizes": (2000, 2500)}, 5, "a file that grew")
+        scripted(folder, {"n": 150, "margin": 0.05, "sizes": (2000, 2000)}, 7, "a file of the same size")
         scripted(folder, {"n": 250, "broken": 1, "both": 2, "margin": 0.05}, 6, "a clock that refused", noisy)
         batch = dates.pairs("training", 64, 65)[:2]
         real(folder, 180, 651, batch, 0.05, "the date reader in static int8", "ship")
@@ -3014,7 +3075,9 @@ def check_ex_6_5() -> None:
         cases = [
             ({"n": 211, "broken": 3, "repaired": 3, "both": 20, "margin": 0.04}, "ship", steady),
             ({"n": 350, "broken": 60, "repaired": 1, "both": 11, "margin": 0.03}, "do not ship", steady),
-            ({"n": 90, "broken": 1, "repaired": 0, "both": 4, "margin": 0.01}, "measure more", steady),
+            ({"n": 140, "broken": 2, "repaired": 0, "both": 4, "margin": 0.013}, "measure more", steady),
+            ({"n": 640, "broken": 1, "repaired": 2, "both": 9, "margin": 0.02}, "ship", steady),
+            ({"n": 160, "repaired": 1, "margin": 0.07, "sizes": (800, 800)}, "do not ship", steady),
             ({"n": 120, "repaired": 25, "margin": 0.02}, "ship", latency.TooNoisy("no.")),
             ({"n": 130, "both": 5, "margin": 0.09, "sizes": (700, 900)}, "do not ship", steady),
         ]
@@ -3024,7 +3087,7 @@ def check_ex_6_5() -> None:
             wrong = {"was": list(range(gone, gone + came + both)), "now": list(range(gone))}
             wrong["now"] += list(range(gone + came, gone + came + both))
             for word, size in zip(wrong, case.get("sizes", (5000, 700)), strict=True):
-                (folder / word).write_text(json.dumps([wrong[word], "y" * size]))
+                (folder / word).write_text(json.dumps([wrong[word]]).ljust(size))
             card = card_of(
                 folder / "now",
                 folder / "was",
@@ -3036,6 +3099,10 @@ def check_ex_6_5() -> None:
             )
             assert json.loads(json.dumps(card, allow_nan=False)) == card, "the card does not survive JSON."
             assert name not in json.dumps(card), "a folder stands in the card."
+            assert sorted(card) == sorted([*notes, "artefact", "latency", "quality", "recommendation"]), "other keys."
+            numbers = [card["quality"][key] for key in ("pairs", "reference_right", "candidate_right")]
+            numbers += [card["artefact"]["bytes"], card["quality"]["broken"], card["quality"]["repaired"]]
+            assert {type(number) for number in numbers} == {int}, "counts are whole numbers."
             n, found, length = case["n"], card["quality"], len((folder / "now").read_bytes())
             assert card["artefact"]["bytes"] == length, "not the file's length."
             assert card["artefact"]["sha256"] == hashlib.sha256((folder / "now").read_bytes()).hexdigest(), (
@@ -3052,7 +3119,8 @@ def check_ex_6_5() -> None:
             assert abs(found["difference"] - (came - gone) / n) < 1e-9, "a wrong difference."
             d, q = (came - gone) / (n + 2), (gone + came + 1) / (n + 2)
             assert abs((found["low"] + found["high"]) / 2 - d) < 1e-9, "a wrong middle."
-            assert abs(((found["high"] - found["low"]) / 3.92) ** 2 * (n + 2) - (q - d**2)) < 1e-7, "a wrong width."
+            variance = ((found["high"] - found["low"]) / 3.92) ** 2 * (n + 2)
+            assert abs(variance / (q - d**2) - 1) < 2e-4, "a wrong width."
             assert found["low"] < found["high"] and found["margin"] == case["margin"], "bounds or margin."
             for bound in (found["exact_match"]["low"], found["exact_match"]["high"]):
                 test = (found["exact_match"]["share"] - bound) ** 2 * n - 1.96**2 * bound * (1 - bound)
@@ -3063,8 +3131,8 @@ def check_ex_6_5() -> None:
             assert ratios == ([0.75, 0.7, 0.8] if timing is steady else [None] * 3), "another timing."
             assert card["recommendation"] == expected, f"{card['recommendation']}, expected {expected}."
             assert all(card[key] == notes[key] for key in notes), "other notes."
-        for gap in ("model", "scheme", "calibration", "limits", "machine"):
-            given = {key: text for key, text in notes.items() if key != gap}
+        gaps = [(key, {other: notes[other] for other in notes if other != key}) for key in [*notes, "machine"]]
+        for gap, given in gaps + [(key, notes | {key: " \n"}) for key in notes]:
             try:
                 report_card(
                     folder / "now",
@@ -3078,7 +3146,7 @@ def check_ex_6_5() -> None:
                     {} if gap == "machine" else machine,
                 )
             except ValueError as error:
-                assert gap in str(error), "the refusal does not say what is missing."
+                assert gap == "machine" or gap in str(error), "the refusal does not say what is missing."
             else:
                 raise AssertionError(f"a card without {gap} was not refused.")
         real(folder, 150, 6523, dates.pairs("training", 48, 651)[:2], 0.06, "hidden", "ship")
@@ -3100,7 +3168,7 @@ check_ex_6_5()
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# `broken = int((was & ~now).sum())`; `middle = (repaired - broken) / (n + 2)`; `half = 1.96 * math.sqrt((… - middle**2) / (n + 2))`; `if middle + half < -margin or len(content) >= …: word = "do not ship"`; `elif middle - half > …`. The notes: `for key in (…): if not notes.get(key, "").strip(): raise ValueError(f"… {key} …")`.
+# `was, now = (seq2seq.exact_matches(load(path), source, target) for path in (reference, candidate))`, then `_, low, high = paired_interval(broken, repaired, len(source))` and `word = "do not ship" if high < -margin or … else "ship" if low > … else …`. The notes: `for key in (…): if not notes.get(key, "").strip(): raise ValueError(f"… {key} …")`. The timing: `{key: getattr(timing, key) if … else None for key in ("ratio", "low", "high")}`.
 # </details>
 
 # %% [markdown]
@@ -3134,7 +3202,7 @@ for name, result in clock.items():
     print(f"{name:18s} {result}")
 
 # %% [markdown]
-# Now the cards, each on 400 held-out pairs that no other cell of this unit has used. (`report_card` is yours: solve 6.5 first.)
+# Now the cards, each on the same 400 held-out pairs, drawn with a seed of their own. (`report_card` is yours: solve 6.5 first.)
 
 # %% tags=["varies"]
 NOTES = {
@@ -3180,6 +3248,8 @@ def per_cent(numbers: dict[str, float], name: str, sign: str = "") -> str:
 def column(card: dict) -> dict[str, str]:
     """A card in the words of a reader."""
     artefact, quality, times = card["artefact"], card["quality"], card["latency"]
+    factor = artefact["times_smaller"]
+    smaller = f"{factor:.2f} times smaller" if factor > 1 else "not smaller"
     ratio = (
         "refused by the clock" if times["ratio"] is None else "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**times)
     )
@@ -3188,7 +3258,7 @@ def column(card: dict) -> dict[str, str]:
         "scheme": card["scheme"],
         "calibration": card["calibration"],
         "file": f"{artefact['file']}, SHA-256 {artefact['sha256'][:8]}…",
-        "bytes": f"{artefact['bytes']:,} ({artefact['times_smaller']:.2f} times smaller than float)",
+        "bytes": f"{artefact['bytes']:,} ({smaller} than float)",
         "exact match": per_cent(quality["exact_match"], "share"),
         "change to float": f"{per_cent(quality, 'difference', '+')}, margin {quality['margin']:.0%}",
         "answers changed": f"{quality['broken']} broken, {quality['repaired']} repaired, of {quality['pairs']}",
@@ -3209,8 +3279,22 @@ tables.show([{"The card": key, "static int8": value} for key, value in columns["
 differing = [key for key in columns["static int8"] if len({columns[name][key] for name in columns}) > 1]
 tables.show([{"": key} | {name: columns[name][key] for name in columns} for key in differing])
 
+
+def same(a: object, b: object) -> bool:
+    """Whether two entries of a state_dict are equal; those of an int8 Linear are pairs of weight and bias."""
+    if isinstance(a, tuple):
+        return all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+left, middle = (torch.load(files[name], weights_only=True) for name in ("static int8", "one step"))
+changed = [name for name in left if not same(left[name], middle[name])]
+print(f"The two int8 files differ in {len(changed)} of {len(left)} entries.")
+print("Their modules:", sorted({name.split(".")[0] for name in changed}))
+print("Their kinds:", sorted({name.split(".")[-1] for name in changed}))
+
 # %% [markdown]
-# Read the middle column first. Its file hardly differs in size from the left one, its scheme has the same name, it loads without a word, and its weights are the same codes. Only the ranges of the decoder are those of one single token, so much of what comes later is cut off. Nothing but questions with known answers shows that. The right column is no worse than its promise, and its file is not smaller by
+# Read the middle column first. Its file hardly differs in size from the left one, its scheme has the same name, it loads without a word, and its weights are the same codes: only scales and zero points of activations differ. The ranges of the decoder are those of one single token, so much of what comes later is cut off. Nothing but questions with known answers shows that. The right column is no worse than its promise, and its file is not smaller by
 # a single byte: the bits were saved in thought only. (Section 4 packs them for real.) So two cards advise against, for opposite reasons, and neither reason can be seen in the other's numbers.
 #
 # Look at the time, too. On a model this small, int8 need not be faster at all ([where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?) says when it is), and the rule does not ask: here the team wanted a smaller file. If you need time, write it into the rule *before* the clock runs.

@@ -244,7 +244,7 @@ def no_machine(*given):
     return card
 
 
-@wrong("ex_6_5", "no machine in it should be refused")
+@wrong("ex_6_5", "a card with an empty machine should be refused")
 def an_unnamed_machine_is_accepted(candidate, reference, load, source, target, margin, notes, timing, machine):
     named = machine or {"processor": "unknown"}
     card = card_with(candidate, reference, load, source, target, margin, notes, timing, named)
@@ -339,3 +339,130 @@ def exact_match_plus_minus_a_normal_error(*given):
     half = 1.96 * math.sqrt(p * (1 - p) / n)
     card["quality"]["exact_match"] |= {"low": p - half, "high": p + half}
     return card
+
+
+@wrong("ex_6_5", "quantization has bought nothing")
+def equal_size_counts_as_smaller(candidate, reference, load, source, target, margin, *rest):
+    card = card_with(candidate, reference, load, source, target, margin, *rest)
+    not_larger = candidate.stat().st_size <= reference.stat().st_size
+    card["recommendation"] = decide(card["quality"]["low"], card["quality"]["high"], margin, not_larger)
+    return card
+
+
+@wrong("ex_6_5", "changed the notes")
+def written_into_the_notes(candidate, reference, load, source, target, margin, notes, timing, machine):
+    card = card_with(candidate, reference, load, source, target, margin, notes, timing, machine)
+    notes.update(card)
+    return notes
+
+
+@wrong("ex_6_5", "changed the machine")
+def written_into_the_machine(candidate, reference, load, source, target, margin, notes, timing, machine):
+    card = card_with(candidate, reference, load, source, target, margin, notes, timing, machine)
+    machine["measured at"] = str(time.time())
+    card["latency"]["machine"] = machine
+    return card
+
+
+@wrong("ex_6_5", "whole number")
+def counts_as_floats(*given):
+    card = card_with(*given)
+    for key in ("pairs", "reference_right", "candidate_right", "broken", "repaired"):
+        card["quality"][key] = float(card["quality"][key])
+    card["artefact"]["bytes"] = float(card["artefact"]["bytes"])
+    return card
+
+
+@wrong("ex_6_5", "the keys of the card")
+def every_note_is_copied(candidate, reference, load, source, target, margin, notes, timing, machine):
+    card = card_with(candidate, reference, load, source, target, margin, notes, timing, machine)
+    return {**notes, **card}
+
+
+@wrong("ex_6_5", "does not reproduce")
+def only_the_first_400_pairs(candidate, reference, load, source, target, *rest):
+    return card_with(candidate, reference, load, source[:400], target[:400], *rest)
+
+
+@right("ex_6_5")
+def exact_quantile_of_the_normal(*given):
+    def precise(broken, repaired, n):
+        middle = (repaired - broken) / (n + 2)
+        half = 1.959963984540054 * math.sqrt(((broken + repaired + 1) / (n + 2) - middle * middle) / (n + 2))
+        return middle - half, middle + half
+
+    return card_with(*given, bounds=precise)
+
+
+@right("ex_6_5")
+def machine_called_by_its_other_name(candidate, reference, load, source, target, margin, notes, timing, machine):
+    if not machine:
+        raise ValueError("nobody knows on which computer the ratio was measured.")
+    return card_with(candidate, reference, load, source, target, margin, notes, timing, machine)
+
+
+@wrong("ex_6_5", 'the rule says "measure more"')
+def the_estimate_decides_against(candidate, reference, load, source, target, margin, *rest):
+    card = card_with(candidate, reference, load, source, target, margin, *rest)
+    quality, smaller = card["quality"], card["artefact"]["times_smaller"] > 1
+    against = quality["difference"] < -margin or not smaller
+    card["recommendation"] = "do not ship" if against else "ship" if quality["low"] > -margin else "measure more"
+    return card
+
+
+@wrong("ex_6_5", "whole number")
+def counts_as_truth_values(*given):
+    card = card_with(*given)
+    for key in ("broken", "repaired"):
+        if card["quality"][key] in (0, 1):
+            card["quality"][key] = bool(card["quality"][key])
+    return card
+
+
+@wrong("ex_6_5", "before")
+def every_wrong_answer_counted(candidate, reference, load, source, target, *rest):
+    was, now = numbers(candidate, reference, load, source, target)
+    counts = {"quality__broken": int((~now).sum()), "quality__repaired": int((~was).sum())}
+    return card_with(candidate, reference, load, source, target, *rest, **counts)
+
+
+@wrong("ex_6_5", "are swapped")
+def totals_swapped(*given):
+    card = card_with(*given)
+    quality = card["quality"]
+    both = quality["candidate_right"], quality["reference_right"]
+    quality["reference_right"], quality["candidate_right"] = both
+    return card
+
+
+@wrong("ex_6_5", "margin is wrong: it is in per cent")
+def the_margin_stands_in_per_cent(candidate, reference, load, source, target, margin, *rest):
+    return card_with(candidate, reference, load, source, target, margin, *rest, quality__margin=100 * margin)
+
+
+@wrong("ex_6_5", "difference is wrong: it is in per cent")
+def the_difference_stands_in_per_cent(*given):
+    card = card_with(*given)
+    card["quality"]["difference"] *= 100
+    return card
+
+
+@wrong("ex_6_5", "quality (the example, with 30 pairs that both get wrong) should be a dict, not NoneType")
+def quality_is_forgotten(*given):
+    return card_with(*given) | {"quality": None}
+
+
+@wrong("ex_6_5", "missing ['margin'], not expected ['limit']")
+def a_key_of_another_name(*given):
+    card = card_with(*given)
+    card["quality"]["limit"] = card["quality"].pop("margin")
+    return card
+
+
+@wrong("ex_6_5", 'whose note "limits" is blank should be refused')
+def blank_notes_are_accepted(candidate, reference, load, source, target, margin, notes, timing, machine):
+    if not set(KEYS) <= set(notes):
+        raise ValueError(f"missing: {set(KEYS) - set(notes)}")
+    if not machine:
+        raise ValueError("machine")
+    return card_with(candidate, reference, load, source, target, margin, notes, timing, machine, refuse=False)

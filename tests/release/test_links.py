@@ -3,6 +3,7 @@
 JupyterLab names a heading by its text with "-" for each space. It shows the cells of a notebook that has just been
 opened one after another, and until then it finds a place only as ``#heading=TEXT`` or ``#cell-id=NAME`` (tried with
 JupyterLab 4.6). The solution notebooks lie in the same folders below solutions/, so a relative link works in both.
+Links and headings are found by a Markdown parser, a cell at a time, as JupyterLab does it.
 """
 
 import re
@@ -10,32 +11,50 @@ import subprocess
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
+import mistune
 import nbformat
 import pytest
 
 from grading.course import ROOT
 from tests.release.test_release import UNITS, released
 
-LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^()\s]+)\)")
+PARSE = mistune.create_markdown(renderer="ast", plugins=["table"])
+HTML_LINK = re.compile(r"<[^>]*\b(?:href|src)\s*=", re.IGNORECASE)
 AS_IT_IS = re.compile(r"[A-Za-z0-9_.,:;?!=/'-]+")  # what neither Markdown nor a browser writes in another way
 
 
-def prose(nb):
-    """The Markdown of a notebook, without blocks of code."""
-    texts = (cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    return re.sub(r"```.*?```", "", "\n\n".join(texts), flags=re.DOTALL)
+def tokens(nb):
+    """Every token of the Markdown of a notebook, the outer before the inner ones."""
+
+    def walk(found):
+        for token in found:
+            yield token
+            yield from walk(token.get("children", []))
+
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            yield from walk(PARSE(cell.source))
+
+
+def text_of(token):
+    """What a reader sees of a token."""
+    return token.get("raw", "") + "".join(map(text_of, token.get("children", [])))
 
 
 def links(nb):
-    """Targets of all links but those into the web."""
-    return [target for target in LINK.findall(prose(nb)) if not re.match(r"[a-z]+:", target)]
+    """Targets of all links and pictures but those into the web; the parser writes an apostrophe as %27."""
+    targets = [token["attrs"]["url"] for token in tokens(nb) if token["type"] in ("link", "image")]
+    return [target.replace("%27", "'") for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def links_in_html(nb):
+    """Pieces of HTML with a link, which would not be followed here."""
+    return [token["raw"] for token in tokens(nb) if token["type"].endswith("html") and HTML_LINK.search(token["raw"])]
 
 
 def anchors(nb):
     """What may stand behind "#" in a link to this notebook."""
-    titles = re.findall(r"^#+ (.+?)\s*$", prose(nb), flags=re.MULTILINE)
-    plain = [re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", re.sub(r"[`*]", "", title)) for title in titles]
-    names = {title.replace(" ", "-") for title in plain}
+    names = {text_of(token).strip().replace(" ", "-") for token in tokens(nb) if token["type"] == "heading"}
     return names | {f"heading={name}" for name in names} | {f"cell-id={cell.id}" for cell in nb.cells}
 
 
@@ -81,11 +100,38 @@ def notebooks():
 def test_every_link_leads_somewhere(unit, notebooks, files):
     wrong = {link: problem(link, unit, notebooks, files) for link in links(notebooks[unit])}
     assert not {link: what for link, what in wrong.items() if what}
+    assert not links_in_html(notebooks[unit]), "write links in Markdown: this test follows no others"
 
 
 def test_the_links_of_all_units_are_seen(notebooks):
     """The test above is not blind: unit 00 leads on to unit 01."""
     assert "../01_transformer_basics/01_transformer_basics.ipynb" in links(notebooks["00_start_here"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("| a |\n| --- |\n| [b](c.ipynb) |", ["c.ipynb"]),
+        ("[the scale `s[0]`](a.ipynb)", ["a.ipynb"]),
+        ('[a](b.ipynb "with a title")', ["b.ipynb"]),
+        ("[a](<b.ipynb>)", ["b.ipynb"]),
+        ("[a](#f(x))", ["#f(x)"]),
+        ("[a](#heading=Robin's-bow)", ["#heading=Robin's-bow"]),
+        ("[two\nlines](a.ipynb)", ["a.ipynb"]),
+        ("[a][1]\n\n[1]: b.ipynb", ["b.ipynb"]),
+        ("[![a](b.png)](c.ipynb)", ["c.ipynb", "b.png"]),
+        ("<details><summary>a</summary>\n\n[b](c.ipynb)\n</details>", ["c.ipynb"]),
+        ("`[a](b.ipynb)` and https://a.b/c", []),
+        ("```\n[a](b.ipynb)\n```", []),
+    ],
+)
+def test_a_link_is_seen_in_each_of_its_forms(text, seen):
+    assert links(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])) == seen
+
+
+def test_a_link_in_html_is_seen():
+    cell = nbformat.v4.new_markdown_cell("<details><summary>a</summary>\n<a href='b.ipynb'>c</a>\n</details>")
+    assert links_in_html(nbformat.v4.new_notebook(cells=[cell]))
 
 
 @pytest.mark.parametrize(
