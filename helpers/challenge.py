@@ -32,9 +32,11 @@ from helpers.seq2seq import Seq2Seq
 __all__ = ["BUDGET", "MARGIN", "POINTS", "Exam", "Refused", "Result", "draw_exam", "pack", "submit_entry", "unpack"]
 
 BUDGET = 96_000  # bytes of the file: a tenth of the float model's
+LONGEST = 4  # times the float file: what is longer is not read
 MARGIN = 0.04  # the floor: so much exact match may be lost, and the whole 95 % interval must say so
 POINTS = 3
 SMALLER = (90_000, 85_000)  # bytes below which there is extra credit
+SEED, COUNT, FEWEST = 62, 2000, 20  # of the judge's pairs; fewer than the last are no exam
 CLOSER = 0.01  # loss below which, interval and all, there is extra credit
 
 
@@ -76,21 +78,31 @@ class Result:
             "entry": self.name,
             "bytes": f"{self.bytes:,}",
             "times smaller": f"{self.times_smaller:.1f}",
-            "exact match": f"{self.exact.estimate:.1%}",
+            "exact match": f"{self.exact.estimate:.2%}",
             "points lost (95 % interval)": f"{100 * self.loss.estimate:+.1f} ({low:+.1f} to {high:+.1f})",
-            "bits per character": f"{self.bits_per_character:.4f}",
+            "bits per character": f"{self.bits_per_character:.5f}",
             "budget": "yes" if self.meets_budget else "no",
             "floor": "yes" if self.meets_floor else "no",
         }
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, as JSON has it."""
-        return asdict(self) | {"exact": list(self.exact), "loss": list(self.loss)}
+        bits = self.bits_per_character
+        known = {"bits_per_character": bits if math.isfinite(bits) else None}
+        return asdict(self) | {"exact": list(self.exact), "loss": list(self.loss)} | known
 
 
-def draw_exam(reference: Seq2Seq, seed: int = 2026, count: int = 2000) -> Exam:
-    """Held-out pairs with the answers of `reference`; one exam serves many entries."""
-    source, target, _ = dates.pairs("held_out", count, seed)
+def draw_exam(reference: Seq2Seq, seed: int = SEED, count: int = COUNT, split: str = "held_out") -> Exam:
+    """Pairs with the answers of `reference`; one exam serves many entries. Whoever still chooses asks "validation".
+
+    Raises
+    ------
+    Refused
+        If `count` is too small to say anything.
+    """
+    if count < FEWEST:
+        raise Refused(f"an exam has at least {FEWEST} pairs: with {count}, nothing would be sure.")
+    source, target, _ = dates.pairs(split, count, seed)
     right, _ = read(reference, source, target)
     return Exam(reference, seed, source, target, right, len(entries.float_file(reference)))
 
@@ -105,8 +117,8 @@ def submit_entry(
     name: str = "my entry",
     exam: Exam | None = None,
     references: Iterable[Result] = (),
-    seed: int = 2026,
-    count: int = 2000,
+    seed: int = SEED,
+    count: int = COUNT,
 ) -> Result:
     """Judge an entry by its file: bytes, exact match on held-out dates, budget, floor, points.
 
@@ -129,13 +141,17 @@ def submit_entry(
         If the entry is not what a file can hold, or holds what is no part of the model: one sentence.
     """
     exam = exam or _usual_exam(seed, count)
-    content = entries.written(entry, exam.reference) if isinstance(entry, nn.Module) else _content(entry)
+    if isinstance(entry, nn.Module):
+        content = entries.written(entry, exam.reference)
+    else:
+        content = _content(entry, LONGEST * exam.bytes)
     model, kind = entries.rebuilt(content, exam.reference.config)
     if isinstance(entry, nn.Module):
         entries.same_answers(entry, model)
     right, bits = read(model, exam.source, exam.target)
     exact = intervals.wilson(int(right.sum()), len(right))
-    loss = intervals.paired_bootstrap(1.0 - exam.right.double(), 1.0 - right.double())
+    broken, repaired = (exam.right & ~right).sum().item(), (~exam.right & right).sum().item()
+    loss = intervals.paired_loss(broken, repaired, len(right))
     meets_budget = len(content) <= BUDGET
     meets_floor = intervals.verdict(loss, MARGIN) == "within the margin"
     passed = meets_budget and meets_floor
@@ -157,12 +173,15 @@ def submit_entry(
     )
 
 
-def _content(entry: bytes | Path) -> bytes:
-    if isinstance(entry, bytes | bytearray):
-        return bytes(entry)
-    if isinstance(entry, str | Path) and Path(entry).is_file():
-        return Path(entry).read_bytes()
-    raise Refused(f"an entry is a model, the bytes of an artefact or the path of one: not {type(entry).__name__}.")
+def _content(entry: bytes | Path, longest: int) -> bytes:
+    if not isinstance(entry, bytes | bytearray | str | Path):
+        raise Refused(f"an entry is a model, the bytes of an artefact or the path of one: not {type(entry).__name__}.")
+    if isinstance(entry, str | Path) and not Path(entry).is_file():
+        raise Refused(f"there is no file {str(entry)!r}.")
+    length = Path(entry).stat().st_size if isinstance(entry, str | Path) else len(entry)
+    if length > longest:
+        raise Refused(f"the file has {length:,} bytes: nothing above {longest:,} is even read.")
+    return Path(entry).read_bytes() if isinstance(entry, str | Path) else bytes(entry)
 
 
 @torch.no_grad()
@@ -195,8 +214,8 @@ def _dominates(mine: tuple[float, float], other: Result) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--count", type=int, default=COUNT)
     arguments = parser.parse_args()
     int8.choose_engine()
     torch.set_num_threads(1)
@@ -204,7 +223,7 @@ def main() -> None:
         report = submit_entry(arguments.file, seed=arguments.seed, count=arguments.count).to_dict()
     except Refused as refusal:
         report = {"refused": str(refusal)}
-    print(json.dumps(report))
+    print(json.dumps(report, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Three kinds: float32 (safetensors), PyTorch's int8 modules, dynamic or static (a state_dict, read as numbers only), and
 `helpers.packed`. Everything that a file would not hold is refused when it is written; everything that is no part of
-the model is refused when it is read. `helpers.challenge` judges by it.
+the model is refused when it is read: each file is written again from what was understood of it, and must be the same.
+`helpers.challenge` judges by it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+import zipfile
 from collections.abc import Iterable
 
 import torch
@@ -37,11 +39,14 @@ def written(model: nn.Module, reference: Seq2Seq) -> bytes:
         )
     if model.config != reference.config:
         raise Refused("the entry has another configuration than the reference model: enter a smaller file of that one.")
-    kind = _kind(model)
-    dynamic = [name for name, part in model.named_modules() if type(part) is nnqd.Linear]
-    skeleton = _skeleton(reference.config, kind, dynamic)
+    skeleton = _skeleton(reference.config, _kind(model), _dynamic(model))
     _same_parts(model, skeleton)
     _nothing_extra(model, skeleton)
+    return _file(model)
+
+
+def _file(model: Seq2Seq) -> bytes:
+    kind, dynamic = _kind(model), _dynamic(model)
     if kind == "float":
         return float_file(model)
     stream = io.BytesIO()
@@ -80,6 +85,19 @@ def float_file(model: Seq2Seq) -> bytes:
 
 def _rebuilt_int8(content: bytes, config: Seq2SeqConfig) -> tuple[Seq2Seq, str]:
     try:
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        records = archive.infolist()
+        plain = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+        whole = plain and sum(record.file_size for record in records) <= len(content) and not archive.testzip()
+    except Exception:
+        plain, whole = True, False
+    if not plain:
+        raise Refused(
+            "the file is compressed: the judge reads what torch.save writes. To save bytes, use challenge.pack."
+        )
+    if not whole:
+        raise Refused("the file is damaged: it cannot be read as what torch.save writes.")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch.load says of quantized storage
             stored = torch.load(io.BytesIO(content), weights_only=True)
@@ -91,8 +109,8 @@ def _rebuilt_int8(content: bytes, config: Seq2SeqConfig) -> tuple[Seq2Seq, str]:
         raise Refused("the file holds something else than the state of a model: submit the model itself, or pack it.")
     try:
         about = json.loads(stored["about"])
-        kind, dynamic = str(about["kind"]), list(about["dynamic"])
-    except (KeyError, TypeError, ValueError):
+        kind, dynamic = str(about["kind"]), [str(name) for name in about["dynamic"]]
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise Refused("the file's description of the model cannot be read.") from None
     if about.get("config") != config.to_dict():
         raise Refused("the file's configuration is another one than the reference model's.")
@@ -102,6 +120,11 @@ def _rebuilt_int8(content: bytes, config: Seq2SeqConfig) -> tuple[Seq2Seq, str]:
         raise Refused(f"the judge knows no int8 model of the kind {kind!r}.")
     model = _skeleton(config, kind, dynamic)
     _load(model, stored["state"])
+    if _file(model) != content:
+        raise Refused(
+            "the file holds something that is neither weights nor their description, or was written with another "
+            f"engine than {torch.backends.quantized.engine!r}."
+        )
     return model, f"{kind} int8"
 
 
@@ -110,6 +133,10 @@ def _kind(model: Seq2Seq) -> str:
     if nnq.Linear in kinds or nnq.Embedding in kinds:
         return "static"
     return "dynamic" if nnqd.Linear in kinds else "float"
+
+
+def _dynamic(model: nn.Module) -> list[str]:
+    return [name for name, part in model.named_modules() if type(part) is nnqd.Linear]
 
 
 def _skeleton(config: Seq2SeqConfig, kind: str, dynamic: Iterable[str] = ()) -> Seq2Seq:
@@ -138,13 +165,30 @@ def _load(model: Seq2Seq, state: dict[str, object]) -> None:
             raise Refused(f"the file lacks {name!r}.")
         if _described(have[name]) != _described(wanted[name]):
             raise Refused(f"{name} is {_described(have[name])} in the file: the model has {_described(wanted[name])}.")
-        value = have[name].dequantize() if isinstance(have[name], Tensor) else None
-        if value is not None and value.is_floating_point() and not value.isfinite().all():
-            raise Refused(f"{name} holds nan or inf.")
+        if isinstance(have[name], Tensor):
+            _sound(name, have[name])
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
         raise Refused("the file's numbers do not fit into the model.") from None
+
+
+def _sound(name: str, tensor: Tensor) -> None:
+    """Numbers that a kernel can compute with: finite, scales positive, zero points among the codes."""
+    value = tensor.dequantize()
+    if value.is_floating_point() and not value.isfinite().all():
+        raise Refused(f"{name} holds nan or inf.")
+    if tensor.is_quantized:
+        by_row = tensor.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+        if by_row and tensor.q_per_channel_axis() != 0:
+            raise Refused(f"{name} has a scale for each column: the kernels take one for each row.")
+        scales = tensor.q_per_channel_scales() if by_row else torch.tensor(tensor.q_scale())
+    else:
+        scales = tensor if name.endswith("scale") else torch.ones(1)
+    if not (scales > 0).all():
+        raise Refused(f"{name} has a scale that is zero or negative: it multiplies everything there.")
+    if name.endswith("zero_point") and not ((tensor >= 0) & (tensor <= 255)).all():
+        raise Refused(f"{name} is no code of 8 bits.")
 
 
 def _leaves(state: dict[str, object]) -> dict[str, object]:
@@ -159,11 +203,16 @@ def _leaves(state: dict[str, object]) -> dict[str, object]:
 
 
 def _described(value: object) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_nested or value.layout != torch.strided or value.device.type != "cpu":
+        return "a tensor without plain numbers"
+    return f"{tuple(value.shape)} {value.dtype}"
 
 
 def _size(value: object) -> str:
-    return f" ({value.numel() * value.element_size():,} bytes)" if isinstance(value, Tensor) else ""
+    plain = isinstance(value, Tensor) and not value.is_nested
+    return f" ({value.numel() * value.element_size():,} bytes)" if plain else ""
 
 
 def _same_parts(model: nn.Module, skeleton: nn.Module) -> None:
@@ -187,14 +236,25 @@ def _same_parts(model: nn.Module, skeleton: nn.Module) -> None:
 
 
 def _nothing_extra(model: nn.Module, skeleton: nn.Module) -> None:
-    """No parameter or buffer beside those of the model, saved or not."""
-    known = {name for name, _ in [*skeleton.named_parameters(), *skeleton.named_buffers()]}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    """The model's parameters and buffers, saved or not, each with numbers of its own, and none beside them."""
+    known, have = _tensors(skeleton), _tensors(model)
+    for name in known:
+        if name not in have:
+            raise Refused(f"{name} is missing in the entry.")
+        if have[name].device.type != "cpu":
+            raise Refused(f"{name} is on the device {have[name].device.type!r}: a file holds numbers from the CPU.")
+    if len({id(tensor) for tensor in have.values()}) < len(have):
+        raise Refused("two parts of the entry share one tensor: in the judge's model each has its own.")
+    for name, tensor in have.items():
         if name not in known:
             raise Refused(
                 f"{name} ({tensor.numel() * tensor.element_size():,} bytes of {tensor.dtype}) is hidden in the entry: "
                 "the judge's model has no such tensor."
             )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
 @torch.no_grad()

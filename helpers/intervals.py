@@ -2,6 +2,7 @@
 
 References
 ----------
+Agresti and Min 2005, Statistics in Medicine 24(5): paired shares, with two pairs added.
 Efron and Tibshirani 1993, "An Introduction to the Bootstrap": percentile interval, resampling of clusters.
 McNemar 1947, Psychometrika 12(2): paired answers; here the exact binomial test, not its chi-square approximation.
 Wilson 1927, JASA 22(158): the interval of a share.
@@ -103,6 +104,24 @@ def mcnemar(broken: int, repaired: int) -> float:
     n = broken + repaired
     tail = sum(math.comb(n, k) for k in range(min(broken, repaired) + 1))
     return min(1.0, 2 * tail / 2**n)  # whole numbers until the division: nothing can overflow
+
+
+def paired_loss(broken: int, repaired: int, count: int, z: float = 1.959963984540054) -> Interval:
+    """Share of answers lost, (broken − repaired) / count, with the interval of two pairs more and one change more.
+
+    It has a width also where nothing has changed, unlike the bootstrap's.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair, or the counts do not fit into `count`.
+    """
+    if count < 1 or broken < 0 or repaired < 0 or broken + repaired > count:
+        raise ValueError(f"{broken} broken and {repaired} repaired answers do not fit into {count} pairs.")
+    size = count + 2
+    middle = (broken - repaired) / size
+    half = z * math.sqrt(((broken + repaired + 1) / size - middle * middle) / size)
+    return Interval((broken - repaired) / count, middle - half, middle + half)
 
 
 def wilson(successes: int, count: int, z: float = 1.959963984540054) -> Interval:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from helpers.seq2seq import Seq2Seq, Seq2SeqConfig
 
 MIN_GROUP = 16  # weights that share a scale, at least: below that, scales are floats in disguise
 SCALES = {"float16": torch.float16, "float32": torch.float32}
+LARGEST = {"n_layers": 100, "source_length": 10_000, "target_length": 10_000}  # of a configuration from a file
 DTYPES = {"codes": torch.uint8, "zero_points": torch.uint8, "rest": torch.float32}
 
 
@@ -66,6 +67,7 @@ def pack(model: Seq2Seq, plan: Plan, scales: str = "float16") -> bytes:
     Refused
         If the plan, the kind of scales or a weight cannot be stored.
     """
+    _check_model(model)
     _check_plan(model, plan, scales)
     parts: dict[str, list[Tensor]] = {"codes": [], "scales": [], "zero_points": [], "rest": []}
     for name, tensor, scheme in _in_order(model, plan):
@@ -106,11 +108,12 @@ def unpack(content: bytes, config: Seq2SeqConfig | None = None) -> Seq2Seq:
         raise Refused("the file's header is not that of a packed artefact.") from None
     if config is not None and stored != config:
         raise Refused("the file's configuration is another one than the reference model's.")
-    model = blank(stored)
-    _check_plan(model, plan, scales)
-    _check_tensors(model, plan, scales, tensors)
+    shapes = blank(stored, "meta")  # what a header asks for is compared with the file before it takes memory
+    _check_plan(shapes, plan, scales)
+    _check_tensors(shapes, plan, scales, tensors)
     if digest != _digest(stored, plan, scales, tensors):
         raise Refused("the file is damaged: its numbers are not those that its hash was made of.")
+    model = blank(stored)
     _fill(model, plan, tensors)
     if _written(stored, plan, scales, tensors) != content:
         raise Refused("the file holds something that is neither weights nor their description.")
@@ -127,7 +130,7 @@ def read_header(content: bytes, key: str) -> dict:
     """
     try:
         return json.loads(metadata(content)[key])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise Refused("the file's header is damaged, or that of something else.") from None
 
 
@@ -140,10 +143,12 @@ def metadata(content: bytes) -> dict[str, str]:
         return {}
 
 
-def blank(config: Seq2SeqConfig) -> Seq2Seq:
+def blank(config: Seq2SeqConfig, device: str = "cpu") -> Seq2Seq:
     """A model of that configuration in eval mode; the random state is as it was."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        if any(type(n) is not int or not 0 <= n <= LARGEST.get(key, n) for key, n in config.to_dict().items()):
+            raise ValueError
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             return Seq2Seq(config).eval()
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError):
         raise Refused("the file's configuration is none that a model can be built of.") from None
@@ -154,13 +159,32 @@ def _in_order(model: Seq2Seq, plan: Plan) -> Iterator[tuple[str, Tensor, Scheme 
         yield name, tensor, plan.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
 
 
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, Seq2Seq):
+        raise Refused(f"only a Seq2Seq can be packed: not {type(model).__name__}.")
+    wanted = {name: (p.shape, torch.float32, "cpu") for name, p in blank(model.config, "meta").named_parameters()}
+    have = {name: (p.shape, p.dtype, p.device.type) for name, p in model.named_parameters()}
+    for name in wanted | have:
+        if have.get(name) != wanted.get(name):
+            raise Refused(
+                f"only a float32 model with weights of its own everywhere can be packed; look at {name}. "
+                "(pack does the rounding itself.)"
+            )
+
+
 def _check_plan(model: nn.Module, plan: Plan, scales: str) -> None:
-    if scales not in SCALES:
+    if not isinstance(scales, str) or scales not in SCALES:
         raise Refused(f"scales are stored as {' or '.join(SCALES)}: not as {scales!r}.")
+    if not isinstance(plan, Mapping):
+        raise Refused(f"a plan is a dict from the names of matrices to Schemes: not {type(plan).__name__}.")
     known = matrices(model)
     for name, scheme in plan.items():
         if name not in known:
             raise Refused(f"the plan names {name!r}: the model has no such Linear or Embedding.")
+        if not isinstance(scheme, Scheme):
+            raise Refused(
+                f"{name}: a plan gives each matrix a frontier.Scheme(bits, group, symmetric): not {scheme!r}."
+            )
         if type(scheme.bits) is not int or not 2 <= scheme.bits <= 8 or type(scheme.symmetric) is not bool:
             raise Refused(f"{name}: a packed matrix has 2 to 8 bits and is symmetric or not, not {scheme}.")
         if scheme.group not in ("channel", None) and type(scheme.group) is not int:

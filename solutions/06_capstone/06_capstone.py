@@ -2061,7 +2061,7 @@ print(
 # A competition needs a rule that cannot be bent, and ours is one sentence: **what counts is what another process can rebuild from the file.** `challenge.submit_entry` takes a model or an artefact, writes its bytes, forgets the original, rebuilds a model from the bytes with the course's own classes, and lets *that* one read held-out dates. Therefore:
 #
 # - **Bytes** are the length of the file, everything included: codes, scales, biases, names, configuration, hash.
-# - **Quality** is exact match on held-out dates. *Points lost* are those of the float model minus those of the entry, on the same dates, with the paired interval of unit 05 (section 2 there).
+# - **Quality** is exact match on held-out dates, those of section 3. *Points lost* are positive when float is better; their paired interval is that of [exercise 5.10](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_10_check), which has a width even where no answer has changed.
 # - **Budget**: the file has at most `challenge.BUDGET` bytes, a tenth of the float file. **Floor**: the *whole* 95 % interval of the loss lies below `challenge.MARGIN`. Luck is not enough.
 #
 # PyTorch has no file for 3 bits, so there is one more form of entry. `challenge.pack(model, plan)` stores integer codes without gaps, as in exercise 4.2, for any width from 2 to 8 bits; a plan gives each matrix a `frontier.Scheme(bits, group, symmetric)`, as in unit 05 (section 5). Scales are float16, zero points one byte, and what the plan does not name stays float32.
@@ -2094,8 +2094,8 @@ never_planned = sum(p.numel() for p in float_reader.parameters()) - sum(
 print(f"biases and LayerNorms, float32 in every entry: {4 * never_planned:,} bytes")
 
 # %% [markdown]
-# No uniform width wins. Down to 4 bits hardly a date is lost, and the file is too large; at 2 bits it is small enough, and it cannot read. (PyTorch's own two int8 files are larger than the packed one of 8 bits: each is an archive with a name for every tensor, and dynamic int8 keeps the embedding in float. Bits per character tell apart what exact match cannot: they ask for the whole
-# distribution of each next character.)
+# No uniform width wins. Down to 4 bits hardly a date is lost, and the file is too large; at 2 bits it is small enough, and reads less than a third of the dates. (PyTorch's own two int8 files are larger than the packed one of 8 bits: each is an archive with a name for every tensor, and dynamic int8 keeps the embedding in float. Bits per character ask for the whole distribution of each next
+# character: they tell 8 bits from 4 where exact match hardly can.)
 #
 # ### Which matrix pays for it?
 #
@@ -2117,6 +2117,8 @@ def moved(model: nn.Module) -> float:
 
 two_bits = uniform["2 bits, a scale a row, affine"]
 alone = {name: moved(frontier.rounded(float_reader, {name: two_bits})) for name in frontier.matrices(float_reader)}
+rest = sum(alone.values()) - alone["embedding"]
+print(f"embedding: {alone['embedding']:.2g} bits per character; the other {len(alone) - 1} together: {rest:.2g}")
 looks = {"e": ("encoder", plots.BLUE, ""), "d": ("decoder", plots.ORANGE, "//"), "": ("both ends", plots.RED, "xx")}
 fig, ax = plots.figure(width=8, height=6.4)
 for row, name in enumerate(sorted(alone, key=alone.get)):
@@ -2135,7 +2137,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The embedding's bar is longer than all others together, and it belongs to a small matrix: bits are cheap there. For the rest the picture is only a first guess. It asks for one matrix at a time, but in a file of 2 bits *all* are rounded, and errors meet (unit 05, section 7, under *Does it hold on the model?*).
+# The embedding's number is larger than those of all others together (the axis is logarithmic), and it belongs to a small matrix: bits are cheap there. For the rest the picture is only a first guess. It asks for one matrix at a time, but in a file of 2 bits *all* are rounded, and errors meet (unit 05, section 7, under *Does it hold on the model?*).
 #
 # Two more ideas, as references. First, *mixed precision by component*: 4 bits for the embedding, 3 for all attention layers, 2 for the rest; and as a control the same with attention and feed-forward network exchanged. Second, *training with the error in sight* (unit 04, section 9), in its shortest form: in each step the weights are rounded, and the gradient passes to the float weights as if they were not.
 
@@ -2248,18 +2250,19 @@ for title, entry in cheats.items():
     errors.show_error(lambda entry=entry: challenge.submit_entry(entry()))
 
 # %% [markdown]
-# How does it do that? Not by hunting for tricks. It knows what *must* be in the file, writes the file a second time from what it has understood, and refuses it if a byte differs. There is no place left for anything else.
+# A model in memory can carry wrappers, hooks and methods of its own, so those are looked for, kind by kind. A *file* needs no such hunt: the judge knows what must be in it, writes it a second time from what it has understood, and refuses it if a byte differs. There is no place left for anything else.
 #
-# Two things no judge of a file can see. The first: whether somebody *trained*, or chose, on the held-out dates. New pairs with another seed would not show it, for they are pairs of the same dates. Benchmarks live with the same weakness; the only real cure is data that did not exist when the model was made. (The check watches whether your function asks for held-out dates. That catches a mistake. It does not catch a plan.)
+# Two things no judge of a file can see. The first: whether somebody *trained*, or chose, on the held-out dates. New pairs with another seed would not show it, for they are pairs of the same dates. Benchmarks live with the same weakness; the only real cure is data that did not exist when the model was made. (The check watches whether a model reads held-out dates while your function runs. That catches a mistake. It does not catch a plan.)
 # The second: the judge in *this* notebook is a function that the notebook can replace. So the grade comes from `python -m helpers.challenge FILE`, in a process of its own.
 #
 # ### Exercise 6.4: your entry
 # *Difficulty 4 of 5 · 40 minutes · 3 points*
 #
-# Write `my_entry`: from the float model it makes an artefact that meets budget *and* floor. Any mix of methods is welcome: widths, groups, symmetric or affine, one plan by hand or one that is searched for, training. `trained_with_rounding`, `moved`, `frontier.rounded`, `budget.greedy` (unit 05) are there to be used.
+# Write `my_entry`: from the float model it makes an artefact that meets budget *and* floor. Any mix of methods is welcome: widths, groups, symmetric or affine, one plan by hand or one that is searched for, training. `trained_with_rounding`, `moved`, `frontier.rounded`, `helpers.budget.greedy` (unit 05) are there to be used.
 #
-# - Learn from "training", choose on "validation". "held_out" is not yours to look at.
-# - Leave the model as it is, seed what is random, and be done in a minute.
+# - Learn from "training", choose on "validation": `exam = challenge.draw_exam(model, seed=1, count=500, split="validation")`, then `challenge.submit_entry(entry, exam=exam).loss`. Without `exam`, the judge asks held-out dates, so `my_entry` itself must not call it like that.
+# - Leave the model as it is, gradients included, and seed what is random. Be done in a minute (that one is a request: nobody stops the time).
+# - The check calls your function once, or twice if it draws random numbers, with a date reader whose hidden units stand in another order. It computes the same as `float_reader`; the file must be made of *it*.
 # - More than that earns *extra credit*. It is named in the result, and it is worth no points: a file below each size in `challenge.SMALLER` that still meets the floor; a loss that is certainly below `challenge.CLOSER`.
 
 
@@ -2279,7 +2282,8 @@ def my_entry(model: seq2seq.Seq2Seq) -> bytes:
 
     Example
     -------
-    >>> challenge.submit_entry(my_entry(float_reader)).points
+    >>> exam = challenge.draw_exam(float_reader, seed=1, split="validation")
+    >>> challenge.submit_entry(my_entry(float_reader), exam=exam).points
     3
     """
     ### BEGIN SOLUTION
@@ -2311,78 +2315,125 @@ def my_entry(model: seq2seq.Seq2Seq) -> bytes:
 import copy
 import json
 import os
+import pickle
+import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 
-from helpers import challenge, checkpoint, checks, dates, witness
+from helpers import challenge, checkpoint, checks, dates, packed, seq2seq, witness
 
 
 def check_ex_6_4() -> None:
-    def entry_of(model: torch.nn.Module) -> bytes:
-        """What my_entry makes of `model`, watched: the model stays as it is, and nobody looks at held-out dates."""
-        kept, asked, really = copy.deepcopy(model), [], dates.dates_of
+    codes = {ord(c): 3 + i for i, c in enumerate(dates.ALPHABET)}
+    texts = (form(day) for day in dates.dates_of("held_out") for form in dates.FORMS.values())
+    held_out = {text.translate(codes).encode() + bytes([dates.END]) for text in texts}  # as ids, without typos
+
+    def reordered(seed: int) -> seq2seq.Seq2Seq:
+        """The date reader with the hidden units of its feed-forward networks in another order: it computes the same."""
+        twin, mixer = checkpoint.load_date_reader(), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for block in [*twin.encoder, *twin.decoder]:
+                order = torch.randperm(block.ffn.up.out_features, generator=mixer)
+                for tensor in (block.ffn.up.weight, block.ffn.up.bias):
+                    tensor.copy_(tensor[order])
+                block.ffn.down.weight.copy_(block.ffn.down.weight[:, order])
+        return twin
+
+    def likeness(entry: bytes, model: seq2seq.Seq2Seq) -> float:
+        """The cosine between weights of the file and those of `model`: near 1, also after training; of others near 0."""
+        mine, given = (
+            torch.cat([block.ffn.up.weight.detach().flatten() for block in [*m.encoder, *m.decoder]])
+            for m in (challenge.unpack(entry), model)
+        )
+        return torch.cosine_similarity(mine, given, dim=0).item()
+
+    def luck() -> bytes:
+        return pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()))
+
+    def entry_of(model: seq2seq.Seq2Seq) -> bytes:
+        """What my_entry makes of `model`, watched: the model stays as it is, and no model reads held-out dates."""
+        kept, asked, really, dice = copy.deepcopy(model), [], dates.dates_of, luck()
+        looks_up = seq2seq.Seq2Seq.embed
 
         def watch(split: str) -> list:
-            asked.append(split)
+            asked.extend(held_out if split == "held_out" else ())
             return really(split)
 
-        with mock.patch.object(dates, "dates_of", watch):
+        def watch_rows(self: seq2seq.Seq2Seq, ids: torch.Tensor) -> torch.Tensor:
+            rows = ids.reshape(-1, ids.shape[-1]).to(torch.uint8).numpy()
+            asked.extend(held_out.intersection(row.tobytes().rstrip(b"\0") for row in rows))
+            return looks_up(self, ids)
+
+        with mock.patch.object(dates, "dates_of", watch), mock.patch.object(seq2seq.Seq2Seq, "embed", watch_rows):
             entry = my_entry(model)
         changed = witness.unchanged(kept, model)
         assert not changed, f"my_entry changed the model ({changed}): work on a copy, or on a plan."
-        assert "held_out" not in asked, (
-            "my_entry looks at held-out dates: whoever chooses or trains on them cannot report on them. Choose on 'validation', train on 'training'."
+        left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+        assert not left, f"my_entry leaves gradients in the model ({left[0]}): work on a copy, or set them to None."
+        assert len(asked) < 5, (  # a few may be there by accident, in an example of yours
+            "my_entry looks at held-out dates: whoever chooses or trains on them cannot report on them. Choose on 'validation' (the exercise has the line for it), train on 'training'."
         )
+        assert entry is not None, "my_entry returns nothing: does your function end with `return`?"
         assert not isinstance(entry, torch.nn.Module), (
             "my_entry returns a model, and the competition is about a file: return the bytes that challenge.pack makes."
         )
         assert isinstance(entry, bytes), f"my_entry should return the bytes of a file: not {type(entry).__name__}."
+        if luck() != dice:  # random numbers were drawn, so far with an unknown seed
+            assert my_entry(model) == entry, (
+                "my_entry makes another entry the second time: seed what is random, for example with torch.manual_seed."
+            )
         return entry
 
     with checks.check("6.4", "your entry fits into the budget and stands above the floor, judged by its file alone"):
-        entry = entry_of(checkpoint.load_date_reader())
+        model = reordered(64)
+        my_entry.file = entry = entry_of(model)  # kept for the leaderboard, which need not call your function again
         try:
             result = challenge.submit_entry(entry, "your entry")
         except challenge.Refused as refusal:
             raise AssertionError(f"the judge refuses your entry: {refusal}") from None
+        assert result.kind == "packed", (
+            f"your file is one of the kind {result.kind!r}: return the bytes that challenge.pack makes."
+        )
+        assert likeness(entry, model) > 0.5, (
+            "my_entry returns a file of another model than the one it was given: pack the argument, or a trained copy of it."
+        )
         over = len(entry) - challenge.BUDGET
         assert over <= 0, (
             f"your file has {len(entry):,} bytes, {over:,} more than the budget: which matrices of the picture could do with fewer bits?"
         )
         low, high = 100 * result.loss.low, 100 * result.loss.high
+        ends = packed.read_header(entry, "packed")["plan"].get("embedding", [32])
+        advice = (
+            "Where does one more bit help most? Begin with the embedding."
+            if ends[0] < 4
+            else "The embedding has bits enough: which other matrices gain most from one more? And whoever trains needs enough steps, with the very plan that is packed."
+        )
         assert result.loss.low <= challenge.MARGIN, (
-            f"the file fits, but it lies below the floor: {low:.1f} to {high:.1f} percentage points of exact match are lost. Where does one more bit help most? Begin with the embedding."
+            f"the file fits, but it lies below the floor: {low:.1f} to {high:.1f} percentage points of exact match are lost. {advice}"
         )
         assert result.meets_floor, (
             f"near the floor, but not certainly above it: {low:.1f} to {high:.1f} percentage points are lost, and the whole interval must be below {100 * challenge.MARGIN:.0f}. Spend what is left of the budget."
         )
         assert result.points == challenge.POINTS
         print(
-            f"your entry: {result.bytes:,} bytes, {result.times_smaller:.1f} times smaller than float, {result.exact.estimate:.1%} exact match"
+            f"your entry: {result.bytes:,} bytes, {result.times_smaller:.1f} times smaller than float, {result.exact.estimate:.2%} exact match"
         )
         print("extra credit:", "; ".join(result.extra) or "none yet")
     ### BEGIN HIDDEN TESTS
-    # The same function, other weights: the hidden units of the feed-forward networks in another order.
-    twin = checkpoint.load_date_reader()
-    mixer = torch.Generator().manual_seed(6400)
-    with torch.no_grad():
-        for block in [*twin.encoder, *twin.decoder]:
-            order = torch.randperm(block.ffn.up.out_features, generator=mixer)
-            for tensor in (block.ffn.up.weight, block.ffn.up.bias):
-                tensor.copy_(tensor[order])
-            block.ffn.down.weight.copy_(block.ffn.down.weight[:, order])
+    twin = reordered(6400)
     second = entry_of(twin)
     root = Path(checks.__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "entry.safetensors"
         file.write_bytes(second)
         judged = subprocess.run(
-            [sys.executable, "-m", "helpers.challenge", str(file), "--seed", "2026", "--count", "2000"],
+            [sys.executable, "-m", "helpers.challenge", str(file), "--seed", "62", "--count", "2000"],
             cwd=root,
             env=os.environ | {"PYTHONPATH": str(root)},
             capture_output=True,
@@ -2392,7 +2443,10 @@ def check_ex_6_4() -> None:
     assert judged.returncode == 0, f"the judge in a process of its own failed: {judged.stderr.strip()[-200:]}"
     report = json.loads(judged.stdout)
     assert "refused" not in report, f"a process of its own refuses the entry: {report}"
-    assert report["pairs"] == 2000 and report["seed"] == 2026 and report["bytes"] == size
+    assert report["pairs"] == 2000 and report["seed"] == 62 and report["bytes"] == size
+    assert report["kind"] == "packed" and likeness(second, twin) > 0.5, (
+        "the file is not one of the model that was given."
+    )
     assert size <= 96_000, f"in a process of its own the file has {size} bytes."
     assert report["loss"][2] < 0.04, (
         f"judged by a process of its own, the entry is not certainly above the floor: {report}"
@@ -2426,13 +2480,14 @@ check_ex_6_4()
 # %% [markdown]
 # ### The leaderboard
 #
-# Your entry among the others (solve the exercise first; without it, only the references are drawn). Down and to the left is better. The frontier joins the entries that nobody dominates: where nobody is smaller *and* at least as good.
+# Your entry among the others (run the check first, which keeps your file; without a solution, only the references are drawn). Down and to the left is better. The frontier joins the entries that nobody dominates: where nobody is smaller *and* at least as good.
 
 
 # %%
 def mine() -> challenge.Result | None:
     try:
-        return challenge.submit_entry(my_entry(float_reader), "your entry", references=board)
+        file = getattr(my_entry, "file", None) or my_entry(float_reader)
+        return challenge.submit_entry(file, "your entry", references=board)
     except Exception as error:
         print(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return None
@@ -2445,24 +2500,28 @@ best = sorted(
     (everybody[i] for i in frontier.frontier([(r.bytes, r.loss.estimate) for r in everybody])), key=lambda r: r.bytes
 )
 fig, ax = plots.figure(width=9, height=4.6)
-ax.axvspan(75_000, challenge.BUDGET, color=plots.GREEN, alpha=0.10, linewidth=0)
+left = min(75_000, 0.9 * min(r.bytes for r in everybody))
+ax.axvspan(left, challenge.BUDGET, color=plots.GREY, alpha=0.15, linewidth=0)
 ax.axvline(challenge.BUDGET, color=plots.GREY, linestyle="--")
 ax.axhline(100 * challenge.MARGIN, color=plots.GREY, linestyle=":")
-ax.step([r.bytes for r in best], [100 * r.loss.estimate for r in best], where="post", color=plots.GREEN)
+ax.step(
+    [r.bytes for r in best], [100 * r.loss.estimate for r in best], where="post", color=plots.GREEN, label="frontier"
+)
 marks = {"PyTorch's own files": ("s", plots.BLUE), "packed": ("o", plots.BLUE), "packed, trained": ("^", plots.ORANGE)}
 for number, r in enumerate(everybody, start=1):
     sort = "packed, trained" if r.name.startswith("trained") else "packed" if r.kind == "packed" else next(iter(marks))
     mark, color = ("*", plots.RED) if r is yours else marks[sort]
     ax.plot([r.bytes] * 2, [100 * r.loss.low, 100 * r.loss.high], color=color, linewidth=1)
     ax.plot(r.bytes, 100 * r.loss.estimate, mark, markersize=14 if r is yours else 6, color=color)
-    label, beside = ("you", (-28, -4)) if r is yours else (str(number), (6, 5))
-    ax.annotate(label, (r.bytes, 100 * r.loss.estimate), textcoords="offset points", xytext=beside, fontsize=8)
+    ax.annotate(str(number), (r.bytes, 100 * r.loss.estimate), textcoords="offset points", xytext=(6, 5), fontsize=8)
+if yours:
+    marks["you"] = ("*", plots.RED)
 for sort, (mark, color) in marks.items():
     ax.plot([], [], mark, color=color, label=sort)
 ax.legend(loc="upper right")
 ax.set_yscale("symlog", linthresh=1)
 ax.set_xscale("log")
-ax.set_xlim(75_000, 1.15e6)
+ax.set_xlim(left, 1.15e6)
 ax.set_ylim(-0.5, 110)
 ax.set_xticks([80_000, 96_000, 150_000, 300_000, 600_000, 1_000_000], ["80", "96", "150", "300", "600", "1000"])
 ax.set_yticks([0, 1, 4, 10, 30, 100], ["0", "1", "4", "10", "30", "100"])
@@ -2470,7 +2529,7 @@ ax.minorticks_off()
 ax.set(xlabel="kilobytes of the file (logarithmic)", ylabel="points of exact match lost")
 plots.show(
     fig,
-    caption="Bytes against exact match lost, with 95 % intervals. Dashed: the budget; dotted: the floor; green: the frontier. "
+    caption="Bytes against exact match lost, with 95 % intervals. Dashed: the budget; dotted: the floor; steps: the frontier. "
     "Who is in the shaded strip, below the dotted line with the whole interval, has won. The numbers are rows of the table.",
     alt="Scatter plot with logarithmic axes. Float, dynamic and static int8, 8 and 4 bits lie near zero loss, right of the dashed budget line. "
     "2 bits lies left of it at the very top. A red star, the entry of this exercise, lies just left of the budget line and below the dotted floor line; "
@@ -2480,7 +2539,7 @@ tables.show([{"no.": number} | r.row() for number, r in enumerate(everybody, sta
 if yours:
     print("points:", yours.points, "of", challenge.POINTS)
     print("extra credit:", "; ".join(yours.extra) or "none yet")
-    print("you dominate:", ", ".join(yours.dominates) or "nobody")
+    print("you dominate:", "; ".join(yours.dominates) or "nobody")
     my_numbers["Budget challenge: file"] = f"{yours.bytes:,} bytes, {yours.times_smaller:.1f} times smaller than float"
     my_numbers["Budget challenge: exact match lost"] = f"{100 * yours.loss.estimate:.1f} percentage points"
     my_numbers["Budget challenge: extra credit"] = "; ".join(yours.extra) or "none"

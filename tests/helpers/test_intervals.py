@@ -98,6 +98,33 @@ def test_mcnemar_bears_large_and_empty_counts():
     assert 0 <= intervals.mcnemar(3000, 0) < 1e-300
 
 
+def test_paired_loss():
+    found = intervals.paired_loss(0, 0, 50)
+    assert found.estimate == 0 and found.high == -found.low == pytest.approx(1.96 / 52, abs=1e-5)
+    low, high = intervals.paired_loss(2, 1, 400)[1:]  # by hand: 1 / 402, half width 0.0097
+    assert (low, high) == pytest.approx((-0.0072, 0.0122), abs=1e-4)
+    mirrored = intervals.paired_loss(1, 2, 400)
+    assert mirrored == pytest.approx((-1 / 400, -high, -low))
+    for bad in [(0, 0, 0), (-1, 0, 9), (6, 5, 10)]:
+        with pytest.raises(ValueError, match="do not fit"):
+            intervals.paired_loss(*bad)
+
+
+def test_paired_loss_covers_and_agrees_with_the_bootstrap():
+    generator, held = torch.Generator().manual_seed(4), 0
+    for _ in range(2000):
+        drawn = torch.rand(300, generator=generator)
+        broken, repaired = int((drawn < 0.03).sum()), int((drawn > 0.99).sum())
+        found = intervals.paired_loss(broken, repaired, 300)
+        held += found.low <= 0.02 <= found.high
+    assert 1860 <= held <= 1960
+    wrong = torch.zeros(2000)
+    again = wrong.clone()
+    again[:60] = 1
+    bootstrap, closed = intervals.paired_bootstrap(wrong, again), intervals.paired_loss(60, 0, 2000)
+    assert closed == pytest.approx(bootstrap, abs=0.001)
+
+
 def test_wilson():
     found = intervals.wilson(0, 10)
     assert found.low == 0.0 and found.high == pytest.approx(0.2775, abs=1e-4)
