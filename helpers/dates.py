@@ -7,6 +7,9 @@
 All text is generated, seeded, and split by *date*: a held-out date was never seen in training in any form. Reading a
 date takes what a Transformer is for: where the day stands depends on the form, months are names or numbers, a year of
 two digits needs its century, a day of the year needs a calendar with its leap years, and people mistype.
+
+In the forms "day-mon-yy" and "mon day 'yy" a few texts have two right dates after a typo: "5-jn-92" may be January or
+June. No model can know which.
 """
 
 from __future__ import annotations
@@ -60,10 +63,18 @@ TYPO_SHARE = 0.10  # of the texts that hold a word: one of its letters is missin
 
 
 def mistyped(text: str, kind: int, where: int) -> str:
-    """`text` with one letter missing (kind 0), doubled (1), or swapped with the next one (2); as it is without letters.
+    """`text` with one letter missing (kind 0), doubled (1), or swapped with the next one (2).
 
-    `where` chooses among the letters, counted from the first one, which is never touched.
+    `where` chooses, as often round as needed, among the letters that stand between two letters; a text without such
+    letters stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
     """
+    if kind not in (0, 1, 2):
+        raise ValueError(f"there is no typo of kind {kind}: 0 misses a letter, 1 doubles it, 2 swaps it with the next.")
     letters = [i for i in range(1, len(text) - 1) if text[i - 1 : i + 2].isalpha()]
     if not letters:
         return text
@@ -108,8 +119,10 @@ def encode(texts: list[str], length: int = SOURCE_LENGTH) -> Tensor:
     Raises
     ------
     ValueError
-        If a text is too long, or holds a character that is not in `ALPHABET`.
+        If a text is too long, or holds a character that is not in `ALPHABET`, or if `texts` is no list but one text.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"encode takes a list of texts: encode([{texts!r}]).")
     rows = torch.full((len(texts), length), PAD)
     for row, text in zip(rows, texts, strict=True):
         strange = sorted(set(text) - set(ALPHABET))
@@ -124,11 +137,19 @@ def encode(texts: list[str], length: int = SOURCE_LENGTH) -> Tensor:
 
 
 def decode(ids: Tensor) -> str:
-    """The text of one row of ids, up to its END."""
+    """The text of one row of ids, up to its END.
+
+    Raises
+    ------
+    ValueError
+        If an id before END is none of the vocabulary.
+    """
     text = ""
     for i in ids.tolist():
         if i == END:
             break
+        if not 0 <= i < VOCAB_SIZE:
+            raise ValueError(f"id {i} is no character: ids go from 0 to {VOCAB_SIZE - 1}.")
         text += ALPHABET[i - 3] if i >= 3 else "?"
     return text
 
@@ -143,9 +164,18 @@ def pairs(split: str, count: int, seed: int, forms: list[str] | None = None) -> 
         The ISO date and END.
     texts : list of str
         The sources as text.
+
+    Raises
+    ------
+    ValueError
+        If there is no such split or form, or if `forms` is empty.
     """
     generator = torch.Generator().manual_seed(seed)
-    days, names = dates_of(split), forms or list(FORMS)
+    days, names = dates_of(split), list(FORMS) if forms is None else list(forms)
+    strange = [name for name in names if name not in FORMS]
+    if strange or not names:
+        problem = f"there is no form {strange[0]!r}" if strange else "forms is empty"
+        raise ValueError(f"{problem}: give a list of names from dates.FORMS, or None for all of them.")
     day = torch.randint(len(days), (count,), generator=generator).tolist()
     form = torch.randint(len(names), (count,), generator=generator).tolist()
     texts = [FORMS[names[f]](days[d]) for d, f in zip(day, form, strict=True)]

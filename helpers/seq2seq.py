@@ -36,7 +36,7 @@ FEEDS_LINEAR = ("quant1", "quant2", "quant3", "ffn.quant", ".mix")  # ends of th
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """Everything needed to rebuild a `Seq2Seq`; `pad`, `start` and `end` are ids."""
+    """Everything needed to rebuild a `Seq2Seq`; `pad`, `start` and `end` are ids, `n_heads` divides `d_model`."""
 
     vocab_size: int
     source_length: int
@@ -48,6 +48,13 @@ class Seq2SeqConfig:
     pad: int = 0
     start: int = 1
     end: int = 2
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} heads of equal "
+                "width: choose a d_model that is a multiple of n_heads."
+            )
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -134,6 +141,10 @@ class Seq2Seq(nn.Module):
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
 
     def embed(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > len(self.positions):
+            raise ValueError(
+                f"{ids.shape[1]} ids in a row are too many: this model has {len(self.positions)} positions."
+            )
         vectors = self.embedding(ids.contiguous()) * math.sqrt(self.config.d_model)
         return vectors + self.positions[: ids.shape[1]]  # (batch, time, d_model)
 
@@ -193,7 +204,18 @@ def greedy(model: Seq2Seq, source: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exact_matches(model: Seq2Seq, source: Tensor, target: Tensor, batch: int = 250) -> Tensor:
-    """Whether the greedy answer to each source is right in every character: bool (count,)."""
+    """Whether the greedy answer to each source is right in every character: bool (count,).
+
+    Raises
+    ------
+    ValueError
+        If `target` is not (count, target_length): PyTorch would compare a row with all the others.
+    """
+    if target.shape != (len(source), model.config.target_length):
+        raise ValueError(
+            f"{len(source)} sources need targets of shape {(len(source), model.config.target_length)}, "
+            f"not {tuple(target.shape)}."
+        )
     return torch.cat([
         (greedy(model, s) == t).all(dim=1) for s, t in zip(source.split(batch), target.split(batch), strict=True)
     ])  # fmt: skip

@@ -1,6 +1,7 @@
 """The task of unit 06: right answers, dates apart by split, typos as promised, and clear words for bad input."""
 
 import datetime
+import hashlib
 
 import pytest
 import torch
@@ -126,3 +127,27 @@ def test_bad_input_is_explained():
         dates.dates_of("test")
     with pytest.raises(ValueError, match='there is no split "test"'):
         dates.pairs("test", 3, seed=0)
+    with pytest.raises(ValueError, match=r"encode takes a list of texts: encode\(\['may 4, 2001'\]\)"):
+        dates.encode("may 4, 2001")
+    with pytest.raises(ValueError, match="id 50 is no character: ids go from 0 to"):
+        dates.decode(torch.tensor([3, 50]))
+    with pytest.raises(ValueError, match="forms is empty"):
+        dates.pairs("training", 3, seed=0, forms=[])
+    with pytest.raises(ValueError, match="there is no form 'roman': give a list of names"):
+        dates.pairs("training", 3, seed=0, forms=["dd.mm.yy", "roman"])
+    for kind in (3, -1):
+        with pytest.raises(ValueError, match=f"there is no typo of kind {kind}"):
+            dates.mistyped("4 july 1976", kind, 0)
+
+
+def test_pairs_stay_what_the_checkpoint_was_trained_on():
+    source, target, texts = dates.pairs("training", 500, seed=0)
+    numbers = torch.cat([source.flatten(), target.flatten()])
+    assert hashlib.sha256(numbers.numpy().tobytes()).hexdigest().startswith("18e17ea658e5") and len(texts) == 500
+
+
+def test_a_typo_may_leave_two_right_dates():
+    january, june = (datetime.date(1992, month, 5) for month in (1, 6))
+    for form in ("day-mon-yy", "mon day 'yy"):
+        one, other = (dates.mistyped(dates.FORMS[form](day), 0, 0) for day in (january, june))
+        assert one == other

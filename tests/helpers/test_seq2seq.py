@@ -191,6 +191,19 @@ def test_calibration_on_nothing_is_refused():
         seq2seq.static_int8(Seq2Seq(SMALL), [])
 
 
+def test_bad_input_is_explained():
+    with pytest.raises(ValueError, match="d_model=24 cannot be split into n_heads=5 heads of equal width"):
+        Seq2SeqConfig(19, 12, 7, d_model=24, n_heads=5)
+    ours, (source, target) = Seq2Seq(SMALL), ids_of(15)
+    with pytest.raises(ValueError, match="24 ids in a row are too many: this model has 12 positions"):
+        ours(torch.cat([source, source], dim=1), target)
+    for answer in (target[:1], target[:, :1], target[:, :-1]):
+        with pytest.raises(ValueError, match=r"5 sources need targets of shape \(5, 7\), not"):
+            seq2seq.exact_matches(ours, source, answer)
+    with pytest.raises(ValueError, match=r"1 sources need targets of shape \(1, 7\)"):
+        seq2seq.exact_matches(ours, source[:1], target)
+
+
 def test_the_configuration_of_the_date_reader_fits_the_task():
     config = Seq2SeqConfig(dates.VOCAB_SIZE, dates.SOURCE_LENGTH, dates.TARGET_LENGTH)
     assert (config.pad, config.start, config.end) == (dates.PAD, dates.START, dates.END)

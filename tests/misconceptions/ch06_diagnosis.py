@@ -66,6 +66,49 @@ def writes_into_the_batch(model, source, target):
     return apart(before, run(model, source, target)[0])
 
 
+@wrong("ex_6_1", "no attribute", binds="feels_the_batch")
+def reads_batch_first(model, source, target):
+    return any(getattr(m, "batch_first", True) is False for m in model.modules())
+
+
+@wrong("ex_6_1", "targets of other pairs", binds="feels_the_batch")
+def replaces_only_the_sources(model, source, target):
+    return apart(run(model, source, target)[0], run(model, torch.cat([source[:1], -source[1:]]), target)[0])
+
+
+@wrong("ex_6_1", "compare all positions", binds="feels_the_batch")
+def looks_at_the_first_output_only(model, source, target):
+    return apart(run(model, source, target)[0, 0], run(model, source[:1], target[:1])[0, 0])
+
+
+@wrong("ex_6_1", "Only the second pair touches the first", binds="feels_the_batch")
+def leaves_out_only_the_last_pair(model, source, target):
+    return apart(run(model, source, target)[0], run(model, source[:-1], target[:-1])[0])
+
+
+@right("ex_6_1", binds="feels_the_batch")
+def restores_the_mode(model, source, target):
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        answer = bool((model(source, target)[0] - model(source[:1], target[:1])[0]).abs().max() > 1e-4)
+    model.train(was)
+    return answer
+
+
+@right("ex_6_1", binds="feels_the_batch")
+def inference_mode(model, source, target):
+    with torch.inference_mode():
+        trial = copy.deepcopy(model).eval()
+        return not torch.allclose(trial(source, target)[0], trial(source[:1], target[:1])[0], atol=1e-4)
+
+
+@wrong("ex_6_1", "Only the last pair touches the others", binds="feels_the_batch")
+def leaves_out_only_the_second_pair(model, source, target):
+    kept = [0, *range(2, len(source))]
+    return apart(run(model, source, target)[0], run(model, source[kept], target[kept])[0])
+
+
 # sees_the_future
 
 
@@ -114,6 +157,39 @@ def looks_for_a_mask_of_the_module(model, source, target):
     return False
 
 
+@wrong("ex_6_1", "no attribute", binds="sees_the_future")
+def reads_the_mask(model, source, target):
+    return getattr(model, "mask", 0) != 0
+
+
+@wrong("ex_6_1", "feels the last target: compare *all* outputs before the last", binds="sees_the_future")
+def only_position_before_the_last(model, source, target):
+    other = torch.cat([target[:, :-1], -target[:, -1:]], dim=1)
+    return apart(run(model, source, target)[:, -2], run(model, source, other)[:, -2])
+
+
+@right("ex_6_1", binds="sees_the_future")
+def by_gradient(model, source, target):
+    trial = copy.deepcopy(model).eval()
+    t = target.clone().requires_grad_()
+    with torch.enable_grad():
+        y = trial(source, t)[:, :-1]
+        g = torch.autograd.grad((y * torch.randn(y.shape)).sum(), t)[0]
+    return bool(g[:, -1].abs().max() > 1e-5 * g.abs().max())
+
+
+@right("ex_6_1", binds="sees_the_future")
+def cut_off(model, source, target):
+    return apart(run(model, source, target)[:, :-1], run(model, source, target[:, :-1]))
+
+
+@right("ex_6_1", binds="sees_the_future")
+def zeros_in_the_last_place(model, source, target):
+    other = target.clone()
+    other[:, -1] = 0
+    return apart(run(model, source, target)[:, :-1], run(model, source, other)[:, :-1])
+
+
 # knows_the_order
 
 
@@ -141,6 +217,16 @@ def reverses_the_target(model, source, target):
 @wrong("ex_6_1", "this model adds positions to its source", binds="knows_the_order")
 def never(model, source, target):
     return False
+
+
+@wrong("ex_6_1", "no attribute", binds="knows_the_order")
+def reads_the_places(model, source, target):
+    return "s" in getattr(model, "places", "s")
+
+
+@wrong("ex_6_1", "compare all outputs", binds="knows_the_order")
+def looks_at_the_last_position_only(model, source, target):
+    return apart(run(model, source, target)[:, -1], run(model, source.flip(1), target)[:, -1])
 
 
 # unused_sizes
@@ -191,6 +277,22 @@ def forgets_the_buffers(build, sizes):
     return [name for name in sizes if shapes(**{**sizes, name: 2 * sizes[name]}) == shapes(**sizes)]
 
 
+@wrong("ex_6_1", "a fixed product", binds="unused_sizes")
+def counts_the_numbers(build, sizes):
+    def count(s):
+        return sum(t.numel() for t in build(**s).state_dict().values())
+
+    return [n for n in sizes if count({**sizes, n: 2 * sizes[n]}) == count(sizes)]
+
+
+@wrong("ex_6_1", "compare names", binds="unused_sizes")
+def shapes_without_names(build, sizes):
+    def shapes(s):
+        return [t.shape for t in build(**s).state_dict().values()]
+
+    return [n for n in sizes if shapes({**sizes, n: 2 * sizes[n]}) == shapes(sizes)]
+
+
 # left_in_float
 
 
@@ -225,6 +327,12 @@ def quantizes_in_place(model):
 @wrong("ex_6_1", "misses out_proj.weight", binds="left_in_float")
 def only_the_packed_projections(model):
     return [n for n, _ in dynamic_int8(model).named_parameters() if n.endswith("in_proj_weight")]
+
+
+@wrong("ex_6_1", "A buffer is no parameter", binds="left_in_float")
+def lists_buffers_too(model):
+    q = dynamic_int8(model)
+    return [n for n, t in q.state_dict().items() if isinstance(t, torch.Tensor) and t.dim() >= 2]
 
 
 # refusals
@@ -342,3 +450,72 @@ def quotes_the_book(model, source, target):
         "static": "Could not run 'aten::add.out' with arguments from the 'QuantizedCPU' backend",
         "qat": "",
     }
+
+
+@wrong("ex_6_1", "and run it", binds="refusals")
+def qat_is_not_run(model, source, target):
+    def qat(m, s, t):
+        trial = copy.deepcopy(m).train()
+        trial.qconfig = tq.get_default_qat_qconfig(torch.backends.quantized.engine)
+        tq.prepare_qat(trial)
+
+    return roads(model, source, target, qat=qat)
+
+
+@wrong("ex_6_1", "calibrate it with", binds="refusals")
+def static_without_calibration(model, source, target):
+    def static(m, s, t):
+        observed = prepared(m, tq.get_default_qconfig(torch.backends.quantized.engine))
+        run(tq.convert(observed), s, t)
+
+    return roads(model, source, target, static=static)
+
+
+@wrong("ex_6_1", "engine's default qconfig", binds="refusals")
+def another_qconfig(model, source, target):
+    return roads(model, source, target, static=lambda *a: static_road(*a, settings=tq.default_qconfig))
+
+
+@wrong("ex_6_1", "calibrate it with", binds="refusals")
+def calibrates_with_noise(model, source, target):
+    def static(m, s, t):
+        observed = prepared(m, tq.get_default_qconfig(torch.backends.quantized.engine))
+        observed(torch.randn_like(s), torch.randn_like(t))
+        run(tq.convert(observed), s, t)
+
+    return roads(model, source, target, static=static)
+
+
+@wrong("ex_6_1", "default qat qconfig", binds="refusals")
+def qat_with_the_static_qconfig(model, source, target):
+    def qat(m, s, t):
+        trial = copy.deepcopy(m).train()
+        trial.qconfig = tq.get_default_qconfig(torch.backends.quantized.engine)
+        tq.prepare_qat(trial)(s, t)
+
+    return roads(model, source, target, qat=qat)
+
+
+@wrong("ex_6_1", "tells the scale", binds="refusals")
+def quotes_by_layout(model, source, target):
+    core = next((m for m in model.modules() if isinstance(m, nn.Transformer)), None)
+    said = dict.fromkeys(("dynamic", "static", "qat"), "")
+    if core is not None:
+        said["qat"] = "NonDynamicallyQuantizableLinear"
+        said["static"] = "in_proj_bias aten::add.out"
+        said["dynamic"] = "no attribute 'device'" if core.batch_first else ""
+    elif not any(isinstance(m, tq.QuantStub) for m in model.modules()):
+        said["static"] = "quantized::linear"
+    return said
+
+
+@wrong("ex_6_1", "a copy in eval mode", binds="refusals")
+def static_in_training_mode(model, source, target):
+    def static(model, source, target):
+        observed = copy.deepcopy(model).train()
+        observed.qconfig = tq.get_default_qconfig(engine())
+        observed = tq.prepare(observed)
+        observed(source, target)
+        run(tq.convert(observed), source, target)
+
+    return roads(model, source, target, static=static)
