@@ -1176,6 +1176,8 @@ def check_ex_6_2() -> None:
                 assert torch.allclose(wanted, oracle, atol=2e-5), "the check itself is broken; please report it."
             try:
                 got = mine(x, memory, mask)
+            except NotImplementedError:
+                raise
             except (RuntimeError, IndexError) as error:
                 raise AssertionError(
                     f"with {target} positions in x and {source} in the memory MemoryAttention cannot run: {str(error).splitlines()[0]} Are queries made from x, and keys and values from the memory?"
@@ -1230,6 +1232,8 @@ def check_ex_6_2() -> None:
             )
             try:
                 got = mine(x, memory, mask, memory_mask)
+            except NotImplementedError:
+                raise
             except (RuntimeError, IndexError) as error:
                 raise AssertionError(
                     f"with {target} positions in x and {source} in the memory DecoderLayer cannot run: {str(error).splitlines()[0]} Which mask belongs to which attention?"
@@ -1753,6 +1757,8 @@ def check_ex_6_3() -> None:
         wanted = logits_of(parts, c, source, written)
         try:
             got = model(source, written)
+        except NotImplementedError:
+            raise
         except (RuntimeError, IndexError) as error:
             raise AssertionError(
                 f"your model cannot run: {str(error).splitlines()[0]} Which mask belongs where? An encoder block is called with (x, mask of the source), a decoder block with (x, memory, causal mask, mask of the source)."
@@ -1786,9 +1792,9 @@ def check_ex_6_3() -> None:
         )
         try:
             with torch.enable_grad():
-                owners, numbers = zip(*model.named_parameters(), strict=True)
+                owners, parameters = zip(*model.named_parameters(), strict=True)
                 loss = model(source, written).square().sum()
-                slopes = torch.autograd.grad(loss, numbers, allow_unused=True)
+                slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
         except RuntimeError as error:
             raise AssertionError(
                 f"your model cannot be trained, since no gradient passes: {str(error).splitlines()[0]}"
@@ -1959,7 +1965,7 @@ check_ex_6_3()
 # %% [markdown]
 # ### Before and after
 #
-# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts. (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date.
+# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts. (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date. (Four models write 2,000 answers each, letter by letter: on a busy machine this takes a while.)
 
 # %%
 float_reader = load_date_reader()
@@ -2045,7 +2051,7 @@ jn = torch.tensor(["-jn-" in text or text.startswith("jn ") for text in held_out
 print(f"January or June: {int(jn.sum())} of {len(jn):,} texts; {int((jn & ~read_right['float']).sum())} of the faults")
 
 # %% [markdown]
-# "jn" without a weekday is January or June: no model can know, so nobody reaches 100 %. The other faults are days of the year, where the model must compute.
+# "jn" without a weekday is January or June: no model can know; the best one can only guess. The other faults are days of the year, where the model must compute.
 #
 # A harder test tells models apart better. Give each text with a word in it *two more* typos. Where do the models fail?
 
@@ -2079,7 +2085,7 @@ plots.show(
     fig,
     caption="Faults with two more typos in every text, by form; 60 held-out texts each. Float, dynamic and static int8 answered the same texts.",
     alt="Groups of three horizontal bars, one group for each written form with words. Within a group the bars of float, dynamic and static int8 are about equally long; between the groups they differ: day n of year has by far the "
-    "longest bars, the two short forms without a weekday come next, and the others have few faults or none.",
+    "longest bars; all other forms have few faults, or none.",
 )
 hard = {name: torch.cat(answers) for name, answers in hard_right.items()}
 for name in list(hard)[1:]:
@@ -2088,7 +2094,7 @@ for name in list(hard)[1:]:
     print(f"{name}: loss in points {in_points(loss)}; broken {broken}, repaired {repaired} of {len(hard[name])}")
 
 # %% [markdown]
-# It is the *form* that decides, and hardly the precision: float fails on nearly the same texts, and only here and there an answer flips, in either direction. Here are the first faults of float in two forms:
+# It is the *form* that decides, one above all, and hardly the precision: float fails on nearly the same texts, and only here and there an answer flips, in either direction. Here are the first faults of float in two forms:
 
 # %%
 tables.show(
@@ -2180,7 +2186,7 @@ print(
 )
 
 # %% [markdown]
-# Mostly, it does. The last figures of the year are read where they stand, the month from letters of its name, and the day from its figure. But the two zeros look at END, where there is nothing of them to read, and the first "1" looks nowhere in particular: what a model looks at need not be what it needs. The int8 model looks at the same places, and only how much it looks moves a little: as in unit 04, section 5, though now between two texts.
+# Mostly, it does. The last figures of the year are read where they stand, the month from letters of its name, and the day from its figure. But in this head the two zeros look at END, where there is nothing of them to read, and the first "1" looks nowhere in particular: what a model looks at need not be what it needs. The int8 model looks at the same places, and only how much it looks moves a little: as in unit 04, section 5, though now between two texts.
 #
 # What did the repair cost, and what did it buy? The book's class had quantizers at its two ends, floats and crashes between, and no task. This one has masks, positions and one matching head; every matrix, the embedding included, is a table of int8 codes; in float it *is* `nn.Transformer`, number for number, and in int8 it reads dates as float does, within a margin that was stated before. The price is the list of crossings: LayerNorm, softmax, GELU and the residual stream are float, and unit 04 has shown why.
 #
