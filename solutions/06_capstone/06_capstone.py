@@ -932,17 +932,17 @@ tables.show(
 #
 # $x$ is what arrives in the decoder (batch, target, d_model), $m$ is the memory (batch, source, d_model), $d_h$ the width of a head; *merge* puts the heads side by side. The questions come from the answer so far, the keys and values from the source. With $m = x$ it is the self-attention of exercise 4.4.
 #
-# So a decoder block looks at two places, and each has a mask of its own. The example is the date of the American Declaration of Independence, two hundred years on, in a batch of texts of which this one is not the longest:
+# So a decoder block looks at two places, and each has a mask of its own. The example is the date of the American Declaration of Independence, two hundred years on, in a batch of texts of which this one is not the longest (`dates.encode` makes ids of texts, ended by END and filled up with `dates.PAD`; section 3 tells more of it):
 
 # %%
 source_text, answer_text = "july 4, 1976", "1976-07-04"
-source = dates.encode([source_text], 15)
+july_ids = dates.encode([source_text], 15)
 reads = ["START", *answer_text]  # what the decoder reads, to write one character more at each step
-filled = [*source_text.replace(" ", "_"), "END", "PAD", "PAD"]
+source_keys = [*source_text.replace(" ", "_"), "END", "PAD", "PAD"]
 may_look = {
     "causal mask: answer to answer": (causal_mask(len(reads)), reads),
-    "padding mask: answer to source": ((source != dates.PAD).expand(len(reads), -1), filled),
-    "both mixed: wrong": ((source != dates.PAD) & torch.ones(len(reads), 15, dtype=torch.bool).tril(), filled),
+    "padding mask: answer to source": ((july_ids != dates.PAD).expand(len(reads), -1), source_keys),
+    "both mixed: wrong": ((july_ids != dates.PAD) & torch.ones(len(reads), 15, dtype=torch.bool).tril(), source_keys),
 }
 fig, axes = plots.figure(columns=3, width=11, height=3.7)
 for ax, (title, (mask, keys)) in zip(axes, may_look.items(), strict=True):
@@ -997,7 +997,7 @@ print("ours:  ", ", ".join(name for name in seq2seq.our_names(layer.state_dict()
 #
 # $$a = x + \mathrm{attention}(n_1, n_1)\ \text{ with } n_1 = \mathrm{norm}_1(x), \qquad c = a + \mathrm{cross}(\mathrm{norm}_2(a),\, m), \qquad y = c + \mathrm{ffn}(\mathrm{norm}_3(c))$$
 #
-# The first attention gets `mask`, the second `memory_mask`. Both, and the feed-forward network (`quantizable.QuantizableFeedForward`), take and give quantized tensors once the block is converted; LayerNorms and additions are float. So each half needs a `QuantStub` behind its norm and a `DeQuantStub` before its addition, as in unit 04, section 7. `memory` arrives *already quantized*: it is the same for all blocks and all steps, and is rounded once, by whoever made it.
+# The first attention gets `mask`, the second `memory_mask`; each is a `MemoryAttention` of its own. Both, and the feed-forward network (`quantizable.QuantizableFeedForward`), take and give quantized tensors once the block is converted; LayerNorms and additions are float. So each of the three parts needs a `QuantStub` behind its norm and a `DeQuantStub` before its addition, as in unit 04, section 7. (That the LayerNorms have no qconfig is left to whoever prepares the model: here the check, later `seq2seq.prepare`. In a recipe of your own, set `norm.qconfig = None` as in unit 04.) `memory` arrives *already quantized*: it is the same for all blocks and all steps, and is rounded once, by whoever made it.
 #
 # By hand, if the first attention always says 0.5, the second 2, the network −1, and $x = 1$: $a = 1.5$, $c = 3.5$, $y = 2.5$.
 
@@ -1086,7 +1086,7 @@ class DecoderLayer(nn.Module):
 
 # %% nbgrader={"grade": true, "grade_id": "ex_6_2_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 6.2: run this cell.
-import copy
+import warnings
 from collections import Counter
 
 import torch
@@ -1160,8 +1160,17 @@ def check_ex_6_2() -> None:
                 for i in (2, 1)
             )
         allowed = None if change == "no mask" or mask is None else ~mask if change == "inverted" else mask
-        scale = 1.0 if change == "no scale" else None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale).transpose(1, 2).flatten(2)
+        scale = {"no scale": 1.0, "scaled by width": x.shape[2] ** -0.5}.get(change)
+        if change in ("zeroed", "over queries"):
+            scores = q @ k.mT / q.shape[3] ** 0.5
+            if change == "over queries":
+                p = (scores if mask is None else scores.where(mask, -torch.inf)).softmax(dim=2)
+            else:
+                p = scores.softmax(dim=3) * mask
+            y = p @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale)
+        y = y.transpose(1, 2).flatten(2)
         return y if change == "no out" else F.linear(y, theirs.out_proj.weight, theirs.out_proj.bias)
 
     attention_mistakes = {
@@ -1172,6 +1181,9 @@ def check_ex_6_2() -> None:
         "inverted": "the mask is the wrong way round: True means that the query may look.",
         "no mask": "the mask has no effect.",
         "no scale": "the scores are not divided by the square root of the width of a head.",
+        "scaled by width": "the scores are divided by the square root of d_model; it should be that of the width of a *head*.",
+        "zeroed": "the probabilities are set to zero behind the softmax, so that they no longer sum to 1: mask the scores before it.",
+        "over queries": "the softmax runs over the queries: it should run over the keys, the last dimension.",
         "no out": "the output layer is missing.",
         "k, v swapped": "key and value are swapped.",
     }
@@ -1195,10 +1207,10 @@ def check_ex_6_2() -> None:
             first = None
         elif change == "no padding":
             second = None
-        elif change == "diagonal":
-            first = mask.tril(-1) | torch.eye(len(mask), dtype=torch.bool)[:1]
         elif change == "peeks":
             first = torch.ones_like(mask).tril(1)
+        elif change == "own causal":
+            first = torch.ones(2 * x.shape[1:2], dtype=torch.bool).tril()
         m = layer.norm2(memory) if change == "memory normed" else memory
         one = layer.norm1(x)
         if change == "post":
@@ -1222,14 +1234,15 @@ def check_ex_6_2() -> None:
 
     block_mistakes = {
         "mixed": "the memory mask is mixed with the causal mask: every step may look at the whole source, whatever its own place (only padding is hidden).",
+        "no padding": "the attention to the memory gets no mask, so it looks at padding.",
         "causal on memory": "the attention to the memory gets the causal mask: it should get `memory_mask`; nothing in the source is the future.",
         "swapped masks": "the masks are swapped: `mask` belongs to the first attention, `memory_mask` to the second.",
         "padding on answer": "the first attention gets both masks: `memory_mask` speaks of the source, not of the answer.",
         "no causal": "the first attention gets no mask, so each position sees the future.",
-        "no padding": "the attention to the memory gets no mask, so it looks at padding.",
         "peeks": "the causal mask is off by one: each position sees the next one.",
+        "own causal": "the first attention makes a causal mask of its own: it should use the `mask` that it is given.",
         "memory normed": "the memory is normalized by norm2: norm2 is for x alone; the encoder has a last norm of its own.",
-        "post": "the LayerNorms stand behind the additions (post-LN); this block normalizes *before* each half.",
+        "post": "the LayerNorms stand behind the additions (post-LN); this block normalizes *before* each part.",
         "cross first": "the attention to the memory comes first: the answer looks at itself first.",
         "self from memory": "the first attention looks at the memory: it should look at the answer itself.",
         "no first": "the first residual addition is missing: x is added to what the attention says.",
@@ -1261,7 +1274,7 @@ def check_ex_6_2() -> None:
             same = known.any() and torch.allclose(got[known], other[known], atol=2e-5, rtol=1e-5)
             assert not same, f"before any quantization {what} is wrong: {sentence}"
         assert got.isfinite().all(), (
-            f"before any quantization {what} holds nan: a query that may look nowhere makes it. Is the mask the right way round?"
+            f"before any quantization {what} holds nan: a query that may look nowhere makes it. Is the mask the right way round, and the softmax over the keys?"
         )
         raise AssertionError(
             f"before any quantization {what} differs from the library's by up to {(got - wanted).abs().max():.3g}; allowed is rounding (2e-5)."
@@ -1275,16 +1288,22 @@ def check_ex_6_2() -> None:
         given, theirs = (x.clone(), memory.clone()), layer.multihead_attn
         for mask in (seen, None, causal if target == source else seen & (torch.arange(source) != 1)):
             wanted = attend(theirs, x, memory, mask)
+            before = None if mask is None else mask.clone()
             if mask is seen:  # our formula above is the library's own attention
                 padding = ~seen[:, 0, 0]
                 oracle, _ = theirs(x, memory, memory, key_padding_mask=padding, need_weights=False)
                 assert torch.allclose(wanted, oracle, atol=2e-5), "the check itself is broken; please report it."
             try:
                 got = mine(x, memory, mask)
+            except NotImplementedError:
+                raise
             except (RuntimeError, IndexError) as error:
                 raise AssertionError(
                     f"with {target} positions in x and {source} in the memory MemoryAttention cannot run: {str(error).splitlines()[0]} Are queries made from x, and keys and values from the memory?"
                 ) from None
+            assert mask is None or torch.equal(mask, before), (
+                "MemoryAttention changes its mask in place: make a new one."
+            )
             compare(
                 got,
                 wanted,
@@ -1294,6 +1313,10 @@ def check_ex_6_2() -> None:
             )
         assert torch.equal(x, given[0]) and torch.equal(memory, given[1]), (
             "MemoryAttention changes its inputs in place."
+        )
+        large, only = (12 * x, 12 * memory), torch.arange(source)[None] == source // 2
+        assert torch.allclose(mine(*large, only), attend(theirs, *large, only), atol=1e-3, rtol=1e-4), (
+            "where the scores of the allowed keys are low, MemoryAttention looks at forbidden ones: give these minus infinity."
         )
 
     def judge(seed: int, width: int, heads: int, d_ff: int, batch: int, target: int, source: int) -> None:
@@ -1310,9 +1333,16 @@ def check_ex_6_2() -> None:
         )
         mine.load_state_dict(weights)
         mine.eval()
+        names = {}
+        for name, part in mine.named_modules(remove_duplicate=False):
+            names.setdefault(id(part), []).append(name)
+        twice = [" and ".join(each) for each in names.values() if len(each) > 1]
+        assert not twice, (
+            f"{twice[0]} are one module, and convert replaces it under its first name only. Each name needs a module of its own, and each stub its own scale."
+        )
         x, memory, causal, seen = example(seed + 1, batch, target, source, width)
-        given = x.clone(), memory.clone()
-        for mask, memory_mask in ((causal, seen), (None, None)):
+        given, alone = [t.clone() for t in (x, memory, causal, seen)], torch.eye(target, dtype=torch.bool)
+        for mask, memory_mask in ((causal, seen), (None, None), (None, seen), (causal, None), (alone, seen)):
             oracle = layer(
                 x,
                 memory,
@@ -1321,6 +1351,8 @@ def check_ex_6_2() -> None:
             )
             try:
                 got = mine(x, memory, mask, memory_mask)
+            except NotImplementedError:
+                raise
             except (RuntimeError, IndexError) as error:
                 raise AssertionError(
                     f"with {target} positions in x and {source} in the memory DecoderLayer cannot run: {str(error).splitlines()[0]} Which mask belongs to which attention?"
@@ -1332,22 +1364,17 @@ def check_ex_6_2() -> None:
                 lambda change, mask=mask, memory_mask=memory_mask: block(layer, x, memory, mask, memory_mask, change),
                 block_mistakes,
             )
-        assert torch.equal(x, given[0]) and torch.equal(memory, given[1]), "DecoderLayer changes its inputs in place."
+            assert all(map(torch.equal, (x, memory, causal, seen), given)), (
+                "DecoderLayer changes its inputs, or its masks, in place."
+            )
 
-        names = {}
-        for name, part in mine.named_modules(remove_duplicate=False):
-            names.setdefault(id(part), []).append(name)
-        twice = [" and ".join(each) for each in names.values() if len(each) > 1]
-        assert not twice, (
-            f"{twice[0]} are one module: it would have one scale, and convert finds it under its first name only. Each place needs a module of its own."
-        )
         prepared = WithMemory(mine).eval()
         weight = tq.get_default_qconfig(torch.backends.quantized.engine).weight
         prepared.qconfig = tq.QConfig(tq.MinMaxObserver.with_args(quant_min=0, quant_max=127), weight)
         for part in prepared.modules():
             if isinstance(part, nn.LayerNorm):
                 part.qconfig = None  # the residual stream is float
-        products = [m for m in mine.modules() if isinstance(m, nnq.FloatFunctional)]
+        products = {name: m for name, m in mine.named_modules() if isinstance(m, nnq.FloatFunctional)}
         assert len(products) == 4, (
             f"the number of FloatFunctional modules is {len(products)}; expected are four, one for each product of the two attentions (the additions are float)."
         )
@@ -1355,7 +1382,10 @@ def check_ex_6_2() -> None:
         more = example(seed + 2, batch, target, source, width)
         for inputs in ((x, memory), more[:2]):
             prepared(*inputs, causal, seen)
-        converted, used = tq.convert(prepared), []
+        idle = [name for name, m in products.items() if not m.activation_post_process.min_val.isfinite().all()]
+        with warnings.catch_warnings():  # what has seen nothing is named below
+            warnings.simplefilter("ignore")
+            converted, used = tq.convert(prepared), []
         for name, part in converted.named_modules():
             if isinstance(part, nnq.Quantize):
                 part.register_forward_hook(lambda *_, name=name: used.append(name))
@@ -1366,13 +1396,15 @@ def check_ex_6_2() -> None:
             text = str(error).splitlines()[0]
             for name, sentence in {
                 "quantized::linear": "a Linear layer gets a float tensor: is there a QuantStub behind each norm, and behind the softmax?",
+                "batch_norm": "a LayerNorm gets codes: the QuantStub stands behind the norm, not before it; and dequantize what each part says before it is added.",
+                "fill_out": "F.scaled_dot_product_attention has no int8 kernel: use the FloatFunctional modules `scores` and `mix`, and dequantize the scores before the mask.",
                 "quantize_per_tensor": "a QuantStub gets codes: the memory arrives quantized, and what an attention returns is quantized, too.",
-                "native_layer_norm": "a LayerNorm gets codes: dequantize what each half says before it is added.",
-                "aten::add": "an addition gets codes: dequantize what each half says (DeQuantStub), then add in float.",
-                "aten::qscheme": "an addition gets one quantized and one float tensor: dequantize what each half says (DeQuantStub), then add in float.",
+                "native_layer_norm": "a LayerNorm gets codes: dequantize what each part says before it is added.",
+                "aten::add": "an addition gets codes: dequantize what each part says (DeQuantStub), then add in float.",
+                "aten::qscheme": "an addition gets one quantized and one float tensor: dequantize what each part says (DeQuantStub), then add in float.",
                 "bmm": "`@` has no int8 kernel: use the FloatFunctional modules `scores` and `mix`.",
                 "softmax": "softmax has no int8 kernel: dequantize the scores before it.",
-                "promoteTypes": "codes and floats meet: dequantize what each half says before it is added to x, and the scores before they are masked.",
+                "promoteTypes": "codes and floats meet: dequantize what each part says before it is added to x, and the scores before they are masked.",
                 "quantized::matmul": "a product gets one quantized and one float factor: is `quant` behind the softmax?",
                 "MatMul operands": "a product gets one quantized and one float factor: is `quant` behind the softmax?",
             }.items():
@@ -1383,13 +1415,16 @@ def check_ex_6_2() -> None:
         assert found == {"linear": 10, "matmul": 4}, (
             f"in int8 run {found['linear']} Linear layers of 10 and {found['matmul']} products of 4."
         )
+        assert not idle, (
+            f"{idle[0]} is never used, and another one makes two products with one scale: each product needs a FloatFunctional of its own."
+        )
         into, out_of = trace.count["aten.quantize_per_tensor"], trace.count["aten.dequantize"]
         assert into == 7, (
             f"a call quantizes {into} times; expected is 7: the memory (before your block), behind each of the three norms, behind both softmax, and behind the GELU. The memory is not rounded again."
         )
         assert out_of == 6, f"a call dequantizes {out_of} times; expected is 6: the scores twice, the GELU, three sums."
         often = [used.count(name) for name, m in converted.named_modules() if isinstance(m, nnq.Quantize)]
-        assert set(often) == {1}, (
+        assert max(often) == 1, (
             "one QuantStub is used in several places, so they share one scale: each place needs a stub of its own, used once."
         )
         wanted = layer(x, memory, tgt_mask=~causal, memory_key_padding_mask=~seen[:, 0, 0])
@@ -1450,11 +1485,12 @@ check_ex_6_2()
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# `scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / math.sqrt(…)`, mask if there is one, `p = self.quant(scores.softmax(dim=-1))`, `self.out(self.merge(self.mix.matmul(p, v)))`. In the block: `x = x + self.dequant2(self.cross(self.quant2(self.norm2(x)), memory, …))`, and the other two halves like it.
+# `scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / math.sqrt(…)`, mask if there is one, `p = self.quant(scores.softmax(dim=-1))`, `self.out(self.merge(self.mix.matmul(p, v)))`. In the block: `x = x + self.dequant2(self.cross(self.quant2(self.norm2(x)), memory, …))`, and the other two parts like it.
 # </details>
 
 # %% [markdown]
-# What did it buy? Compare with the book's class: there the decoder saw the answer that it was to predict. Here both masks hold, in float and in int8, and padding can hold anything without changing a single output. It cost one more pair of stubs, and the crossings that the check has counted; the memory adds none, since it is quantized once for all blocks.
+# What did it buy? Compare with the book's class: there the decoder saw the answer that it was to predict. Here both masks hold, in float and in int8, and padding can hold anything without changing a single output. It cost crossings: a call of the block quantizes six times and dequantizes six times, as the check has counted, and two of these pairs are there for the attention to the memory (behind its norm, and around its softmax). The check's seventh quantizer is the memory's own: it works once for all blocks.
+
 # %% [markdown]
 # ## 3. Repair: the whole model
 #
@@ -1468,7 +1504,7 @@ _, answers, texts = dates.pairs("held_out", 6, seed=3)
 tables.show([{"source": text, "target": dates.decode(row)} for text, row in zip(texts, answers, strict=True)])
 
 # %% [markdown]
-# This is more than copying. The day and the month change places between 8.7.1976 and 7/8/1976; a year of two digits needs its century; "day 190 of 1976" needs a calendar that knows leap years. And it has *one right answer*, so quality is simple to state: **exact match**, the share of texts whose answer is right in every character.
+# This is more than copying. The day and the month change places between 8.7.1976 and 7/8/1976; a year of two digits needs its century; "day 190 of 1976" needs a calendar that knows leap years. And nearly every text has *one right answer*, so quality is simple to state: **exact match**, the share of texts whose answer is right in every character. (Nearly: "jan" without its a and "jun" without its u are both "jn".) We ask for 97 % in float, or more; below that, there would be little to lose.
 #
 # Training takes some minutes, so a trained model lies beside the course (`make dates` trains it again). Its card:
 
@@ -1496,7 +1532,7 @@ tables.show(
 #
 # $$x_t = \sqrt{d}\; E[\mathrm{id}_t] + P_t$$
 #
-# $E$ is the embedding matrix (vocab_size, $d$), $d$ is d_model, $P_t$ row $t$ of the sinusoidal positions of unit 01 (`sinusoidal_positions(length, d_model)`), counted from 0 in source and target alike. Why $\sqrt d$? Entries of $E$ begin small, with a standard deviation of $1/\sqrt d$, while those of $P$ lie between −1 and 1; without the factor, the positions would drown the letters. By hand, for $d = 4$, $t = 0$ and the embedding $(0.5, 0, 0, 0)$: twice that, plus $P_0 = (0, 1, 0, 1)$, is $(1, 1, 0, 1)$.
+# $E$ is the embedding matrix (vocab_size, $d$), $d$ is d_model, $P_t$ row $t$ of the sinusoidal positions of unit 01 (`sinusoidal_positions(length, d_model)`), counted from 0 in source and target alike. Why $\sqrt d$? The trained model's $E$ began small, with a standard deviation of $1/\sqrt d$ (a plain `nn.Embedding` begins with 1), while the entries of $P$ lie between −1 and 1; without the factor, the positions would have drowned the letters. By hand, for $d = 4$, $t = 0$ and the embedding $(0.5, 0, 0, 0)$: twice that, plus $P_0 = (0, 1, 0, 1)$, is $(1, 1, 0, 1)$.
 #
 # Source and target have one alphabet, so one embedding serves both. Where are floats, and where are codes?
 #
@@ -1715,6 +1751,7 @@ def check_ex_6_3() -> None:
             y,
             x if change == "memory is the embedding" else m,
             tgt_mask=None if change == "no causal" else future.T if change == "turned" else future,
+            tgt_key_padding_mask=target == c.pad if change == "answer padding" else None,
             memory_key_padding_mask=None if change == "decoder padding" else padding,
         )
         if change in ("encoder norm", "decoder norm"):
@@ -1734,6 +1771,7 @@ def check_ex_6_3() -> None:
         "decoder padding": "the decoder's attention to the memory does not hide the padding.",
         "no causal": "the decoder blocks get no causal mask, so they see the future.",
         "turned": "the causal mask is the wrong way round: rows are queries, columns keys.",
+        "answer padding": "the decoder hides padding in the answer: its mask is the causal one alone.",
         "encoder norm": "the last LayerNorm of the encoder is missing.",
         "decoder norm": "the last LayerNorm of the decoder is missing.",
         "memory is the embedding": "the decoder gets the embedded source: what the encoder made of it is the memory.",
@@ -1751,8 +1789,12 @@ def check_ex_6_3() -> None:
 
     def filled(c: seq2seq.Seq2SeqConfig, weights: dict[str, torch.Tensor]) -> nn.Module:
         """The learner's model with these weights."""
-        model = DateReader(c)
+        model, names = DateReader(c), {}
         assert isinstance(model, nn.Module), "DateReader should be a module."
+        for name, part in model.named_modules(remove_duplicate=False):
+            names.setdefault(id(part), []).append(name)
+        twice = [" and ".join(each[:2]) for each in names.values() if len(each) > 1]
+        assert not twice, f"{twice[0]} are one module with one set of weights: build a new one for each place."
         own = model.state_dict()
         absent = [name for name in weights if name not in own]
         assert not absent, (
@@ -1788,9 +1830,9 @@ def check_ex_6_3() -> None:
             warnings.simplefilter("ignore")
             return tq.convert(prepared)
 
-    def watched(model: nn.Module) -> list[int]:
-        """Say at once which part of a converted model gets the wrong kind of tensor; counts what is quantized."""
-        quantized: list[int] = []
+    def watched(model: nn.Module) -> list[str]:
+        """Say at once which part of a converted model gets the wrong kind of tensor; list which stubs work."""
+        quantized: list[str] = []
 
         def look(name: str, part: nn.Module):
             def hook(_, inputs) -> None:
@@ -1808,7 +1850,7 @@ def check_ex_6_3() -> None:
                         "a stub on token ids: an id is the name of a row, not a quantity. No stub stands before the embedding."
                     )
                     assert not x.is_quantized, "after convert a QuantStub gets codes: something is quantized twice."
-                    quantized.append(1)
+                    quantized.append(name)
                 if isinstance(part, nn.LayerNorm):
                     assert not x.is_quantized, (
                         "after convert a LayerNorm gets codes: the residual stream stays float; no stub stands between the embedding and the blocks."
@@ -1831,7 +1873,15 @@ def check_ex_6_3() -> None:
         model = filled(c, {name: tensor.detach().clone() for name, tensor in weights.items()})
         source, written = ids_for(seed + 1, c, batch, target)
         given = source.clone(), written.clone()
-        got, wanted = model(source, written), logits_of(parts, c, source, written)
+        wanted = logits_of(parts, c, source, written)
+        try:
+            got = model(source, written)
+        except NotImplementedError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise AssertionError(
+                f"your model cannot run: {str(error).splitlines()[0]} Which mask belongs where? An encoder block is called with (x, mask of the source), a decoder block with (x, memory, causal mask, mask of the source)."
+            ) from None
         assert isinstance(got, torch.Tensor), "decode should return a tensor: does it end with `return`?"
         assert got.shape == wanted.shape, (
             f"your logits have shape {tuple(got.shape)}; expected is {tuple(wanted.shape)}."
@@ -1845,12 +1895,31 @@ def check_ex_6_3() -> None:
                 numbers = other.isfinite() & got.isfinite()
                 same = numbers.any() and torch.allclose(got[numbers], other[numbers], atol=5e-5, rtol=1e-4)
                 assert not same, f"before any quantization your logits are wrong: {sentence}"
+            assert got.isfinite().all(), (
+                "your logits hold nan: some position may look nowhere. True means *may look*, so `causal_mask(…)` and `source_mask(…)` are passed as they are, not inverted."
+            )
             raise AssertionError(
                 f"before any quantization your logits differ from those of nn.Transformer with the same weights by up to {(got - wanted).abs().max():.3g}; allowed is rounding."
             )
         assert torch.equal(source, given[0]) and torch.equal(written, given[1]), (
             "your model changes its inputs in place."
         )
+        other = ids_for(seed + 3, c, batch, target)[0].flip(0)
+        first, _ = [(model.encode(ids), model.source_mask(ids)) for ids in (source, other)]
+        assert torch.allclose(model.decode(written, *first), wanted, atol=5e-5, rtol=1e-4), (
+            "decode does not use the memory and the memory_mask that it is given, but what the last `encode` left behind."
+        )
+        try:
+            with torch.enable_grad():
+                owners, parameters = zip(*model.named_parameters(), strict=True)
+                loss = model(source, written).square().sum()
+                slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+        except RuntimeError as error:
+            raise AssertionError(
+                f"your model cannot be trained, since no gradient passes: {str(error).splitlines()[0]}"
+            ) from None
+        frozen = [name for name, slope in zip(owners, slopes, strict=True) if slope is None]
+        assert not frozen, f"your model cannot be trained: {frozen[0]} gets no gradient. Is something detached?"
 
         more = ids_for(seed + 2, c, batch, target)
         answer = in_int8(model, [(source, written), more])
@@ -1860,6 +1929,9 @@ def check_ex_6_3() -> None:
         expected = 10 * c.n_layers + 2
         assert len(count) == expected, (
             f"with {c.n_layers} + {c.n_layers} blocks a call quantizes {len(count)} times; expected is {expected}: {4 * c.n_layers} + {6 * c.n_layers} in the blocks, the memory once, and before the head."
+        )
+        assert len(set(count)) == expected, (
+            "one QuantStub serves both the memory and the head, so they share one scale: each needs a stub of its own."
         )
         assert answer.encode(source).is_quantized, (
             "after convert `encode` returns floats: the memory is quantized there, once, and not in every step of decoding."
@@ -1883,6 +1955,11 @@ def check_ex_6_3() -> None:
             self.config = SimpleNamespace(target_length=length, start=start, pad=0, end=2, vocab_size=23)
             self.encoded, self.lengths = 0, []
 
+        def __call__(self, *_: torch.Tensor) -> None:
+            raise AssertionError(
+                "greedy calls the whole model, which encodes the source at every step: once is enough. Call `encode` once, then `decode` step by step."
+            )
+
         def source_mask(self, source: torch.Tensor) -> torch.Tensor:
             return (source != 0)[:, None, None, :]
 
@@ -1894,10 +1971,11 @@ def check_ex_6_3() -> None:
             assert target.shape[1] > 0 and bool((target[:, 0] == self.config.start).all()), (
                 "greedy decodes something that does not begin with config.start."
             )
-            assert memory.shape[0] == target.shape[0] == memory_mask.shape[0], "greedy mixes up the rows of the batch."
-            assert memory_mask.dtype == torch.bool and memory_mask.dim() == 4, (
-                "greedy does not pass what source_mask returned as the third argument of decode."
+            masked = (
+                isinstance(memory_mask, torch.Tensor) and memory_mask.dtype == torch.bool and memory_mask.dim() == 4
             )
+            assert masked, "greedy does not pass what source_mask returned as the third argument of decode."
+            assert memory.shape[0] == target.shape[0] == memory_mask.shape[0], "greedy mixes up the rows of the batch."
             self.lengths.append(target.shape[1])
             return F.one_hot((target + memory.long()) % 23, 23).float() * torch.linspace(3, 1, target.shape[1])[:, None]
 
@@ -1911,12 +1989,16 @@ def check_ex_6_3() -> None:
             f"greedy returns {length + 1} ids for each source; expected are {length}, without the start."
         )
         assert answer.shape == steps.shape, (
-            f"greedy returns the shape {tuple(answer.shape)}; expected is {tuple(steps.shape)}, (batch, config.target_length)."
+            f"greedy returns the shape {tuple(answer.shape)}; expected is {tuple(steps.shape)}, (batch, config.target_length). Nobody stops at END."
         )
         assert answer.dtype == torch.int64, f"greedy returns {answer.dtype}; ids are torch.int64."
         again = (start + source[:, :1]).expand_as(steps) % 23
         assert batch * length == 1 or torch.equal(answer, steps) or not torch.equal(answer, again), (
             "greedy takes the logits of the first position at every step: what comes next stands at the last one."
+        )
+        ended = (steps == clock.config.end).cumsum(dim=1) > 0
+        assert torch.equal(answer, steps) or not torch.equal(answer[~ended], steps[~ended]) or not ended.any(), (
+            "greedy writes something else behind END: it goes on with each step's likeliest id, `dates.decode` stops there."
         )
         assert torch.equal(answer, steps), (
             f"greedy answers {answer[0].tolist()} where each step's likeliest id gives {steps[0].tolist()}."
@@ -1933,9 +2015,11 @@ def check_ex_6_3() -> None:
             (s, seq2seq.shifted(t))
             for s, t in zip(*(x.split(64) for x in dates.pairs("training", 192, seed)[:2]), strict=True)
         ]
+        answer = in_int8(model, calibration)
+        watched(answer)
+        greedy(answer, source[:2])  # what cannot run in int8 is named before the slow part
         right = [
-            (greedy(reader, source) == target).all(dim=1).double().mean().item()
-            for reader in (trained, model, in_int8(model, calibration))
+            (greedy(reader, source) == target).all(dim=1).double().mean().item() for reader in (trained, model, answer)
         ]
         assert abs(right[1] - right[0]) <= 0.01 and right[1] >= 0.97, (
             f"with the trained weights your model reads {right[1]:.1%} of {count} dates right; the trained model reads {right[0]:.1%}."
@@ -1957,18 +2041,22 @@ def check_ex_6_3() -> None:
     ):
         judge(631, seq2seq.Seq2SeqConfig(17, 9, 6, d_model=16, n_heads=2, n_layers=2, d_ff=24), batch=5, target=5)
         judge(
-            632, seq2seq.Seq2SeqConfig(11, 6, 9, d_model=8, n_heads=4, n_layers=1, d_ff=20, start=3), batch=2, target=8
+            632,
+            seq2seq.Seq2SeqConfig(11, 6, 9, d_model=8, n_heads=4, n_layers=1, d_ff=20, start=3, pad=5),
+            batch=2,
+            target=8,
         )
         judge_greedy(batch=3, length=5, start=1)
         judge_greedy(batch=2, length=7, start=4)
-        judge_dates(count=200, seed=633)
+        judge_greedy(batch=1, length=5, start=1)
+        judge_dates(count=120, seed=633)
     ### BEGIN HIDDEN TESTS
     with torch.no_grad():
         judge(
             6301, seq2seq.Seq2SeqConfig(29, 12, 7, d_model=24, n_heads=3, n_layers=3, d_ff=32, pad=5), batch=4, target=7
         )
         judge(6302, seq2seq.Seq2SeqConfig(13, 5, 5, d_model=12, n_heads=1, n_layers=2, d_ff=8), batch=7, target=1)
-        for case in [(1, 1, 1), (6, 12, 2), (4, 3, 9)]:
+        for case in [(1, 1, 1), (1, 6, 1), (6, 12, 2), (4, 3, 9)]:
             judge_greedy(*case)
         judge_dates(count=120, seed=6303)
         quiet = Clockwork(4, 1)
@@ -1996,7 +2084,7 @@ check_ex_6_3()
 # %% [markdown]
 # ### Before and after
 #
-# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts. (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date.
+# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts. (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date. (Four models write 2,000 answers each, letter by letter: on a busy machine this takes a while.)
 
 # %%
 float_reader = load_date_reader()
@@ -2013,7 +2101,7 @@ readers = {
     ),
 }
 margins = {"dynamic int8": 0.005, "static int8": 0.01, "static int8, calibrated on one date": 0.01}
-held_out_sources, held_out_targets, _ = dates.pairs("held_out", 2000, seed=62)
+held_out_sources, held_out_targets, held_out_texts = dates.pairs("held_out", 2000, seed=62)
 read_right = {name: seq2seq.exact_matches(model, held_out_sources, held_out_targets) for name, model in readers.items()}
 
 
@@ -2050,26 +2138,57 @@ for name, right in read_right.items():
     rows.append(row)
 tables.show(rows)
 print(f"{len(held_out_targets):,} held-out texts; engine {engine}")
+for name in ("dynamic int8", "static int8"):
+    matrices = [part.weight() for part in readers[name].modules() if callable(getattr(part, "weight", None))]
+    by_row = sum(matrix.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric) for matrix in matrices)
+    print(
+        f"{name}: {len(matrices)} int8 matrices, {by_row} with a scale for each row; {len(readers[name].state_dict())} entries in the file"
+    )
 
 # %% [markdown]
-# The aim of 97 % in float is reached, and the two int8 models stay within their margins: they write the same answers as float, or almost. Read two columns with care.
+# The aim of 97 % in float is reached, and the two int8 models stay within their margins: they write the same answers as float, or almost. That the static file is the larger one is no fault: only it makes codes of the embedding, too, but it keeps a scale and a zero point for every tensor inside, as entries of their own, and on most engines for each row of a matrix. Read two things with care.
 #
-# - *An interval without width is not certainty.* If no answer flips, every resample of the bootstrap is the same, and its interval is a single point. But 2,000 texts without a broken one do not prove that the next one will not break. So the column "loss at most" takes Wilson's upper end for the share of broken answers, where that is larger. This is the number that the verdict uses.
-# - *One date of calibration* breaks a few answers: what no observer has seen is cut off. That it breaks so few says that this test is easy for the model. A harder one tells models apart better.
+# - *An interval without width is not certainty.* If no answer flips, every resample of the bootstrap is the same, and its interval is a single point. But 2,000 texts without a broken one do not prove that the next one will not break. So "loss at most" takes Wilson's upper end for the share of broken answers, where that is larger. This is the number that the verdict uses.
+# - *One date of calibration* breaks a few answers at most, though what no observer has seen is cut off. Its interval contains 0, so this table cannot tell the loss from luck: the test is easy for these models.
 #
-# So make it harder: give each text with a word in it *two more* typos. Where do the models fail?
+# Which texts does float itself get wrong?
+
+# %%
+wrong_ones = (~read_right["float"]).nonzero()[:, 0]
+guesses = seq2seq.greedy(float_reader, held_out_sources[wrong_ones])
+tables.show(
+    [
+        {
+            "source": f"`{held_out_texts[i]}`",
+            "right": dates.decode(held_out_targets[i]),
+            "float answers": dates.decode(ids),
+        }
+        for i, ids in zip(wrong_ones.tolist(), guesses, strict=True)
+    ]
+)
+jn = torch.tensor(["-jn-" in text or text.startswith("jn ") for text in held_out_texts])
+print(f"January or June: {int(jn.sum())} of {len(jn):,} texts; {int((jn & ~read_right['float']).sum())} of the faults")
+
+# %% [markdown]
+# "jn" without a weekday is January or June: no model can know; the best one can only guess. The other faults are days of the year, where the model must compute.
+#
+# A harder test tells models apart better. Give each text with a word in it *two more* typos. Where do the models fail?
 
 # %%
 with_words = [form for form, write in dates.FORMS.items() if sum(c.isalpha() for c in write(shown_day)) > 2]
 hard_right: dict[str, list[Tensor]] = {name: [] for name in list(readers)[:3]}
+failing = []
 for form in with_words:
-    _, targets, texts = dates.pairs("held_out", 100, seed=63, forms=[form])
+    _, targets, texts = dates.pairs("held_out", 60, seed=63, forms=[form])
     draw = torch.Generator().manual_seed(64)
     for _ in range(2):
-        kinds, spots = (torch.randint(high, (100,), generator=draw).tolist() for high in (3, 1000))
+        kinds, spots = (torch.randint(high, (60,), generator=draw).tolist() for high in (3, 1000))
         texts = [dates.mistyped(*typo) for typo in zip(texts, kinds, spots, strict=True)]
     for name, answers in hard_right.items():
         answers.append(seq2seq.exact_matches(readers[name], dates.encode(texts), targets))
+    missed = (~hard_right["float"][-1]).nonzero()[:3, 0].tolist()
+    if form in ("mon day 'yy", "day n of year"):
+        failing += [(form, texts[i], dates.decode(targets[i])) for i in missed]
 
 fig, ax = plots.figure(width=9, height=4.4)
 styles = [(plots.GREY, ""), (plots.ORANGE, "//"), (plots.BLUE, "..")]
@@ -2083,9 +2202,9 @@ ax.set_xlabel("answers with a fault, %")
 ax.legend()
 plots.show(
     fig,
-    caption="Faults with two more typos in every text, by form; 100 held-out texts each. Float, dynamic and static int8 answered the same texts.",
-    alt="Groups of three horizontal bars, one group for each written form with words. Within a group the bars of float, dynamic and static int8 are about equally long; between the groups they differ much more: forms whose words "
-    "are short have the most faults.",
+    caption="Faults with two more typos in every text, by form; 60 held-out texts each. Float, dynamic and static int8 answered the same texts.",
+    alt="Groups of three horizontal bars, one group for each written form with words. Within a group the bars of float, dynamic and static int8 are about equally long; between the groups they differ: day n of year has by far the "
+    "longest bars; all other forms have few faults, or none.",
 )
 hard = {name: torch.cat(answers) for name, answers in hard_right.items()}
 for name in list(hard)[1:]:
@@ -2094,9 +2213,22 @@ for name in list(hard)[1:]:
     print(f"{name}: loss in points {in_points(loss)}; broken {broken}, repaired {repaired} of {len(hard[name])}")
 
 # %% [markdown]
-# It is the *form* that decides, and hardly the precision: float fails on nearly the same texts. Short words suffer most. Two mistakes in a month of three letters, or in "day", leave little to read, for a person as well. Only here and there an answer flips, in either direction.
+# It is the *form* that decides, one above all, and hardly the precision: float fails on nearly the same texts, and only here and there an answer flips, in either direction. Here are the first faults of float in two forms:
+
+# %%
+tables.show(
+    [
+        {"form": form, "source": f"`{text}`", "right": right, "float answers": dates.decode(ids)}
+        for (form, text, right), ids in zip(
+            failing, seq2seq.greedy(float_reader, dates.encode([text for _, text, _ in failing])), strict=True
+        )
+    ]
+)
+
+# %% [markdown]
+# Two typos can leave too little of a month of three letters: "ma" is March or May, "jn" January or June, for a person as well. The word "day" is another matter. It says nothing that is needed, and a person reads over "da" and "daaay". But one typo alone makes "dy", "daay" or "dya"; the others the model has never seen, and behind them it no longer computes the day rightly.
 #
-# Look at answers themselves, letter by letter. The last three texts have nothing to do with our forms: nobody trained the model for them.
+# Look at answers themselves, letter by letter. The last three texts are none that the model was trained for: the ISO date itself, a known form with a date that does not exist, and a name.
 
 # %%
 asked = [
@@ -2104,6 +2236,14 @@ asked = [
     *("1976-07-08", "31 february 1976", "robin hood"),
 ]
 written = {name: seq2seq.greedy(readers[name], dates.encode(asked)) for name in hard_right}
+try:  # your own model and your own greedy, once they are written
+    with torch.no_grad():
+        mine = DateReader(float_reader.config).eval()
+        mine.load_state_dict(float_reader.state_dict(), strict=False)
+        written["your DateReader, float"] = greedy(mine, dates.encode(asked))
+        written["your DateReader, static int8"] = greedy(seq2seq.static_int8(mine, calibration), dates.encode(asked))
+except NotImplementedError:
+    print("Your own DateReader will stand here, too, when exercise 6.3 is solved.")
 tables.show(
     [
         {"source": f"`{text}`"} | {name: f"`{dates.decode(ids[i])}`" for name, ids in written.items()}
@@ -2112,7 +2252,7 @@ tables.show(
 )
 
 # %% [markdown]
-# The model answers everything, a date that does not exist and a name as well, in int8 as in float: it was taught to write dates, not to refuse. That is a limit for the report card of section 5, and no quantization has caused it.
+# The model answers everything, a date that does not exist and a name as well, in int8 as in float: it was taught to write dates, not to refuse. It even turns a date that is in ISO form already into another one, since no text in training looks like that. That is a limit for the report card of section 5, and no quantization has caused it.
 #
 # ### Who looks where?
 #
@@ -2120,8 +2260,8 @@ tables.show(
 
 # %%
 watched_text, watched_block = "thursday, 8 july 1976", 1
-source = dates.encode([watched_text], len(watched_text) + 1)
-target = dates.encode(["1976-07-08"], dates.TARGET_LENGTH)
+watched_ids = dates.encode([watched_text], len(watched_text) + 1)
+watched_answer = dates.encode(["1976-07-08"], dates.TARGET_LENGTH)
 
 
 @torch.no_grad()
@@ -2130,7 +2270,7 @@ def looks(model: nn.Module) -> Tensor:
     seen = []
     gate = model.decoder[watched_block].cross.quant  # what passes here are the probabilities
     handle = gate.register_forward_hook(lambda _, __, p: seen.append(p.dequantize() if p.is_quantized else p))
-    model(source, seq2seq.shifted(target))
+    model(watched_ids, seq2seq.shifted(watched_answer))  # what is read: START, then all but the last letter
     handle.remove()
     return seen[0][0]
 
@@ -2156,7 +2296,7 @@ axes[0].set_ylabel("the letter that is written next")
 plots.show(
     fig,
     caption="What one head of the decoder's last block looks at, while it writes a date. The first two pictures have one colour scale; the third has its own.",
-    alt="Three maps of written letters against letters of the source. Float and int8 look alike: each row has one or a few bright places, and the places differ between the rows for year, month and day. The map of the "
+    alt="Three maps of written letters against letters of the source. Float and int8 look alike: most rows have one or a few bright places, which differ between the rows for year, month and day; the row of the first figure has none, and those of the two zeros are bright at END. The map of the "
     "difference has a much smaller scale, with small errors of both signs, mostly where the probabilities are large.",
 )
 agree = (float_map.argmax(dim=-1) == static_map.argmax(dim=-1)).float().mean().item()
@@ -2165,7 +2305,7 @@ print(
 )
 
 # %% [markdown]
-# It does. The last figures of the year are read where they stand, the month from letters of its name, and the day from its figure. The int8 model looks at the same places, and only how much it looks moves a little: as in unit 04, section 5, though now between two texts.
+# Mostly, it does. The last figures of the year are read where they stand, the month from letters of its name, and the day from its figure. But in this head the two zeros look at END, where there is nothing of them to read, and the first "1" looks nowhere in particular: what a model looks at need not be what it needs. The int8 model looks at the same places, and only how much it looks moves a little: as in unit 04, section 5, though now between two texts.
 #
 # What did the repair cost, and what did it buy? The book's class had quantizers at its two ends, floats and crashes between, and no task. This one has masks, positions and one matching head; every matrix, the embedding included, is a table of int8 codes; in float it *is* `nn.Transformer`, number for number, and in int8 it reads dates as float does, within a margin that was stated before. The price is the list of crossings: LayerNorm, softmax, GELU and the residual stream are float, and unit 04 has shown why.
 #

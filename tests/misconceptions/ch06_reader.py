@@ -282,6 +282,134 @@ class OtherNames(Block):
         del self.norm1, self.norm2, self.norm3
 
 
+class ScoresTwice(Attention):
+    """One FloatFunctional for both products: they share one scale; `mix` is never used."""
+
+    def forward(self, x, memory, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        return self.out(self.merge(self.scores.matmul(self.quant(self.masked(scores, mask).softmax(-1)), v)))
+
+
+wrong("ex_6_2", "a FloatFunctional of its own", binds="MemoryAttention")(ScoresTwice)
+
+
+@wrong("ex_6_2", "changes its mask in place", binds="MemoryAttention")
+class FlipsTheMaskInPlace(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill_(mask.logical_not_(), -math.inf)
+
+
+@right("ex_6_2", binds="MemoryAttention")
+class MulScalar(Attention):
+    def forward(self, x, memory, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        scores = self.dequant(self.scores.mul_scalar(self.scores.matmul(q, k.transpose(-2, -1)), 1 / self.scale(q)))
+        return self.out(self.merge(self.mix.matmul(self.quant(self.masked(scores, mask).softmax(-1)), v)))
+
+
+@right("ex_6_2", binds="MemoryAttention")
+class LargeNegative(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(mask == False, -1e9)  # noqa: E712
+
+
+@wrong("ex_6_2", "a causal mask of its own", binds="DecoderLayer")
+class AlwaysCausal(Block):
+    """Any mask of the answer is taken for a causal one."""
+
+    def masks(self, mask, memory_mask):
+        return None if mask is None else causal_mask(len(mask)), memory_mask
+
+
+@wrong("ex_6_2", "so it looks at padding", binds="DecoderLayer")
+class MasksOnlyTogether(Block):
+    def masks(self, mask, memory_mask):
+        return (None, None) if mask is None else (mask, memory_mask)
+
+
+@right("ex_6_2", binds="DecoderLayer")
+class SpareStub(Block):
+    """A stub that is never used harms nobody."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.spare = tq.QuantStub()
+
+
+@right("ex_6_2", binds="DecoderLayer")
+class OneDequant(Block):
+    """A DeQuantStub has no scale: one may serve all places."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        del self.dequant1, self.dequant2, self.dequant3
+        self.away = tq.DeQuantStub()
+
+    def look(self, x, mask):
+        h = self.quant1(self.norm1(x))
+        return self.away(self.attention(h, h, mask))
+
+    def ask(self, x, memory, mask):
+        return self.away(self.cross(self.quant2(self.norm2(x)), memory, mask))
+
+    def think(self, x):
+        return self.away(self.ffn(self.quant3(self.norm3(x))))
+
+
+@wrong("ex_6_2", "give these minus infinity", binds="MemoryAttention")
+class SoftMask(Attention):
+    """Forbidden scores are low, but a lower allowed one loses against them."""
+
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(~mask, -30.0)
+
+
+@wrong("ex_6_2", "that of the width of a *head*", binds="MemoryAttention")
+class DividedByTheWholeWidth(Attention):
+    def scale(self, q):
+        return math.sqrt(q.shape[-1] * q.shape[1])
+
+
+@wrong("ex_6_2", "set to zero behind the softmax", binds="MemoryAttention")
+class ZeroedBehindTheSoftmax(Attention):
+    def forward(self, x, memory, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        p = (self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)).softmax(-1)
+        p = p if mask is None else p * mask
+        return self.out(self.merge(self.mix.matmul(self.quant(p), v)))
+
+
+@wrong("ex_6_2", "the softmax runs over the queries", binds="MemoryAttention")
+class SoftmaxOverTheQueries(Attention):
+    def forward(self, x, memory, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        return self.out(self.merge(self.mix.matmul(self.quant(self.masked(scores, mask).softmax(dim=-2)), v)))
+
+
+@wrong("ex_6_2", "F.scaled_dot_product_attention has no int8 kernel", binds="MemoryAttention")
+class OneCallForAll(Attention):
+    def forward(self, x, memory, mask=None):
+        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        return self.out(self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+
+
+@wrong("ex_6_2", "behind the norm, not before it", binds="DecoderLayer")
+class StubBeforeTheNorm(Block):
+    def think(self, x):
+        return self.dequant3(self.ffn(self.norm3(self.quant3(x))))
+
+
+@wrong("ex_6_2", "dequant1 and dequant2 are one module", binds="DecoderLayer")
+class OneDequantWithTwoNames(Block):
+    """It has no scale to share, but `convert` does not find its second name."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.dequant2 = self.dequant1
+
+
 # 6.3 the whole model
 
 
@@ -522,4 +650,165 @@ def greedy_passes_the_source(model, source):
     ids = torch.full((len(source), 1), model.config.start)
     for _ in range(model.config.target_length):
         ids = torch.cat([ids, model.decode(ids, memory, source)[:, -1:].argmax(-1)], dim=1)
+    return ids[:, 1:]
+
+
+@wrong("ex_6_3", "what the last `encode` left behind", binds="DateReader")
+class RemembersTheMemory(Reader):
+    """decode ignores the memory it is given: it takes what encode made last."""
+
+    def encode(self, source):
+        self.kept = super().encode(source)
+        return self.kept
+
+    def decode(self, target, memory, memory_mask):
+        return super().decode(target, self.kept, memory_mask)
+
+
+@wrong("ex_6_3", "what the last `encode` left behind", binds="DateReader")
+class RemembersTheMask(Reader):
+    def encode(self, source):
+        self.kept = self.source_mask(source)
+        return super().encode(source)
+
+    def decode(self, target, memory, memory_mask):
+        return super().decode(target, memory, self.kept)
+
+
+@wrong("ex_6_3", "look at padding", binds="DateReader")
+class PadIsZero(Reader):
+    def encode(self, source):
+        x = self.embed(source)
+        for block in self.encoder:
+            x = block(x, (source != 0)[:, None, None])
+        return self.quant_memory(self.encoder_norm(x))
+
+
+@wrong("ex_6_3", "embedding.weight gets no gradient", binds="DateReader")
+class EmbeddingDetached(Reader):
+    """The embedding would never learn."""
+
+    def embed(self, ids):
+        return super().embed(ids).detach()
+
+
+@wrong("ex_6_3", "no gradient passes", binds="DateReader")
+class RunsWithoutGradients(Reader):
+    """Decorated with no_grad: can never be trained."""
+
+    @torch.no_grad()
+    def decode(self, *a):
+        return super().decode(*a)
+
+
+@wrong("ex_6_3", "hides padding in the answer", binds="DateReader")
+class TwoPaddingBlocks(Reader):
+    """PAD in the target is hidden, too."""
+
+    def through_decoder(self, target, memory, memory_mask):
+        x, mask = self.embed(target), self.causal(target.shape[1]) & (target != self.config.pad)[:, None, None, :]
+        for block in self.decoder:
+            x = block(x, memory, mask, memory_mask)
+        return self.decoder_norm(x)
+
+
+@right("ex_6_3", binds="DateReader")
+class CausalBuffer(Reader):
+    def __init__(self, config):
+        super().__init__(config)
+        n = max(config.source_length, config.target_length)
+        self.register_buffer("mask", causal_mask(n))
+
+    def causal(self, n):
+        return self.mask[:n, :n]
+
+
+@right("ex_6_3", binds="DateReader")
+class OwnBlock(Reader):
+    def __init__(self, c):
+        super().__init__(c)
+        self.decoder = nn.ModuleList(Block(c.d_model, c.n_heads, c.d_ff) for _ in range(c.n_layers))
+
+
+@right("ex_6_3", binds="greedy")
+def greedy_full_length(model, source):
+    """Decodes a table of full length, reads the step's position: the causal mask hides the rest."""
+    n = model.config.target_length
+    ids = torch.full((len(source), n + 1), model.config.pad)
+    ids[:, 0] = model.config.start
+    memory, mask = model.encode(source), model.source_mask(source)
+    for step in range(n):
+        ids[:, step + 1] = model.decode(ids[:, :n].contiguous(), memory, mask)[:, step].argmax(-1)
+    return ids[:, 1:]
+
+
+@wrong("ex_6_3", "once is enough", binds="greedy")
+def greedy_calls_the_model(model, source):
+    ids = torch.full((len(source), 1), model.config.start)
+    for _ in range(model.config.target_length):
+        ids = torch.cat([ids, model(source, ids)[:, -1:].argmax(-1)], dim=1)
+    return ids[:, 1:]
+
+
+@wrong("ex_6_3", "nobody stops at END", binds="greedy")
+def greedy_stops_at_end(model, source):
+    memory, mask = model.encode(source), model.source_mask(source)
+    ids = torch.full((len(source), 1), model.config.start)
+    for _ in range(model.config.target_length):
+        nxt = model.decode(ids, memory, mask)[:, -1:].argmax(-1)
+        ids = torch.cat([ids, nxt], dim=1)
+        if (nxt == model.config.end).all():
+            break
+    return ids[:, 1:]
+
+
+@wrong("ex_6_3", "something else behind END", binds="greedy")
+def greedy_never_end_twice(model, source):
+    """pads behind END"""
+    memory, mask = model.encode(source), model.source_mask(source)
+    ids = torch.full((len(source), 1), model.config.start)
+    done = torch.zeros(len(source), 1, dtype=torch.bool)
+    for _ in range(model.config.target_length):
+        nxt = model.decode(ids, memory, mask)[:, -1:].argmax(-1)
+        ids = torch.cat([ids, nxt.masked_fill(done, model.config.pad)], dim=1)
+        done |= nxt == model.config.end
+    return ids[:, 1:]
+
+
+@wrong("ex_6_3", "not inverted", binds="DateReader")
+class CausalInverted(Reader):
+    """True taken for "must not look", as in PyTorch's layers."""
+
+    def causal(self, length):
+        return ~causal_mask(length)
+
+
+@wrong("ex_6_3", "which mask belongs where", binds="DateReader")
+class MasksInTheOtherOrder(Reader):
+    def through_decoder(self, target, memory, memory_mask):
+        x = self.embed(target)
+        for block in self.decoder:
+            x = block(x, memory, memory_mask, self.causal(target.shape[1]))
+        return self.decoder_norm(x)
+
+
+@wrong("ex_6_3", "one QuantStub serves both the memory and the head", binds="DateReader")
+class OneStubForMemoryAndHead(Reader):
+    def encode(self, source):
+        return self.quant(self.encoder_norm(self.through_encoder(source)))
+
+
+@wrong("ex_6_3", "encoder.0 and encoder.1 are one module", binds="DateReader")
+class OneBlockRepeated(Reader):
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = nn.ModuleList([seq2seq.EncoderBlock(config)] * config.n_layers)
+
+
+@wrong("ex_6_3", "what source_mask returned", binds="greedy")
+def greedy_passes_no_mask(model, source):
+    memory = model.encode(source)
+    ids = torch.full((len(source), 1), model.config.start)
+    for _ in range(model.config.target_length):
+        ids = torch.cat([ids, model.decode(ids, memory, None)[:, -1:].argmax(-1)], dim=1)
     return ids[:, 1:]
