@@ -131,4 +131,4 @@ def wilson(successes: int, count: int, z: float = 1.959963984540054) -> Interval
     share, spread = successes / count, z * z / count
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))  # rounding

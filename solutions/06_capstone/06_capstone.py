@@ -61,6 +61,7 @@ from helpers.seq2seq import Seq2Seq
 
 known_warnings.hide()
 engine = int8.choose_engine()
+my_numbers: dict[str, str] = {}  # what you may want to remember, for the last cell of the course
 
 # %% [markdown]
 # ## 1. Diagnose: what is wrong with it?
@@ -2752,7 +2753,6 @@ def mine() -> challenge.Result | None:
         return None
 
 
-my_numbers: dict[str, str] = {}  # what you may want to remember, for the last cell of the course
 yours = mine()
 everybody = board + ([yours] if yours else [])
 best = sorted(
@@ -3728,7 +3728,7 @@ print(
 checks.show_progress("6", 5)
 
 # %% tags=["varies"]
-certificate.show(globals().get("my_numbers"), name="")
+certificate.show(my_numbers, name="")
 
 # %% [markdown]
 # *In the evening the band sits around the fire. Somebody asks Robin what he has really taken from the rich. "Nine bytes of every ten, on a good day," he says, "and I can tell you what each has cost." He lays three cards on the stump. Two of them he throws into the fire, and one he gives to the boy who leaves for Nottingham at dawn.*
