@@ -104,7 +104,7 @@ def unpack(content: bytes, config: Seq2SeqConfig | None = None) -> Seq2Seq:
         stored = Seq2SeqConfig(**header["config"])
         plan = {name: Scheme(*scheme) for name, scheme in header["plan"].items()}
         scales, digest = header["scales"], header["sha256"]
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         raise Refused("the file's header is not that of a packed artefact.") from None
     if config is not None and stored != config:
         raise Refused("the file's configuration is another one than the reference model's.")
