@@ -19,7 +19,7 @@ COMMANDS = {
     "make build UNITS=01_transformer_basics": ("", "built 1 units"),
     "make build FORCE=1": ("UNITS=00_start_here", "00_start_here: executing"),
     "make model": ('ARGS="--steps 2 --output build/model.safetensors"', "bits per byte on held-out documents"),
-    "make dates": ('ARGS="--steps 2 --held-out 8 --output build/dates.safetensors"', "of held-out dates read"),
+    "make dates": ('ARGS="--steps 20 --held-out 8 --output build/dates.safetensors"', "of held-out dates read"),
     "make book": ("", "docs/book_corrected.md"),
     "make bench": (  # the others are run by tests/helpers/test_frontier.py and test_qat.py
         'BENCH=round_to_nearest ARGS="--windows 2 --output build/bench.json"',
