@@ -64,7 +64,7 @@ def _unit(path: Path) -> Unit | None:
             for mark in marks
             if mark.get("grade")
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     lines = [line for text in texts for line in text.splitlines() if line.startswith("# ")]
     return Unit(f"{path.stem[:2]} {lines[0][2:].strip() if lines else path.stem[3:]}", points)
@@ -76,7 +76,7 @@ def progress() -> dict[str, object] | None:
         state = json.loads(checks.PROGRESS_FILE.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return state if isinstance(state, dict) else None
 

@@ -26,7 +26,7 @@ def train(steps: int, seed: int) -> tuple[Seq2Seq, float]:
     model = Seq2Seq(Seq2SeqConfig(dates.VOCAB_SIZE, dates.SOURCE_LENGTH, dates.TARGET_LENGTH)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=max(steps, 10), pct_start=WARMUP_SHARE
+        optimizer, LEARNING_RATE, total_steps=max(steps, 20), pct_start=WARMUP_SHARE
     )
     sources, targets, _ = dates.pairs("training", PAIRS, seed)
     generator = torch.Generator().manual_seed(seed)
