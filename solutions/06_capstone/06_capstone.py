@@ -2811,9 +2811,9 @@ if yours:
 # %% [markdown]
 # ## 5. The report card
 #
-# > **The book says** (its conclusion): with this efficient and optimized model, Robin Hood could train and deploy on his device without overburdening it.
+# > **The book says** (its conclusion): the finished model is small and quick enough for a modest computer.
 # >
-# > **What happens:** not one number follows. How large is the file? How many answers changed, and how sure is that? On which machine was it tried, and what was it not tried on? And section 1 has shown that the class cannot even be converted.
+# > **What happens:** not one number follows. How large is the file? How many answers changed, and how sure is that? On which machine was it tried, and what was it not tried on? And section 1 has shown that the class, once converted, stops at its first input.
 # >
 # > **What works:** one page which somebody else can check. This section fills it in.
 #
