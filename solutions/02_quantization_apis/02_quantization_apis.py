@@ -148,6 +148,8 @@ def affine_qparams(low: float, high: float, qmin: int, qmax: int) -> tuple[float
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_1_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 2.1: run this cell.
+import math
+
 import torch
 from torch.ao.quantization import MinMaxObserver
 
@@ -155,50 +157,72 @@ from helpers import checks
 
 
 def check_ex_2_1() -> None:
+    def clamped(code: float, qmin: int, qmax: int) -> int:
+        return min(max(int(code), qmin), qmax)
+
     with checks.check(
-        "2.1", "your scale and zero point are those of PyTorch's MinMaxObserver, on eleven kinds of range"
+        "2.1", "your scale and zero point are those of PyTorch's MinMaxObserver, on fifteen kinds of range"
     ):
         for low, high, qmin, qmax in [
             (-1.0, 2.0, 0, 15),
             (-0.83, 2.21, 0, 255),
+            (-0.4, 3.07, 0, 255),
             (-3.07, 0.4, -128, 127),
             (2.0, 7.0, 0, 255),
             (-7.3, -2.0, 0, 255),
             (2.0, 7.0, -128, 127),
             (-7.3, -2.0, -128, 127),
-            (0.5, 0.5, 0, 127),
             (-0.17, 13.9, 0, 127),
+            (0.5, 0.5, 0, 127),
+            (-0.625, 3.125, 0, 15),  # low / scale is -2.5, exactly
+            (-0.875, 2.875, -8, 7),  # low / scale is -3.5
             (0.0, 0.0, 0, 255),
             (0.0, 0.0, -128, 127),
+            (-1e-9, 3e-9, 0, 255),
         ]:
             observer = MinMaxObserver(dtype=torch.quint8 if qmin == 0 else torch.qint8, quant_min=qmin, quant_max=qmax)
             observer(torch.tensor([low, high]))
             right_scale, right_zero = (v.item() for v in observer.calculate_qparams())
             what = f"for low={low}, high={high}, qmin={qmin}, qmax={qmax} your"
+            by_zero = f"for low={low}, high={high} you divide by zero: the scale must be at least 2**-23."
             try:
                 answer = affine_qparams(low, high, qmin, qmax)
             except ZeroDivisionError:
-                raise AssertionError(
-                    f"for low={low}, high={high} you divide by zero: the scale must be at least 2**-23."
-                ) from None
+                raise AssertionError(by_zero) from None
+            except ValueError as error:
+                assert "NaN" not in str(error), by_zero
+                raise
+            checks.given(answer, f"{what} answer")
             assert isinstance(answer, tuple | list) and len(answer) == 2, (
                 f"{what} answer should be a pair: scale, zero point."
             )
-            span = qmax - qmin
-            checks.number(
-                answer[0],
-                right_scale,
-                f"{what} scale",
-                mistakes={
-                    "there are qmax - qmin gaps between the codes, one fewer than codes.": right_scale
-                    * span
-                    / (span + 1),
-                    "the range was not widened to include 0.": (high - low) / span,
-                    "a scale of 0 cannot divide anything: use at least 2**-23.": 0.0,
-                    "only the larger side was used, as for symmetric codes.": max(abs(low), abs(high)) / span,
-                },
+            assert not any(isinstance(v, str) for v in answer), f"{what} answer should be two numbers, not text."
+            scale, zero = float(answer[0]), float(answer[1])
+            assert not math.isnan(zero), (
+                f"{by_zero} (In a tensor 0 / 0 is nan, and raises nothing.)"
             )
-            zero = float(answer[1])
+            if (low, high) == (-1.0, 2.0):
+                assert (scale, zero) != (5.0, 0.2), f"{what} answer is turned around: the scale comes first."
+            span = qmax - qmin
+            mistakes = {
+                "there are qmax - qmin gaps between the codes, one fewer than codes.": right_scale * span / (span + 1),
+                "the range was not widened to include 0.": (high - low) / span,
+                "only the larger side was used, as for symmetric codes.": max(abs(low), abs(high)) / span,
+                "that is the scale for 256 codes: qmin and qmax say how many there are.": right_scale * span / 255,
+                "2**-23 is added; it is the smallest scale that is allowed, so take the larger of the two.": right_scale
+                + 2.0**-23,
+                "the smallest scale is 2**-23; yours is the smallest *range*.": 2.0**-23 / span,
+            }
+            if high - low < 1e-6 and low <= 0:
+                mistakes = {
+                    "a scale of 0 cannot divide anything: use at least 2**-23.": 0.0,
+                    "only a range of exactly 0 got 2**-23; no scale may be smaller.": (high - low) / span,
+                    "the smallest scale is 2**-23; yours is the smallest *range*.": 2.0**-23 / span,
+                    "the smallest scale is 2**-23, the epsilon of float32; that is the one of float64.": 2.0**-52,
+                }
+                if high == low:
+                    del mistakes["only a range of exactly 0 got 2**-23; no scale may be smaller."]
+            checks.number(answer[0], right_scale, f"{what} scale", mistakes=mistakes, rtol=2e-6)
             assert zero == int(zero), (
                 f"{what} zero point is {zero:.4g}, not a whole number: it must be rounded, so that the real 0 lies on a mark."
             )
@@ -206,14 +230,26 @@ def check_ex_2_1() -> None:
                 f"{what} zero point is {int(zero)}: it is not clamped to the codes from qmin={qmin} to qmax={qmax} (or the range was "
                 "not widened before it was computed)."
             )
-            sentence = ""
-            if qmin and int(zero) == min(max(right_zero - qmin, qmin), qmax):
-                sentence = " Codes start at qmin, not at 0: the zero point is qmin minus the rounded low / scale."
-            elif int(zero) == min(max(qmin + round(min(low, 0) / right_scale), qmin), qmax) and low < 0:
-                sentence = " The sign is wrong: with a negative low the zero point lies above qmin."
-            elif abs(int(zero) - right_zero) == 1:
-                sentence = " Is it cut off (int) instead of rounded (round)?"
-            assert zero == right_zero, f"{what} zero point is {int(zero)}; expected is {int(right_zero)}.{sentence}"
+            steps = round(min(low, 0.0) / right_scale, 4)  # a whole number or an exact half, where it is one
+            mistakes = {"it is clamped to 0 to 255, not to qmin and qmax.": min(max(right_zero, 0), 255)}
+            if steps % 1 == 0.5:
+                mistakes = {
+                    "low / scale is an exact half there, and goes to the even neighbour, as Python's round does.": clamped(
+                        qmin + math.floor(-steps + 0.5), qmin, qmax
+                    )
+                }
+            elif steps:
+                mistakes = {
+                    "codes start at qmin, not at 0: it is qmin minus the rounded low / scale.": clamped(
+                        -round(steps), qmin, qmax
+                    ),
+                    "the sign is wrong: with a negative low it lies above qmin.": clamped(
+                        qmin + round(steps), qmin, qmax
+                    ),
+                    "it is cut off (int) instead of rounded (round).": clamped(qmin - math.ceil(steps), qmin, qmax),
+                    "it is always rounded up.": clamped(qmin - math.floor(steps), qmin, qmax),
+                }
+            checks.number(zero, right_zero, f"{what} zero point", mistakes=mistakes, rtol=1e-9)
     ### BEGIN HIDDEN TESTS
     from helpers import golden
 
@@ -231,6 +267,10 @@ def check_ex_2_1() -> None:
             assert abs(scale - (wide_high - wide_low) / (qmax - qmin)) <= 1e-6 * scale, "wrong scale."
             assert float(zero) == int(zero) and qmin <= zero <= qmax, "the zero point is not a code."
             assert abs(zero - exact) <= 0.5 + 1e-4, "the zero point is not the nearest code."
+    for low, high, qmin, qmax, code in [(-0.625, 3.125, 0, 15, 2), (-1.75, 2.0, -8, 7, -1), (-2.25, 13.5, 0, 63, 9)]:
+        assert affine_qparams(low, high, qmin, qmax)[1] == code, "an exact half, or a whole number, is missed."
+    for low, high, qmin, qmax, code in [(-0.375, 3.375, 0, 15, 2), (-0.875, 2.875, -8, 7, -4)]:
+        assert affine_qparams(low, high, qmin, qmax)[1] == code, "an exact half goes to the even neighbour."
     for qmin, qmax in [(0, 255), (-128, 127), (-8, 7)]:
         scale, zero = affine_qparams(0.0, 0.0, qmin, qmax)
         assert abs(scale - 2**-23) < 1e-12 and zero == qmin, "wrong for a tensor of zeros."
@@ -2297,6 +2337,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 )
 
 print("PyTorch", torch.__version__.split("+")[0], "still has torch.ao.quantization")
+torch.manual_seed(8)
 toy = nn.Sequential(nn.Linear(64, 8), nn.ReLU())
 answer = ao.quantize_(toy, ao.Int8WeightOnlyConfig())
 print("quantize_ returned", answer, "and the weight of toy[0] is now a", type(toy[0].weight.data).__name__)

@@ -21,10 +21,10 @@ from tests.misconceptions.bank import right, wrong
 # 2.1 scale and zero point
 
 
-def qparams(low, high, qmin, qmax, gaps=0, widen=True, zero=None):
+def qparams(low, high, qmin, qmax, gaps=0, widen=True, zero=None, least=2.0**-23):
     if widen:
         low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (qmax - qmin + gaps), 2.0**-23)
+    scale = max((high - low) / (qmax - qmin + gaps), least)
     zero_point = qmin - round(low / scale) if zero is None else zero(low / scale)
     return scale, min(max(zero_point, qmin), qmax)
 
@@ -82,6 +82,85 @@ def symmetric_scale(low, high, qmin, qmax):
 @wrong("ex_2_1", "a pair: scale, zero point")
 def only_the_scale(low, high, qmin, qmax):
     return qparams(low, high, qmin, qmax)[0]
+
+
+@wrong("ex_2_1", "In a tensor 0 / 0 is nan")
+def nan_of_a_tensor(low, high, qmin, qmax):
+    low, high = torch.tensor([min(low, 0.0), max(high, 0.0)])
+    scale = (high - low) / (qmax - qmin)
+    return scale, (qmin - torch.round(low / scale)).clamp(qmin, qmax)
+
+
+@wrong("ex_2_1", "you divide by zero", like="no_smallest_scale")
+def nan_made_an_int(low, high, qmin, qmax):
+    scale, zero_point = nan_of_a_tensor(low, high, qmin, qmax)
+    return float(scale), int(zero_point)
+
+
+@wrong("ex_2_1", "a scale of 0 cannot divide")
+def scale_of_zero_is_returned(low, high, qmin, qmax):
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (qmax - qmin)
+    return scale, min(max(qmin - round(low / scale), qmin), qmax) if scale else qmin
+
+
+@wrong("ex_2_1", "only a range of exactly 0 got 2**-23")
+def least_scale_for_zeros_only(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=0.0 if high > low else 2.0**-23)
+
+
+@wrong("ex_2_1", "take the larger of the two")
+def least_scale_is_added(low, high, qmin, qmax):
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (qmax - qmin) + 2.0**-23
+    return scale, min(max(qmin - round(low / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "yours is the smallest *range*")
+def least_range(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=2.0**-23 / (qmax - qmin))
+
+
+@wrong("ex_2_1", "that is the one of float64")
+def least_scale_of_float64(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=2.0**-52)
+
+
+@wrong("ex_2_1", "expected is 1.19209e-07")
+def another_least_scale(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=1e-8)
+
+
+@wrong("ex_2_1", "an exact half there")
+def zero_point_half_up(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin + math.floor(0.5 - steps))
+
+
+@wrong("ex_2_1", "always rounded up")
+def zero_point_rounded_up(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin + math.ceil(-steps))
+
+
+@wrong("ex_2_1", "clamped to 0 to 255, not to qmin and qmax")
+def clamped_to_uint8(low, high, qmin, qmax):
+    scale, _ = qparams(low, high, qmin, qmax)
+    return scale, min(max(qmin - round(min(low, 0.0) / scale), 0), 255)
+
+
+@wrong("ex_2_1", "the scale for 256 codes")
+def always_256_codes(low, high, qmin, qmax):
+    scale, _ = qparams(low, high, 0, 255)
+    return scale, min(max(qmin - round(min(low, 0.0) / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "the scale comes first")
+def turned_around(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax)[::-1]
+
+
+@right("ex_2_1")
+def a_list_of_numpy_numbers(low, high, qmin, qmax):
+    return [np.float32(number) for number in qparams(low, high, qmin, qmax)]
 
 
 @right("ex_2_1")
