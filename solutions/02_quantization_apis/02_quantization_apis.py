@@ -156,6 +156,7 @@ from torch.ao.quantization import MinMaxObserver
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_1() -> None:
     def clamped(code: float, qmin: int, qmax: int) -> int:
         return min(max(int(code), qmin), qmax)
@@ -379,6 +380,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_2() -> None:
     with checks.check(
         "2.2", "your codes and reconstructions are those of PyTorch's kernels, exact halves and ends included"
@@ -736,6 +738,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_3() -> None:
     with checks.check(
         "2.3", "your codes are those of torch.quantize_per_channel on every axis, and a channel of zeros stays zero"
@@ -1029,6 +1032,7 @@ from torch.ao.quantization import MinMaxObserver, MovingAverageMinMaxObserver
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_4() -> None:
     with checks.check(
         "2.4", "your observer agrees with PyTorch's after every batch, and refuses to answer before the first"
@@ -1239,6 +1243,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_5() -> None:
     def error(x: torch.Tensor, low: float, high: float, qmin: int, qmax: int) -> np.ndarray:
         x = x.double().numpy()
@@ -1547,6 +1552,7 @@ from torch import nn
 from helpers import checks, describe, known_warnings, witness
 
 
+@checks.isolated
 def check_ex_2_6() -> None:
     known_warnings.hide()
 
@@ -1857,6 +1863,7 @@ from torch import nn
 from helpers import affine, checks, int8, known_warnings
 
 
+@checks.isolated
 def check_ex_2_7() -> None:
     known_warnings.hide()
 
@@ -2114,6 +2121,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_8() -> None:
     with checks.check("2.8", "values and gradients are those of torch.fake_quantize_per_tensor_affine"):
         generator = torch.Generator().manual_seed(28)
@@ -2455,6 +2463,7 @@ from torch import nn
 from helpers import checks, describe, int8
 
 
+@checks.isolated
 def check_ex_2_9() -> None:
     def network(seed: int, *widths: int) -> nn.Sequential:
         generator = torch.Generator().manual_seed(seed)
@@ -2994,6 +3003,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_1() -> None:
     class Words(nn.Module):
         def __init__(self, widths: tuple[int, ...]) -> None:
@@ -3196,6 +3206,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_2() -> None:
     class Plain(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -3366,6 +3377,7 @@ from torch import nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_3() -> None:
     def check_ex_2_10_3_model(model: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -3524,6 +3536,7 @@ from torch import nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_4() -> None:
     mha = torch.backends.mha
 
@@ -3713,6 +3726,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_5() -> None:
     def check_ex_2_10_5_model(widths: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -3893,6 +3907,7 @@ from torch import Tensor, nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_2_10_6() -> None:
     class Steps(nn.Module):
         def __init__(self, time: int, width: int) -> None:
@@ -4139,6 +4154,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_7() -> None:
     class Quiet(tq.MinMaxObserver):
         """An observer of another name, such as anybody may write."""
@@ -4435,6 +4451,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_8() -> None:
     class Attend(nn.Module):
         """The float attention, called with one tensor (batch, time, width)."""
@@ -4706,6 +4723,7 @@ from helpers import checks, describe, int8, metrics, witness
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_2_10_9() -> None:
     class Tied(nn.Module):
         def __init__(self, vocabulary: int, width: int) -> None:
@@ -4965,6 +4983,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_10() -> None:
     class Attend(nn.Module):
         """The float attention, called with one tensor (batch, time, width)."""
