@@ -332,7 +332,7 @@ def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> 
 
     Parameters
     ----------
-    x : Tensor, float32, any shape
+    x : Tensor, float32, any shape; perhaps a view, or a parameter with requires_grad; is not changed
     scale : float
     zero_point, qmin, qmax : int
 
@@ -355,7 +355,7 @@ def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
 
     Parameters
     ----------
-    codes : Tensor of any integer dtype (uint8, int8, int32), any shape
+    codes : Tensor of any integer dtype (uint8, int8, int16, int32, int64), any shape; is not changed
     scale : float
     zero_point : int
 
@@ -377,7 +377,7 @@ def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
 # Check of exercise 2.2: run this cell.
 import torch
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
@@ -393,7 +393,8 @@ def check_ex_2_2() -> None:
         ]:
             stored = torch.quantize_per_tensor(x, scale, zero, dtype)
             right = stored.int_repr().int()
-            codes = quantize(x, scale, zero, qmin, qmax)
+            with checks.untouched(x=x):
+                codes = quantize(x, scale, zero, qmin, qmax)
             checks.given(codes, "what quantize returned")
             assert isinstance(codes, torch.Tensor) and not codes.is_quantized, (
                 "what quantize returned should be a plain tensor of codes."
@@ -422,17 +423,31 @@ def check_ex_2_2() -> None:
                     "the zero point was subtracted instead of added.": (steps.round() - zero).clamp(qmin, qmax),
                     "clamp comes last: you clamp before the zero point is added.": steps.round().clamp(qmin, qmax)
                     + zero,
+                    "only the upper end is clamped: some codes lie below qmin.": (steps.round() + zero).clamp(max=qmax),
+                    "only the lower end is clamped: some codes lie beyond qmax.": (steps.round() + zero).clamp(min=qmin),
+                    "the codes are clamped to 0 to 255, not to qmin and qmax.": (steps.round() + zero).clamp(0, 255),
+                    "the codes are clamped to -qmax to qmax: qmin is its own number.": (
+                        (steps.round() + zero).clamp(-qmax, qmax) if qmin else steps * torch.nan
+                    ),
                 },
                 atol=0,
                 rtol=0,
             )
-            for kind in (torch.int32, torch.uint8 if qmin == 0 else torch.int8):
+            for form, odd in samples.awkward(x.view(20, 20)):
+                what = f"what quantize returned for {form}, scale={scale}, zero_point={zero},"
+                try:
+                    with checks.untouched(x=odd):
+                        codes = quantize(odd, scale, zero, qmin, qmax)
+                except RuntimeError as error:
+                    raise AssertionError(
+                        f"quantize does not take {form}, though it holds the same numbers: {str(error).splitlines()[0]}"
+                    ) from None
+                checks.tensor(codes, (20, 20), what, torch.int32)
+                checks.close(codes, right.view(20, 20), what, atol=0, rtol=0)
+            for kind in (torch.int32, torch.uint8 if qmin == 0 else torch.int8, torch.int64):
                 given = right.to(kind)
-                kept = given.clone()
-                answer = dequantize(given, scale, zero)
-                assert torch.equal(given, kept), (
-                    "your dequantize changes the codes that it was given: do not work in place."
-                )
+                with checks.untouched(codes=given):
+                    answer = dequantize(given, scale, zero)
                 checks.tensor(answer, x.shape, f"your reconstruction of {kind} codes", torch.float32)
                 checks.close(
                     answer,
@@ -448,8 +463,23 @@ def check_ex_2_2() -> None:
                         "the zero point is subtracted before the scale is applied, not after.": right.float() * scale
                         - zero,
                         "divide to get codes, multiply to get back.": (right.float() - zero) / scale,
+                        "the zero point was added instead of subtracted.": (right.float() + zero) * scale,
                     },
                 )
+        for count in ((0, 3), (1, 1)):
+            checks.tensor(
+                quantize(torch.zeros(count), 0.5, 3, 0, 255), count, f"what quantize returned for a tensor of {count}"
+            )
+        wide = torch.tensor([40_001, -70_003, 100_007, 5], dtype=torch.int32)
+        checks.close(
+            dequantize(wide, 0.5, 3),
+            torch.tensor([19_999.0, -35_003.0, 50_002.0, 1.0]),
+            "your reconstruction of the int32 codes 40001, -70003, 100007 and 5",
+            mistakes={
+                "they do not fit into 16 bits, and wrapped around.": (wide.to(torch.int16) - 3).float() * 0.5,
+                "they do not fit into a float of 16 bits.": (wide.half() - 3).float() * 0.5,
+            },
+        )
         halves = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5])
         for scale, zero in [(1.0, 10), (0.25, 4), (1.0, 11)]:
             steps, right = halves, torch.tensor([-2, -2, 0, 0, 2, 2, 4]) + zero
@@ -462,6 +492,9 @@ def check_ex_2_2() -> None:
                         steps + 0.5
                     ).floor()
                     + zero,
+                    "exact halves are rounded towards zero; they should go to the even neighbour, as torch.round does.": (
+                        steps.sign() * (steps.abs() - 0.5).ceil() + zero
+                    ),
                     "exact halves are rounded away from zero; they should go to the even neighbour, as torch.round does.": (
                         steps.sign() * (steps.abs() + 0.5).floor() + zero
                     ),
@@ -505,6 +538,16 @@ def check_ex_2_2() -> None:
             expected = torch.tensor(case["dequantized"]) if "dequantized" in case else None
             if expected is not None:
                 torch.testing.assert_close(back, expected, atol=2e-4 * case["scale"], rtol=1e-6)
+    for _, odd in samples.awkward(torch.linspace(-3, 3, 24).view(4, 6)):
+        with checks.untouched(x=odd):
+            codes = quantize(odd, 0.1, -7, -20, 25)
+        expected = torch.quantize_per_tensor(odd.detach(), 0.1, -7, torch.qint8).int_repr().clamp(-20, 25)
+        assert torch.equal(codes, expected.int()) and codes.dtype == torch.int32, "wrong for a view or a parameter."
+    for kind in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        small = torch.arange(120, dtype=kind).view(10, 12).T
+        with checks.untouched(codes=small):
+            back = dequantize(small, 0.25, 100)
+        assert back.dtype == torch.float32 and torch.equal(back, (small.double() * 0.25 - 25).float()), f"wrong for {kind}."
     generator = torch.Generator().manual_seed(202)
     for x in (
         torch.rand(3, 50, generator=generator) * 4 + 1,
@@ -692,10 +735,12 @@ plots.show(
 # $$s_c = \frac{\max |w_c|}{q_\max} \qquad q = \text{clamp}(\text{round}(w / s_c), -q_\max, q_\max)$$
 #
 # By hand: with 4 bits, $q_\max = 7$; the row (0.875, −1.75, 0.125) has $s = 1.75/7 = 0.25$ and codes (4, −7, 0): 0.875/0.25 = 3.5 and
-# 0.125/0.25 = 0.5 are exact halves, and go to the even neighbour. A channel of zeros gets scale 1, so that nothing is divided by zero. (PyTorch and torchao use
+# 0.125/0.25 = 0.5 are exact halves, and go to the even neighbour. Where $s_c$ is 0, the scale is 1, so that nothing is divided by zero: in a channel of zeros, and in
+# one so quiet that `float32` has no number for its scale (1e-44, say). (PyTorch and torchao use
 # −128, too, and divide by 127.5 instead of 127. Both are called symmetric: when you compare two programs, look.) A bias has one dimension: then each of its numbers is a channel of its own.
 #
-# The maximum goes over all dimensions but one. `tensor.amax(dim=[0, 2], keepdim=True)` takes a list of dimensions, and keeps each with length 1, so that a tensor of shape (3, 4, 5) gives (1, 4, 1).
+# The maximum goes over all dimensions but one. `weight.movedim(axis, 0).reshape(channels, -1)` brings a channel into each row, and `amax(dim=1)` takes the largest number of each row. To divide, a scale must meet its channel
+# again: of shape (1, 4, 1) it does so for a weight of shape (3, 4, 5) and axis 1.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_2_3", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -704,7 +749,7 @@ def quantize_per_channel(weight: Tensor, axis: int = 0, bits: int = 8) -> tuple[
 
     Parameters
     ----------
-    weight : Tensor, float32, any number of dimensions
+    weight : Tensor, float32, one or more dimensions; perhaps a view, or a parameter; is not changed
     axis : int
         The dimension that counts the channels; may be negative, counted from the end.
     bits : int
@@ -713,7 +758,7 @@ def quantize_per_channel(weight: Tensor, axis: int = 0, bits: int = 8) -> tuple[
     Returns
     -------
     (Tensor, Tensor)
-        Codes, int8, shape of `weight`; and scales, float32, (channels,), 1 for a channel of zeros.
+        Codes, int8, shape of `weight`; and scales, float32, (channels,), 1 where the formula gives 0.
 
     Example
     -------
@@ -723,11 +768,13 @@ def quantize_per_channel(weight: Tensor, axis: int = 0, bits: int = 8) -> tuple[
     """
     ### BEGIN SOLUTION
     qmax = 2 ** (bits - 1) - 1
-    others = [dim for dim in range(weight.dim()) if dim != axis % weight.dim()]
-    largest = weight.abs().amax(dim=others, keepdim=True)  # 1 everywhere but along axis
-    scales = torch.where(largest > 0, largest / qmax, torch.ones_like(largest))
-    codes = (weight / scales).round().clamp(-qmax, qmax).to(torch.int8)
-    return codes, scales.flatten()
+    largest = weight.detach().movedim(axis, 0).reshape(weight.shape[axis], -1).abs().amax(dim=1)  # (channels,)
+    scales = largest / qmax
+    scales[scales == 0] = 1
+    shape = [1] * weight.dim()
+    shape[axis] = -1  # a scale meets the numbers of its channel
+    codes = (weight / scales.view(shape)).round().clamp(-qmax, qmax).to(torch.int8)
+    return codes, scales
     ### END SOLUTION
 
 
@@ -735,95 +782,135 @@ def quantize_per_channel(weight: Tensor, axis: int = 0, bits: int = 8) -> tuple[
 # Check of exercise 2.3: run this cell.
 import torch
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
 def check_ex_2_3() -> None:
+    def by_channel(w: torch.Tensor, axis: int) -> torch.Tensor:
+        return w.detach().double().movedim(axis, 0).reshape(w.shape[axis], -1)  # (channels, numbers of one)
+
+    def along(scales: torch.Tensor, w: torch.Tensor, axis: int) -> torch.Tensor:
+        return scales.view([-1 if d == axis % w.dim() else 1 for d in range(w.dim())])
+
+    def answered(w: torch.Tensor, axis: int, bits: int, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The learner's codes and scales, after questions about their kind and shape."""
+        try:
+            with checks.untouched(weight=w):
+                answer = quantize_per_channel(w, axis, bits)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            raise AssertionError(
+                f"your function does not take {what}: view needs contiguous memory, reshape does not."
+            ) from None
+        checks.given(answer, "what you returned")
+        assert isinstance(answer, tuple | list) and len(answer) == 2, "your answer should be a pair: codes, scales."
+        codes, scales = answer
+        checks.given(scales, "your scales")
+        count = w.shape[axis]
+        assert isinstance(scales, torch.Tensor) and scales.shape == (count,), (
+            f"for {what} your scales have shape {tuple(getattr(scales, 'shape', ()))}; there should be one for each of the "
+            f"{count} channels, shape ({count},)."
+            + (
+                " Is the axis the wrong one? The largest value is taken over all dimensions but `axis`."
+                if getattr(scales, "numel", lambda: 0)() not in (1, count)
+                else ""
+            )
+        )
+        checks.tensor(scales, (count,), f"your tensor of scales for {what}", torch.float32)
+        checks.tensor(codes, w.shape, f"your tensor of codes for {what}", torch.int8)
+        return codes, scales.detach()
+
+    def compare(w: torch.Tensor, axis: int, bits: int, what: str) -> None:
+        codes, scales = answered(w, axis, bits, what)
+        channels, qmax = by_channel(w, axis), 2 ** (bits - 1) - 1
+        right = (channels.abs().amax(dim=1) / qmax).float()
+        plain = channels.amax(dim=1).float()
+        mistakes = {
+            "that is one scale for the whole tensor: "
+            + (
+                "a negative axis counts from the end, so no dimension is equal to it (`axis % weight.dim()` is)."
+                if axis < 0
+                else "take the largest value of each channel."
+            ): right.max().expand_as(right),
+            "the largest value is taken without abs(), so a large negative weight is not seen.": plain / qmax,
+            f"here the largest code is 2**(bits-1) - 1 = {qmax}, not {qmax + 1}.": right * qmax / (qmax + 1),
+            f"you divided by {qmax}.5, as PyTorch does (that is max - min over {2 * qmax + 1}), which also uses -{qmax + 1}; here the codes go from -{qmax} to {qmax}.": right
+            * qmax
+            / (qmax + 0.5),
+            "symmetric codes take the largest absolute value; you divided max - min.": (
+                (plain - channels.amin(dim=1).float()) / (2 * qmax)
+            ),
+            f"with {bits} bits codes go from -{qmax} to {qmax}; these are the scales of 8 bits.": right * qmax / 127
+            if bits != 8
+            else right * torch.nan,
+            f"with {bits} bits codes go from -{qmax} to {qmax}; these are the scales of 4 bits.": right * qmax / 7
+            if bits != 4
+            else right * torch.nan,
+        }
+        checks.close(scales, right, f"your tensor of scales for {what}", mistakes=mistakes, atol=0)
+        zeros = torch.zeros(w.shape[axis], dtype=torch.int64)
+        oracle = torch.quantize_per_channel(
+            w.detach().contiguous(), scales.double(), zeros, axis % w.dim(), torch.qint8
+        ).int_repr()
+        oracle = oracle.clamp(-qmax, qmax)
+        assert codes.min() >= -qmax, f"a code is {codes.min()}: symmetric codes go from -{qmax} to {qmax}."
+        steps = w.detach() / along(scales, w, axis)
+        checks.close(
+            codes,
+            oracle,
+            f"your tensor of codes for {what}",
+            atol=0,
+            rtol=0,
+            mistakes={
+                sentence: wrong.clamp(-qmax, qmax)
+                for sentence, wrong in {
+                    "they are cut off instead of rounded.": steps.trunc(),
+                    "they are rounded down instead of to the nearest code.": steps.floor(),
+                    "exact halves are rounded up; they go to the even neighbour.": (steps + 0.5).floor(),
+                    "exact halves are rounded away from zero; they go to the even neighbour.": steps.sign()
+                    * (steps.abs() + 0.5).floor(),
+                }.items()
+            },
+        )
+
     with checks.check(
         "2.3", "your codes are those of torch.quantize_per_channel on every axis, and a channel of zeros stays zero"
     ):
         generator = torch.Generator().manual_seed(23)
         loudness = torch.tensor([0.02, 1.0, 30.0, 0.3])
         weight = torch.randn(4, 6, generator=generator) * loudness[:, None]
-        for what, w, axis in [
-            ("a (4, 6) weight, axis 0", weight, 0),
-            ("a (6, 4) weight, axis 1", weight.T.contiguous(), 1),
-            ("a (3, 4, 5) weight, axis 1", torch.randn(3, 4, 5, generator=generator) * loudness[:, None], 1),
+        deep = torch.randn(3, 4, 5, generator=generator) * loudness[:, None]
+        row = torch.tensor([[0.875, -1.75, 0.125, -0.375]])
+        for what, w, axis, bits in [
+            ("a (4, 6) weight, axis 0", weight, 0, 8),
+            ("a (6, 4) weight, axis 1", weight.T.contiguous(), 1, 8),
+            ("a (3, 4, 5) weight, axis 1", deep, 1, 8),
+            ("a (4, 6) weight, axis -2, the same as 0", weight, -2, 8),
+            ("a (3, 4, 5) weight, axis -2, the same as 1", deep, -2, 8),
+            ("a (3, 4, 5) weight, axis -1, the last one", deep * loudness[[0, 1, 2, 3, 1]], -1, 8),
+            ("the row (0.875, -1.75, 0.125, -0.375) with 4 bits", row, 0, 4),
+            ("a (4, 6) weight with 3 bits", weight, 0, 3),
+            ("a (4, 6) weight with 2 bits", weight, 0, 2),
+            ("a weight of one dimension, in which each number is a channel,", weight[1], 0, 8),
+            *((f"{form}, (4, 6), axis 0", odd, 0, 8) for form, odd in samples.awkward(weight)),
+            *((f"{form}, (3, 4, 5), axis 1", odd, 1, 8) for form, odd in samples.awkward(deep)),
         ]:
-            answer = quantize_per_channel(w, axis)
-            checks.given(answer, "what you returned")
-            assert isinstance(answer, tuple | list) and len(answer) == 2, "your answer should be a pair: codes, scales."
-            codes, scales = answer
-            channels = w.transpose(0, axis).flatten(1)
-            right = channels.abs().amax(dim=1) / 127
-            checks.given(scales, "your scales")
-            assert isinstance(scales, torch.Tensor) and scales.shape == (w.shape[axis],), (
-                f"for {what} your scales have shape {tuple(getattr(scales, 'shape', ()))}; there should be one for each of the "
-                f"{w.shape[axis]} channels, shape ({w.shape[axis]},)."
-                + (
-                    " Is the axis the wrong one? The largest value is taken over all dimensions but `axis`."
-                    if getattr(scales, "numel", lambda: 0)() not in (1, w.shape[axis])
-                    else ""
-                )
-            )
-            checks.close(
-                scales,
-                right,
-                f"your tensor of scales for {what}",
-                mistakes={
-                    "that is one scale for the whole tensor: take the largest value of each channel.": right.max().expand_as(
-                        right
-                    ),
-                    "the largest value is taken without abs(), so a large negative weight is not seen.": channels.amax(
-                        dim=1
-                    )
-                    / 127,
-                    "here the largest code is 2**(bits-1) - 1 = 127, not 128.": right * 127 / 128,
-                    "you divided by 127.5, PyTorch's way, which also uses -128; here the codes go from -127 to 127.": right
-                    * 127
-                    / 127.5,
-                    "the range from -max to max was divided by the number of codes, 255.": right * 127 * 2 / 255,
-                    "symmetric codes take the largest absolute value; you divided max - min.": (
-                        (channels.amax(dim=1) - channels.amin(dim=1)) / 254
-                    ),
-                },
-            )
-            checks.tensor(codes, w.shape, f"your tensor of codes for {what}", torch.int8)
-            zeros = torch.zeros(w.shape[axis], dtype=torch.int64)
-            oracle = torch.quantize_per_channel(w, scales.double(), zeros, axis, torch.qint8).int_repr()
-            assert codes.min() >= -127, "a code is -128: symmetric codes go from -127 to 127."
-            checks.close(
-                codes,
-                oracle,
-                f"your tensor of codes for {what}",
-                atol=0,
-                rtol=0,
-                mistakes={
-                    "they are cut off instead of rounded.": (
-                        w / right.view([-1 if d == axis else 1 for d in range(w.dim())])
-                    ).trunc(),
-                    "they are rounded down instead of to the nearest code.": (
-                        w / right.view([-1 if d == axis else 1 for d in range(w.dim())])
-                    ).floor(),
-                },
-            )
-        silent = weight.clone()
-        silent[1] = 0
-        codes, scales = quantize_per_channel(silent)
-        assert torch.isfinite(scales).all() and (scales > 0).all(), (
+            compare(w, axis, bits, what)
+        odd_rows = weight.clone()
+        odd_rows[1], odd_rows[2], odd_rows[3] = 0, 1e-44, odd_rows[3] * 1e-12
+        codes, scales = answered(odd_rows, 0, 8, "a weight with a row of zeros")
+        assert torch.isfinite(scales[1:2]).all() and scales[1] > 0, (
             "a channel of zeros gets a scale of 0 (or nan): divide by it and you get nan. Give it scale 1."
         )
         assert not codes[1].any(), "a channel of zeros should have codes 0."
-        assert scales[1] == 1, "a channel of zeros should get scale 1."
-        codes, scales = quantize_per_channel(torch.tensor([[0.875, -1.75, 0.125]]), bits=4)
-        assert codes.abs().max() <= 7, f"with 4 bits codes go from -7 to 7; yours reach {codes.abs().max()}."
-        checks.close(
-            codes.int(),
-            torch.tensor([[4, -7, 0]]),
-            "your tensor of 4-bit codes for the row (0.875, -1.75, 0.125)",
-            atol=0,
-            rtol=0,
+        assert scales[1] == 1, f"a channel of zeros should get scale 1; yours has {scales[1]:.4g}."
+        assert codes[3].abs().max() == 127 and scales[3] < 1e-10, (
+            "a quiet channel (1e-12) is not a channel of zeros: its largest weight gets code 127, too."
+        )
+        assert scales[2] == 1 and not codes[2].any(), (
+            f"a channel of 1e-44 has scale {scales[2]:.4g}: 1e-44 / 127 is 0 in float32. Ask whether the *scale* is 0, and give it scale 1."
         )
     ### BEGIN HIDDEN TESTS
     from helpers import golden
@@ -865,8 +952,22 @@ def check_ex_2_3() -> None:
     quiet[1] *= 1e-12
     codes, scales = quantize_per_channel(quiet)
     assert codes[1].abs().max() == 127 and scales[1] < 1e-11, "a quiet channel is not a channel of zeros."
-    last, _ = quantize_per_channel(quiet, axis=-1)
-    assert torch.equal(last, quantize_per_channel(quiet, axis=1)[0]), "axis=-1 should be the last dimension."
+    for shape in ((3, 8), (2, 3, 4), (2, 3, 2, 5)):
+        w = torch.randn(shape, generator=generator) * torch.logspace(-1, 1, shape[-1])
+        w = w * torch.logspace(1, -1, shape[1]).view([-1] + [1] * (len(shape) - 2))
+        for axis in range(-len(shape), 0):
+            (codes, scales), (same, right) = quantize_per_channel(w, axis), quantize_per_channel(w, axis + len(shape))
+            assert torch.equal(codes, same) and torch.equal(scales, right), "a negative axis counts from the end."
+            largest = w.double().movedim(axis, 0).reshape(shape[axis], -1).abs().amax(dim=1)
+            torch.testing.assert_close(scales.double() * 127, largest, atol=0, rtol=1e-5)
+            for _, odd in samples.awkward(w):
+                with checks.untouched(weight=odd):
+                    codes, scales = quantize_per_channel(odd, axis)
+                assert torch.equal(codes, same) and torch.equal(scales, right), "wrong for a view or a parameter."
+                assert scales.dtype == torch.float32 and codes.dtype == torch.int8, "another dtype."
+    codes, scales = quantize_per_channel(torch.tensor([0.5, -3.0, 0.0, 1e-44]), bits=5)
+    assert codes.tolist() == [15, -15, 0, 0], "wrong for a weight of one dimension."
+    torch.testing.assert_close(scales, torch.tensor([0.5 / 15, 0.2, 1.0, 1.0]), atol=0, rtol=1e-6)
     ### END HIDDEN TESTS
 
 
@@ -875,20 +976,19 @@ check_ex_2_3()
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# One largest absolute value for each channel, one division, one rounding. Keep the dimensions when you take the maximum, and the division
-# finds its partners by itself.
+# One largest absolute value for each channel, one division, one rounding.
 # </details>
 #
 # <details><summary>Hint 2: the key step</summary>
 #
-# `weight.abs().amax(dim=[…], keepdim=True)` takes a list of dimensions: all but `axis`. A weight of shape (3, 4, 5) with axis 1 gives
-# (1, 4, 1). `torch.where(largest > 0, …, …)` deals with zeros.
+# With a channel in each row, `.abs().amax(dim=1)` gives one number for each channel. `scales[scales == 0] = 1` deals with zeros. `scales.view(shape)` needs
+# a shape that is 1 everywhere but at `axis`.
 # </details>
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# `others = [dim for dim in range(weight.dim()) if dim != axis % weight.dim()]`, `scales = torch.where(largest > 0, largest / …, 1.0)`,
-# `codes = (weight / scales).round().clamp(…)`, and return `codes.to(torch.int8), scales.flatten()`.
+# `scales = weight.detach().movedim(axis, 0).reshape(…, -1).abs().amax(dim=1) / …`, `shape = [1] * weight.dim()`, `shape[axis] = -1`,
+# `codes = (weight / scales.view(shape)).round().clamp(…)`, and return `codes.to(torch.int8), scales`.
 # </details>
 
 # %% [markdown]
@@ -996,7 +1096,7 @@ class CalibratingObserver:
         self.high: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Note the range of `x` (any shape, float) and return `x` itself, unchanged."""
+        """Note the range of `x` (any shape, float) and return `x` itself, the very object, unchanged."""
         ### BEGIN SOLUTION
         low, high = x.min().item(), x.max().item()
         if self.low is None:
@@ -1034,6 +1134,103 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_2_4() -> None:
+    def sentences(constant: float | None, batches: list[torch.Tensor], qmin: int, qmax: int) -> dict[str, float]:
+        """The scale that each known mistake would give after these batches."""
+
+        def scale(low: float, high: float) -> float:
+            return max((max(high, 0.0) - min(low, 0.0)) / (qmax - qmin), 2**-23)
+
+        def average(c: float, start: int, widen: bool = False, swap: bool = False) -> float:
+            now = [0.0, 0.0] if start == 0 else list(ends[0])
+            for pair in ends[start:]:
+                pair = (min(pair[0], 0.0), max(pair[1], 0.0)) if widen else pair
+                weight = 1 - c if swap else c
+                now = [a + weight * (b - a) for a, b in zip(now, pair, strict=True)]
+            return scale(*now)
+
+        ends = [(b.min().item(), b.max().item()) for b in batches]
+        lows, highs = zip(*ends, strict=True)
+        begun = max((i for i, (low, _) in enumerate(ends[:-1]) if low == 0), default=-1) + 1
+        whole = scale(min(lows), max(highs))
+        found = {
+            "it remembers the last batch only.": -1.0 if begun else scale(*ends[-1]),
+            "it remembers the first batch only.": scale(*ends[0]),
+            "that is the plain average of the ranges.": scale(sum(lows) / len(lows), sum(highs) / len(highs)),
+            "it begins anew after a batch whose smallest number is 0: 0.0 is a minimum, too, so ask `is None`, not `not`.": scale(
+                min(lows[begun:]), max(highs[begun:])
+            )
+            if constant is None and begun
+            else -1.0,
+            "the codes are taken for 0 to 255: qmin and qmax say how many gaps there are.": scale(
+                min(lows), max(highs)
+            )
+            * (qmax - qmin)
+            / 255
+            if constant is None and qmax - qmin != 255
+            else -1.0,
+        }
+        if constant is None:
+            return found
+        return found | {
+            "that is min/max over all batches, not their moving average"
+            + (": a constant of 0.0 is a constant, too, so ask `is None`." if constant == 0 else "."): whole,
+            "the average starts at 0: start with the range of the first batch.": average(constant, start=0),
+            "old and new are swapped: the new batch counts c, what was there 1 - c.": average(constant, 1, swap=True),
+            "the constant is taken for 0.1, whatever the observer was made with.": average(0.1, start=1)
+            if constant != 0.1
+            else -1.0,
+            "each range is widened to include 0 before it is averaged: widen once, at the end (affine.qparams does).": average(
+                constant, 1, widen=True
+            ),
+            "it begins anew after a batch whose smallest number is 0: 0.0 is a minimum, too, so ask `is None`, not `not`.": scale(
+                *ends[-1]
+            )
+            if begun == len(ends) - 1 and begun
+            else -1.0,
+        }
+
+    def watch(constant: float | None, qmin: int, qmax: int, batches: list[torch.Tensor], kind: str) -> None:
+        """Both observers see the batches one by one, and are asked after each."""
+        options = {
+            "dtype": torch.quint8 if qmin == 0 else torch.qint8,
+            "quant_min": qmin,
+            "quant_max": qmax,
+        }
+        theirs = MinMaxObserver(**options) if constant is None else MovingAverageMinMaxObserver(constant, **options)
+        mine = CalibratingObserver(qmin=qmin, qmax=qmax, averaging_constant=constant)
+        name = "min/max observer" if constant is None else f"moving-average observer (constant {constant})"
+        for number, batch in enumerate(batches, start=1):
+            with checks.untouched(x=batch):
+                returned = mine.forward(batch)
+            checks.given(returned, "what forward returned")
+            assert isinstance(returned, torch.Tensor) and torch.equal(returned, batch), (
+                "your forward should return its input unchanged: an observer only watches."
+            )
+            assert returned is batch, (
+                "your forward returns another tensor with the same numbers: return `x` itself, not a copy or a view of it."
+            )
+            theirs(batch)
+            scale, zero = (v.item() for v in theirs.calculate_qparams())
+            what = f"your {name}'s scale after batch {number} of {kind}"
+            answer = mine.calculate_qparams()
+            assert isinstance(answer, tuple) and len(answer) == 2, (
+                "calculate_qparams should return a pair: scale, zero point."
+            )
+            checks.number(
+                answer[0], scale, what, rtol=1e-4, mistakes=sentences(constant, batches[:number], qmin, qmax)
+            )
+            checks.number(
+                answer[1],
+                zero,
+                f"{what.replace('scale', 'zero point')}, codes {qmin} to {qmax},",
+                rtol=0,
+                mistakes={
+                    "the codes are taken for 0 to 255: qmin and qmax say where they begin.": zero - qmin
+                    if qmin
+                    else torch.inf
+                },
+            )
+
     with checks.check(
         "2.4", "your observer agrees with PyTorch's after every batch, and refuses to answer before the first"
     ):
@@ -1069,68 +1266,21 @@ def check_ex_2_4() -> None:
             },
         )
         generator = torch.Generator().manual_seed(24)
-        batches = [
+        mixed = [
             torch.randn(3, 5, generator=generator) * size + shift
-            for size, shift in [(1, 0.3), (4, -1), (0.5, 2), (2, 0)]
+            for size, shift in [(1, 1), (1.2, -2), (0.5, 4), (3, 0)]
         ]
-        for constant, theirs in [
-            (None, MinMaxObserver(dtype=torch.quint8)),
-            (0.1, MovingAverageMinMaxObserver(averaging_constant=0.1, dtype=torch.quint8)),
-        ]:
-            name = "min/max" if constant is None else "moving average"
-            mine = CalibratingObserver(averaging_constant=constant)
-            for number, batch in enumerate(batches, start=1):
-                kept = batch.clone()
-                returned = mine.forward(batch)
-                checks.given(returned, "what forward returned")
-                assert torch.equal(batch, kept), "forward changed the tensor that it was given."
-                assert isinstance(returned, torch.Tensor) and torch.equal(returned, kept), (
-                    "your forward should return its input unchanged: an observer only watches."
-                )
-                theirs(batch)
-                scale, zero = (v.item() for v in theirs.calculate_qparams())
-                what = f"your {name} observer's scale after batch {number}"
-                answer = mine.calculate_qparams()
-                assert isinstance(answer, tuple) and len(answer) == 2, (
-                    "calculate_qparams should return a pair: scale, zero point."
-                )
-
-                def of(low: float, high: float) -> float:
-                    return max((max(high, 0.0) - min(low, 0.0)) / 255, 2**-23)
-
-                lows, highs = [b.min().item() for b in batches[:number]], [b.max().item() for b in batches[:number]]
-                zero_start = [0.0, 0.0]
-                for low, high in zip(lows, highs, strict=True):
-                    zero_start = [
-                        zero_start[0] + 0.1 * (low - zero_start[0]),
-                        zero_start[1] + 0.1 * (high - zero_start[1]),
-                    ]
-                swapped = [lows[0], highs[0]]
-                for low, high in zip(lows[1:], highs[1:], strict=True):
-                    swapped = [low + 0.1 * (swapped[0] - low), high + 0.1 * (swapped[1] - high)]
-                checks.number(
-                    answer[0],
-                    scale,
-                    what,
-                    rtol=1e-4,
-                    mistakes={
-                        "that is min/max over all batches, not their moving average.": of(min(lows), max(highs))
-                        if constant
-                        else -1.0,
-                        "it remembers the last batch only.": of(lows[-1], highs[-1]),
-                        "it remembers the first batch only.": of(lows[0], highs[0]),
-                        "that is the plain average of the ranges.": of(sum(lows) / number, sum(highs) / number),
-                        "the average starts at 0: start with the range of the first batch.": of(*zero_start)
-                        if constant
-                        else -1.0,
-                        "old and new are swapped: the new batch counts c, what was there 1 - c.": of(*swapped)
-                        if constant
-                        else -1.0,
-                    },
-                )
-                assert answer[1] == zero, (
-                    f"{what.replace('scale', 'zero point')} is {answer[1]}; expected is {int(zero)}."
-                )
+        relu = [torch.rand(2, 6, generator=generator) * top for top in (3.0, 8.0, 5.0, 1.0)]
+        for batch in relu:
+            batch[0, 0] = 0
+        one_sided = [batch.abs() + 1 for batch in mixed]
+        for constant in (None, 0.1, 0.5, 0.0, 1.0):
+            watch(constant, 0, 255, mixed, "ordinary data")
+        for constant in (None, 0.3):
+            watch(constant, 0, 255, relu, "data from a ReLU")
+            watch(constant, -128, 127, mixed, "ordinary data")
+            watch(constant, 0, 127, mixed, "ordinary data")
+            watch(constant, -8, 7, [one_sided[0], *mixed], "data that begin above 0")
     ### BEGIN HIDDEN TESTS
     try:
         CalibratingObserver(averaging_constant=0.5).calculate_qparams()
@@ -1139,7 +1289,7 @@ def check_ex_2_4() -> None:
     else:
         raise AssertionError("an observer that has seen nothing should raise RuntimeError.")
     generator = torch.Generator().manual_seed(204)
-    for constant in (None, 0.0, 0.01, 0.5):
+    for constant in (None, 0.0, 0.01, 0.5, 1.0):
         for kind in ("relu", "crossing", "mixed", "positive", "negative", "constant", "zero", "outlier"):
             for qmin, qmax, dtype in [(0, 255, torch.quint8), (-128, 127, torch.qint8), (0, 127, torch.quint8)]:
                 options = {"dtype": dtype, "quant_min": qmin, "quant_max": qmax}
@@ -1158,7 +1308,8 @@ def check_ex_2_4() -> None:
                         x = (x.abs() + 1) * (-1) ** turn
                     if kind == "outlier":
                         x[0, 0, 0] = 80 * torch.rand((), generator=generator)
-                    assert torch.equal(mine.forward(x), x), "forward should return its input."
+                    with checks.untouched(x=x):
+                        assert mine.forward(x) is x, "forward should return its input."
                     theirs(x)
                     scale, zero = (v.item() for v in theirs.calculate_qparams())
                     answer = mine.calculate_qparams()

@@ -235,7 +235,7 @@ def float_codes(x, scale, zero_point, qmin, qmax):
     return (torch.round(x / scale) + zero_point).clamp(qmin, qmax)
 
 
-@wrong("ex_2_2", "changes the codes that it was given", binds="dequantize")
+@wrong("ex_2_2", "your function changed `codes`", binds="dequantize")
 def works_in_place(codes, scale, zero_point):
     real = codes.to(torch.float32) - zero_point
     codes -= codes
@@ -267,9 +267,65 @@ def divides(codes, scale, zero_point):
     return (codes.float() - zero_point) / scale
 
 
+@wrong("ex_2_2", "your function changed `x`")
+def divides_in_place(x, scale, zero_point, qmin, qmax):
+    with torch.no_grad():
+        return (x.div_(scale).round() + zero_point).clamp(qmin, qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "quantize does not take a transposed view")
+def flattens_with_view(x, scale, zero_point, qmin, qmax):
+    return codes_of(x.view(-1), scale, zero_point, qmin, qmax).view(x.shape)
+
+
+@wrong("ex_2_2", "quantize does not take an nn.Parameter")
+def numpy_of_a_parameter(x, scale, zero_point, qmin, qmax):
+    return torch.from_numpy(np.clip(np.rint(x.numpy() / scale) + zero_point, qmin, qmax).astype(np.int32))
+
+
+@wrong("ex_2_2", "only the upper end is clamped")
+def upper_end_only(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale) + zero_point).clamp(max=qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "only the lower end is clamped")
+def lower_end_only(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale) + zero_point).clamp(min=qmin).to(torch.int32)
+
+
+@wrong("ex_2_2", "not to qmin and qmax")
+def clamped_as_uint8(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, 0, 255)
+
+
+@wrong("ex_2_2", "qmin is its own number")
+def clamped_symmetrically(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, -qmax if qmin else 0, qmax)
+
+
+@wrong("ex_2_2", "rounded towards zero")
+def half_towards_zero(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, qmin, qmax, lambda steps: steps.sign() * (steps.abs() - 0.5).ceil())
+
+
+@wrong("ex_2_2", "do not fit into 16 bits", binds="dequantize")
+def through_int16(codes, scale, zero_point):
+    return (codes.to(torch.int16) - zero_point).float() * scale
+
+
+@wrong("ex_2_2", "added instead of subtracted", binds="dequantize")
+def adds_the_zero_point(codes, scale, zero_point):
+    return (codes.float() + zero_point) * scale
+
+
+@wrong("ex_2_2", "expected is torch.float32", binds="dequantize")
+def stays_float64(codes, scale, zero_point):
+    return (codes.double() - zero_point) * scale
+
+
 @right("ex_2_2")
 def with_numpy_rint(x, scale, zero_point, qmin, qmax):
-    steps = np.rint(x.numpy() / np.float32(scale)) + zero_point
+    steps = np.rint(x.detach().numpy() / np.float32(scale)) + zero_point
     return torch.from_numpy(np.minimum(np.maximum(steps, qmin), qmax).astype(np.int32))
 
 
@@ -287,10 +343,10 @@ def through_float64(codes, scale, zero_point):
 
 
 def per_channel(weight, axis=0, bits=8, qmax=None, scales=None, rounding=torch.round, divisor=None):
-    qmax = qmax or 2 ** (bits - 1) - 1
-    shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+    qmax, weight = qmax or 2 ** (bits - 1) - 1, weight.detach()
+    shape = [-1 if dim == axis % weight.dim() else 1 for dim in range(weight.dim())]
     if scales is None:
-        scales = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) / (divisor or qmax)
+        scales = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().amax(dim=1) / (divisor or qmax)
         scales = scales.masked_fill(scales == 0, 1.0)
     codes = rounding(weight / scales.view(shape)).clamp(-qmax, qmax).to(torch.int8)
     return codes, scales
@@ -307,7 +363,7 @@ def wrong_axis(weight, axis=0, bits=8):
     return per_channel(weight, (axis + 1) % weight.dim(), bits)
 
 
-@wrong("ex_2_3", "PyTorch's way, which also uses -128")
+@wrong("ex_2_3", "as PyTorch does (that is max - min over 255), which also uses -128")
 def divides_by_127_and_a_half(weight, axis=0, bits=8):
     return per_channel(weight, axis, bits, divisor=2 ** (bits - 1) - 0.5)
 
@@ -325,7 +381,7 @@ def largest_without_abs(weight, axis=0, bits=8):
 
 @wrong("ex_2_3", "you get nan")
 def zero_row_is_nan(weight, axis=0, bits=8):
-    scales = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) / (2 ** (bits - 1) - 1)
+    scales = weight.detach().movedim(axis, 0).reshape(weight.shape[axis], -1).abs().amax(dim=1) / (2 ** (bits - 1) - 1)
     return per_channel(weight, axis, bits, scales=scales)
 
 
@@ -351,12 +407,92 @@ def codes_stay_float(weight, axis=0, bits=8):
     return codes.float(), scales
 
 
+@wrong("ex_2_3", "a negative axis counts from the end")
+def negative_axis_is_no_axis(weight, axis=0, bits=8):
+    others = [dim for dim in range(weight.dim()) if dim != axis]
+    largest = weight.detach().abs().amax(dim=others, keepdim=True)
+    qmax = 2 ** (bits - 1) - 1
+    scales = torch.where(largest / qmax > 0, largest / qmax, 1.0)
+    codes = (weight / scales).round().clamp(-qmax, qmax).to(torch.int8)
+    return codes, scales.flatten().expand(weight.shape[axis])
+
+
+@wrong("ex_2_3", "a weight of one dimension", like="per_tensor")
+def one_dimension_is_one_channel(weight, axis=0, bits=8):
+    if weight.dim() == 1:
+        return per_tensor(weight, axis, bits)
+    return per_channel(weight, axis, bits)
+
+
+@wrong("ex_2_3", "whether the *scale* is 0")
+def asks_the_weight_for_zero(weight, axis=0, bits=8):
+    largest = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) if weight.dim() > 1 else weight.abs()
+    scales = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0).detach()
+    return per_channel(weight, axis, bits, scales=scales)
+
+
+@wrong("ex_2_3", "a quiet channel (1e-12) is not")
+def quiet_is_zero(weight, axis=0, bits=8):
+    _, scales = per_channel(weight, axis, bits)
+    return per_channel(weight, axis, bits, scales=torch.where(scales < 1e-10, 1.0, scales))
+
+
+@wrong("ex_2_3", "should get scale 1; yours has")
+def least_scale(weight, axis=0, bits=8):
+    scales = per_channel(weight, axis, bits)[1]
+    return per_channel(weight, axis, bits, scales=torch.where(scales == 1, 1e-8, scales))
+
+
+@wrong("ex_2_3", "view needs contiguous memory")
+def flattens_a_weight_with_view(weight, axis=0, bits=8):
+    return per_channel(weight.detach().view(-1).view(weight.shape), axis, bits)
+
+
+@wrong("ex_2_3", "your function changed `weight`")
+def takes_abs_in_place(weight, axis=0, bits=8):
+    signs = weight.detach().sign()
+    codes, scales = per_channel(weight.detach().abs_(), axis, bits)
+    return (codes * signs).to(torch.int8), scales
+
+
+@wrong("ex_2_3", "expected is torch.float32")
+def scales_of_float64(weight, axis=0, bits=8):
+    codes, scales = per_channel(weight.double(), axis, bits)
+    return codes, scales
+
+
+@wrong("ex_2_3", "these are the scales of 4 bits")
+def four_or_eight(weight, axis=0, bits=8):
+    return per_channel(weight, axis, 8 if bits == 8 else 4)
+
+
+@wrong("ex_2_3", "exact halves are rounded up")
+def codes_half_up(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=lambda steps: (steps + 0.5).floor())
+
+
+@wrong("ex_2_3", "exact halves are rounded away from zero")
+def codes_half_away(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=lambda steps: steps.sign() * (steps.abs() + 0.5).floor())
+
+
+@wrong("ex_2_3", "rounded down instead of to the nearest")
+def codes_rounded_down(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=torch.floor)
+
+
+@wrong("ex_2_3", "you divided max - min")
+def range_over_codes(weight, axis=0, bits=8):
+    flat = weight.detach().movedim(axis, 0).reshape(weight.shape[axis], -1)
+    return per_channel(weight, axis, bits, scales=(flat.amax(dim=1) - flat.amin(dim=1)) / (2**bits - 2))
+
+
 @right("ex_2_3")
 def a_channel_at_a_time(weight, axis=0, bits=8):
     qmax, codes, scales = 2 ** (bits - 1) - 1, torch.empty(weight.shape, dtype=torch.int8), []
     for channel in range(weight.shape[axis]):
-        values = weight.select(axis, channel)
-        scale = float(values.abs().max()) / qmax or 1.0
+        values = weight.detach().select(axis, channel)
+        scale = float(values.abs().max() / qmax) or 1.0
         codes.select(axis, channel).copy_(torch.round(values / scale))
         scales.append(scale)
     return codes, torch.tensor(scales)
@@ -365,8 +501,9 @@ def a_channel_at_a_time(weight, axis=0, bits=8):
 @right("ex_2_3")
 def with_torch_s_kernel(weight, axis=0, bits=8):
     qmax = 2 ** (bits - 1) - 1
-    largest = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().max(dim=1).values
-    scales = torch.where(largest == 0, 1.0, largest / qmax)
+    weight = weight.detach().contiguous()
+    scales = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().max(dim=1).values / qmax
+    scales = torch.where(scales == 0, 1.0, scales)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     axis %= weight.dim()
     return torch.quantize_per_channel(weight, scales, zeros, axis, torch.qint8).int_repr().clamp(-qmax, qmax), scales
@@ -474,6 +611,90 @@ class SharedRange(Watcher):
     def update(self, low, high):
         super().update(low, high)
         SharedRange.low, SharedRange.high = self.low, self.high
+
+
+@wrong("ex_2_4", "it begins anew after a batch whose smallest number is 0")
+class BeginsAnewAfterZero(Watcher):
+    def update(self, low, high):
+        if not self.low:
+            self.low, self.high = low, high
+        else:
+            super().update(low, high)
+
+
+@wrong("ex_2_4", "a constant of 0.0 is a constant, too")
+class ConstantOfZeroIsNone(Watcher):
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        super().__init__(qmin, qmax, averaging_constant or None)
+
+
+@wrong("ex_2_4", "the constant is taken for 0.1")
+class ConstantIsATenth(Watcher):
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        super().__init__(qmin, qmax, None if averaging_constant is None else 0.1)
+
+
+@wrong("ex_2_4", "return `x` itself, not a copy")
+class ReturnsACopy(Watcher):
+    def forward(self, x):
+        return super().forward(x).clone()
+
+
+@wrong("ex_2_4", "return `x` itself, not a copy", like="ReturnsACopy")
+class ReturnsAView(Watcher):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@wrong("ex_2_4", "the codes are taken for 0 to 255")
+class AlwaysUint8(Watcher):
+    def calculate_qparams(self):
+        if self.low is None:
+            raise RuntimeError("nothing seen")
+        return affine.qparams(self.low, self.high, 0, 255)
+
+
+@wrong("ex_2_4", "round() takes a Python number")
+class KeepsZeroDimensionalTensors(Watcher):
+    def forward(self, x):
+        self.update(x.min(), x.max())
+        return x
+
+
+@wrong("ex_2_4", "widen once, at the end")
+class WidensEachBatch(Watcher):
+    def forward(self, x):
+        self.update(min(float(x.min()), 0.0), max(float(x.max()), 0.0))
+        return x
+
+
+@wrong("ex_2_4", "your function changed `x`")
+class ClampsItsInput(Watcher):
+    def forward(self, x):
+        super().forward(x)
+        return x.clamp_(-2, 2)
+
+
+@wrong("ex_2_4", "should raise RuntimeError")
+class RaisesAnotherError(Watcher):
+    def calculate_qparams(self):
+        if self.low is None:
+            raise ValueError("nothing seen")
+        return super().calculate_qparams()
+
+
+@wrong("ex_2_4", "it remembers the first batch only")
+class FirstBatchOnly(Watcher):
+    def update(self, low, high):
+        if self.low is None:
+            self.low, self.high = low, high
+
+
+@right("ex_2_4")
+class WithTorchMinimum(Watcher):
+    def forward(self, x):
+        self.update(*map(float, x.detach().double().aminmax()))
+        return x
 
 
 @right("ex_2_4")
