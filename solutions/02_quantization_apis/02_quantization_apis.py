@@ -1388,6 +1388,8 @@ def clip_search(x: Tensor, qmin: int, qmax: int, n: int = 50) -> tuple[float, fl
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_5_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 2.5: run this cell.
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -1396,97 +1398,166 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_2_5() -> None:
-    def error(x: torch.Tensor, low: float, high: float, qmin: int, qmax: int) -> np.ndarray:
-        x = x.double().numpy()
-        bottom, top = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    Ends = tuple[float, float]
+
+    def error(x: torch.Tensor, ends: Ends, qmin: int, qmax: int) -> np.ndarray:
+        values = x.double().numpy()
+        bottom, top = min(ends[0], 0.0), max(ends[1], 0.0)
         scale = max((top - bottom) / (qmax - qmin), 2**-23)
         zero = min(max(qmin - round(bottom / scale), qmin), qmax)
-        codes = np.clip(np.rint(x / scale) + zero, qmin, qmax)
-        return scale * (codes - zero) - x
+        codes = np.clip(np.rint(values / scale) + zero, qmin, qmax)
+        return scale * (codes - zero) - values
 
-    def mse(*ruler: object) -> float:
-        return float((error(*ruler) ** 2).mean())
+    def mse(x: torch.Tensor, ends: Ends, qmin: int, qmax: int) -> float:
+        return float((error(x, ends, qmin, qmax) ** 2).mean())
 
-    def mean(*ruler: object) -> float:
-        return abs(float(error(*ruler).mean()))
+    def ranges(x: torch.Tensor, n: int) -> list[Ends]:
+        smallest, largest = float(x.min()), float(x.max())
+        return [(smallest * f / n, largest * f / n) for f in range(1, n + 1)]
 
-    def worst(*ruler: object) -> float:
-        return float(np.abs(error(*ruler)).max())
+    def best(tried: list[Ends], cost: Callable[[Ends], float]) -> list[Ends]:
+        costs = [cost(ends) for ends in tried]
+        return [ends for ends, each in zip(tried, costs, strict=True) if each <= min(costs) * 1.001 + 1e-9]
 
-    def argmin(values: list[float]) -> int:
-        return values.index(min(values))
+    def first_rise(tried: list[Ends], cost: Callable[[Ends], float]) -> list[Ends]:
+        costs = [cost(ends) for ends in tried]
+        return [next((tried[i] for i in range(len(tried) - 1) if costs[i + 1] > costs[i]), tried[-1])]
+
+    def mistakes(x: torch.Tensor, qmin: int, qmax: int, n: int) -> dict[str, list[Ends]]:
+        """The ranges (where there are ties, several) that each known mistake may choose."""
+        tried, whole = ranges(x, n), (float(x.min()), float(x.max()))
+        far = max(abs(whole[0]), abs(whole[1]))
+
+        def squares(ends: Ends) -> float:
+            return mse(x, ends, qmin, qmax)
+
+        def clipped(ends: Ends) -> float:
+            return float(((error(x, ends, qmin, qmax) + x.numpy() - x.clamp(*ends).numpy()) ** 2).mean())
+
+        return {
+            "the largest error decides there, not the mean of the squares": best(
+                tried, lambda ends: np.abs(error(x, ends, qmin, qmax)).max()
+            ),
+            "errors whose signs differ cancel in a mean: square them first": best(
+                tried, lambda ends: abs(error(x, ends, qmin, qmax).mean())
+            ),
+            "that is the smallest mean *absolute* error: square the errors": best(
+                tried, lambda ends: np.abs(error(x, ends, qmin, qmax)).mean()
+            ),
+            "x was clamped to the range before it was compared, so that what is cut off costs nothing: compare with x itself": best(
+                tried, clipped
+            ),
+            "the codes are taken for 0 to 255: pass qmin and qmax on, to qparams and to fake_quantize": best(
+                tried, lambda ends: mse(x, ends, 0, 255)
+            ),
+            "the range is symmetric: the ends are f * min and f * max": best(
+                [(-far * f / n, far * f / n) for f in range(1, n + 1)], squares
+            ),
+            "the full range, f = 1, was never tried": best(tried[:-1], squares),
+            "only the upper end was moved: both ends shrink with f": best(
+                [(whole[0], top) for _, top in tried], squares
+            ),
+            "only the lower end was moved: both ends shrink with f": best(
+                [(low, whole[1]) for low, _ in tried], squares
+            ),
+            "that is the full range: a smaller one has a smaller error": [whole],
+            "the search stops at the first range that is worse than the one before: the error can fall, rise and fall again": first_rise(
+                tried, squares
+            ),
+            "going down from f = 1, the search stops at the first range that is worse: the error can fall, rise and fall again": first_rise(
+                tried[::-1], squares
+            ),
+            "50 ranges were tried, whatever n is": best(ranges(x, 50), squares),
+            "that is a scale and a zero point; return the low and the high end": [
+                ruler(*ends, qmin, qmax) for ends in best(tried, squares)
+            ],
+            "the ends are turned around: low comes first": [ends[::-1] for ends in best(tried, squares)],
+        }
+
+    def ruler(low: float, high: float, qmin: int, qmax: int) -> Ends:
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / (qmax - qmin), 2.0**-23)
+        return scale, float(min(max(qmin - round(low / scale), qmin), qmax))
+
+    def alike(a: Ends, b: Ends) -> bool:
+        return np.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+    def wrong_with(x: torch.Tensor, qmin: int, qmax: int, n: int, answer: Ends) -> str:
+        """What is wrong with an answer, or nothing."""
+        tried = ranges(x, n)
+        mine, least = mse(x, answer, qmin, qmax), min(mse(x, ends, qmin, qmax) for ends in tried)
+        shown = f"your range ({answer[0]:.4g}, {answer[1]:.4g})"
+        if mine > least * 1.001 + 1e-12:
+            return f"the mean squared error of {shown} is {mine:.3g}, but the best of the {n} has {least:.3g}"
+        if not any(alike(answer, ends) for ends in tried):
+            return f"{shown} is none of the ranges f * min, f * max with f = 1/{n}, 2/{n}, …, 1"
+        return ""
 
     with checks.check(
         "2.5", "your range has the smallest error: below min/max with an outlier, equal to it without one"
     ):
         generator = torch.Generator().manual_seed(25)
-        normal = torch.randn(3000, generator=generator)
-        planted = torch.cat([normal, torch.tensor([25.0])])
-        uniform = torch.rand(3000, generator=generator) * 4 - 1.5
-        lopsided = torch.cat([normal.abs() * 0.3, torch.tensor([-9.0])])
-        for name, x, qmin, qmax in [
-            ("a tensor with one outlier", planted, 0, 15),
-            ("a tensor with one negative outlier", lopsided, -8, 7),
-            ("a uniform tensor", uniform, 0, 255),
-        ]:
-            answer = clip_search(x, qmin, qmax, 50)
+        normal = torch.randn(1500, generator=generator)
+        cases = {
+            "numbers on a grid, and one beyond it": (
+                torch.cat([(torch.arange(256) * 0.1).repeat(4), torch.tensor([26.0])]),
+                (0, 15, 52),
+            ),
+            "a tensor with one outlier": (torch.cat([normal, torch.tensor([25.0])]), (0, 15, 50)),
+            "a tensor with one negative outlier": (torch.cat([normal.abs() * 0.3, torch.tensor([-9.0])]), (-8, 7, 50)),
+            "a uniform tensor": (torch.rand(1500, generator=generator) * 4 - 1.5, (0, 255, 50)),
+            "a tensor with two clusters": (
+                torch.cat([normal[:1000] * 0.3, normal[1000:1200] * 0.1 + 6, torch.tensor([-3.0, 15.0])]),
+                (-8, 7, 40),
+            ),
+            "a tensor of positive numbers": (normal.abs() + 0.5, (0, 15, 20)),
+            "a tensor of zeros": (torch.zeros(2, 3), (0, 255, 10)),
+        }
+        answers: dict[str, Ends] = {}
+        problems: dict[str, str] = {}
+        for name, (x, settings) in cases.items():
+            try:
+                with checks.untouched(x=x):
+                    answer = clip_search(x, *settings)
+            except Exception:
+                if problems:
+                    break  # what was wrong before is said first
+                raise
             checks.given(answer, "your range")
-            assert isinstance(answer, tuple | list) and len(answer) == 2, "your answer should be a pair: low, high."
-            low, high = float(answer[0]), float(answer[1])
-            smallest, largest = float(x.min()), float(x.max())
-            tried = [(smallest * f / 50, largest * f / 50) for f in range(1, 51)]
-            errors = [mse(x, *ends, qmin, qmax) for ends in tried]
-            mine, best = mse(x, low, high, qmin, qmax), min(errors)
-            mistakes = {
-                "the largest error decides there, not the mean of the squares": tried[
-                    argmin([worst(x, *ends, qmin, qmax) for ends in tried])
-                ],
-                "errors whose signs differ cancel in a mean: square them first": tried[
-                    argmin([mean(x, *ends, qmin, qmax) for ends in tried])
-                ],
-                "the full range, f = 1, was never tried": tried[argmin(errors[:-1])],
-                "only the upper end was moved: both ends shrink with f": min(
-                    ((smallest, top) for _, top in tried), key=lambda ends: mse(x, *ends, qmin, qmax)
-                ),
-                "that is the full range: a smaller one has a smaller error": (smallest, largest),
-            }
-            likely = next(
-                (f" ({sentence})" for sentence, ends in mistakes.items() if np.allclose(ends, (low, high), rtol=1e-3)),
-                "",
+            assert isinstance(answer, tuple | list) and len(answer) == 2, (
+                f"your answer for {name} should be a pair: low, high."
             )
-            assert mine <= best * 1.001, (
-                f"for {name} the mean squared error of your range ({low:.4g}, {high:.4g}) is {mine:.3g}, but the best of the 50 has {best:.3g}{likely}."
-            )
-            fraction = high / largest
-            assert (
-                abs(low - fraction * smallest) <= 1e-3 * abs(smallest)
-                and abs(fraction * 50 - round(fraction * 50)) < 1e-2
-            ), (
-                f"for {name} your range ({low:.4g}, {high:.4g}) is none of the ranges f * min, f * max with f = 1/50, 2/50, …, 1."
-            )
+            answers[name] = (float(answer[0]), float(answer[1]))
+            if problem := wrong_with(x, *settings, answers[name]):
+                problems[name] = problem
+        if problems:
+            known = {name: mistakes(x, *cases[name][1]) for name in answers if (x := cases[name][0]).any()}
+            fits = [
+                sentence
+                for sentence in next(iter(known.values()))
+                if all(any(alike(ends, answers[name]) for ends in known[name][sentence]) for name in known)
+            ]
+            name, problem = next(iter(problems.items()))
+            likely = f" ({fits[0]})" if len(fits) == 1 else ""
+            raise AssertionError(f"for {name} {problem}{likely}.")
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(205)
     for qmin, qmax, n in [(0, 15, 40), (-8, 7, 25), (0, 255, 30), (0, 7, 20)]:
-        normal = torch.randn(4, 500, generator=generator)
+        normal = torch.randn(4, 300, generator=generator)
         for x in (
             normal,
             normal.abs() + 0.5,
             -normal.abs() - 0.5,
             torch.cat([normal.flatten(), torch.tensor([-60.0, 20.0])]),
+            torch.cat([normal[0] * 0.3, normal[1, :60] * 0.1 + 6, torch.tensor([-3.0, 15.0])]),
+            torch.cat([normal[2] * 0.05 - 1, normal[3, :60] * 0.1 - 7, torch.tensor([4.0, -20.0])]).view(2, -1),
             torch.zeros(9),
             torch.full((9,), -2.0),
         ):
-            before = x.clone()
-            low, high = (float(end) for end in clip_search(x, qmin, qmax, n))
-            assert torch.equal(x, before), "your function changes its input."
-            smallest, largest = float(x.min()), float(x.max())
-            errors = [mse(x, smallest * f / n, largest * f / n, qmin, qmax) for f in range(1, n + 1)]
-            assert mse(x, low, high, qmin, qmax) <= min(errors) * 1.001 + 1e-12, "another range has a smaller error."
-            for end, whole in [(low, smallest), (high, largest)]:
-                step = end / whole * n if whole else 1.0
-                assert abs(step - round(step)) < 1e-3 and 1 <= round(step) <= n, (
-                    f"the range is none of the {n} that were asked for."
-                )
+            with checks.untouched(x=x):
+                low, high = (float(end) for end in clip_search(x, qmin, qmax, n))
+            problem = wrong_with(x, qmin, qmax, n, (low, high))
+            assert not problem, problem
     ### END HIDDEN TESTS
 
 

@@ -732,7 +732,7 @@ def plain_min_max(x, qmin, qmax, n=50):
     return x.min().item(), x.max().item()
 
 
-@wrong("ex_2_5", "both ends shrink with f")
+@wrong("ex_2_5", "only the upper end was moved")
 def only_the_upper_end(x, qmin, qmax, n=50):
     return search(x, qmin, qmax, n, lambda e: e.square().mean().item(), low_moves=False)
 
@@ -755,9 +755,106 @@ def stops_before_the_full_range(x, qmin, qmax, n=50):
     )
 
 
-@wrong("ex_2_5", "but the best of the 50 has")
+@wrong("ex_2_5", "but the best of the 52 has")
 def always_a_quarter(x, qmin, qmax, n=50):
     return x.min().item() / 4, x.max().item() / 4
+
+
+def squares(e):
+    return e.square().mean().item()
+
+
+@wrong("ex_2_5", "smallest mean *absolute* error")
+def absolute_error(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, lambda e: e.abs().mean().item())
+
+
+@wrong("ex_2_5", "compare with x itself")
+def compares_with_clamped(x, qmin, qmax, n=50):
+    whole, best, least = (x.min().item(), x.max().item()), None, math.inf
+    for step in range(1, n + 1):
+        low, high = whole[0] * step / n, whole[1] * step / n
+        cut = x.clamp(low, high)
+        found = squares(affine.fake_quantize(cut, *affine.qparams(low, high, qmin, qmax), qmin, qmax) - cut)
+        if found < least:
+            best, least = (low, high), found
+    return best
+
+
+@wrong("ex_2_5", "pass qmin and qmax on")
+def codes_of_uint8(x, qmin, qmax, n=50):
+    return search(x, 0, 255, n, squares)
+
+
+@wrong("ex_2_5", "the range is symmetric")
+def symmetric_ranges(x, qmin, qmax, n=50):
+    far, best, least = x.abs().max().item(), None, math.inf
+    for step in range(1, n + 1):
+        ends = -far * step / n, far * step / n
+        found = squares(affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x)
+        if found < least:
+            best, least = ends, found
+    return best
+
+
+@wrong("ex_2_5", "only the lower end was moved")
+def only_the_lower_end(x, qmin, qmax, n=50):
+    whole, best, least = (x.min().item(), x.max().item()), None, math.inf
+    for step in range(1, n + 1):
+        ends = whole[0] * step / n, whole[1]
+        found = squares(affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x)
+        if found < least:
+            best, least = ends, found
+    return best
+
+
+def walk(x, qmin, qmax, n, steps):
+    """Stops at the first range that is worse than the one before."""
+    best, least = None, math.inf
+    for step in steps:
+        ends = x.min().item() * step / n, x.max().item() * step / n
+        found = squares(affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x)
+        if found > least:
+            return best
+        best, least = ends, found
+    return best
+
+
+@wrong("ex_2_5", "the search stops at the first range that is worse than the one before")
+def stops_at_the_first_rise(x, qmin, qmax, n=50):
+    return walk(x, qmin, qmax, n, range(1, n + 1))
+
+
+@wrong("ex_2_5", "going down from f = 1")
+def stops_on_the_way_down(x, qmin, qmax, n=50):
+    return walk(x, qmin, qmax, n, range(n, 0, -1))
+
+
+@wrong("ex_2_5", "50 ranges were tried")
+def always_fifty(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, 50, squares)
+
+
+@wrong("ex_2_5", "that is a scale and a zero point")
+def returns_the_ruler(x, qmin, qmax, n=50):
+    return affine.qparams(*search(x, qmin, qmax, n, squares), qmin, qmax)
+
+
+@wrong("ex_2_5", "low comes first")
+def high_and_low(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, squares)[::-1]
+
+
+@wrong("ex_2_5", "your function changed `x`")
+def sorts_in_place(x, qmin, qmax, n=50):
+    found = search(x, qmin, qmax, n, squares)
+    x.copy_(x.flatten().sort().values.view(x.shape).flip(0))
+    return found
+
+
+@wrong("ex_2_5", "is none of the ranges")
+def twice_as_many(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, 2 * n, squares)
 
 
 @right("ex_2_5")
