@@ -890,7 +890,7 @@ def calibrates_after_convert(net, batches):
     return run(tq.convert(tq.prepare(with_stubs(net))), batches)
 
 
-@wrong("ex_2_6", "all your scales are 1")
+@wrong("ex_2_6", "all your scales are 1", like="calibrates_after_convert")
 def never_calibrates(net, batches):
     return tq.convert(tq.prepare(with_stubs(net)))
 
@@ -902,7 +902,7 @@ def no_stubs(net, batches):
     return tq.convert(run(tq.prepare(model), batches))
 
 
-@wrong("ex_2_6", "training mode")
+@wrong("ex_2_6", "calibrating in training mode (dropout)")
 def calibrates_in_training_mode(net, batches):
     model = with_stubs(net).train()
     return tq.convert(run(tq.prepare(model), batches)).eval()
@@ -918,17 +918,17 @@ def no_qconfig(net, batches):
     return tq.convert(run(tq.prepare(tq.QuantWrapper(copy.deepcopy(net)).eval()), batches))
 
 
-@wrong("ex_2_6", "no int8 Linear in your model")
+@wrong("ex_2_6", "no int8 Linear in your model", like="no_qconfig")
 def never_prepared(net, batches):
     return tq.convert(run(with_stubs(net), batches))
 
 
-@wrong("ex_2_6", "the first or the last batch only")
+@wrong("ex_2_6", "the range of the first batch only")
 def first_batch_only(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches[:1]))
 
 
-@wrong("ex_2_6", "the first or the last batch only")
+@wrong("ex_2_6", "the range of the last batch only")
 def last_batch_only(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches[-1:]))
 
@@ -957,7 +957,7 @@ def fuses(net, batches):
     return tq.convert(run(tq.prepare(model), batches))
 
 
-@wrong("ex_2_6", "switched to eval mode")
+@wrong("ex_2_6", "call .eval() on your copy")
 def evaluates_the_original(net, batches):
     net.eval()
     return static(net, batches)
@@ -970,7 +970,7 @@ def in_place(net, batches):
     return tq.convert(run(model, batches), inplace=True)
 
 
-@wrong("ex_2_6", "no int8 Linear in your model")
+@wrong("ex_2_6", "that is dynamic int8")
 def dynamic_instead(net, batches):
     return int8.dynamic_int8(copy.deepcopy(net).eval())
 
@@ -995,6 +995,96 @@ def int8_for_show(net, batches):
 
 def static(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches))
+
+
+@wrong("ex_2_6", "the last batch was left out")
+def all_but_the_last(net, batches):
+    return static(net, batches[:-1])
+
+
+@wrong("ex_2_6", "the first batch was left out")
+def all_but_the_first(net, batches):
+    return static(net, batches[1:])
+
+
+@wrong("ex_2_6", "a recipe of another engine is written in")
+def recipe_of_this_engine(net, batches):
+    model = with_stubs(net)
+    model.qconfig = tq.get_default_qconfig("qnnpack" if int8.course_engine() == "qnnpack" else "fbgemm")
+    if torch.backends.quantized.engine == "qnnpack":
+        model.qconfig = tq.QConfig(activation=model.qconfig.activation, weight=tq.get_default_qconfig("qnnpack").weight)
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "makes them", like="weights_of_another_qconfig")
+def pytorch_s_default_qconfig(net, batches):
+    model = with_stubs(net)
+    model.qconfig = tq.default_qconfig
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "was switched to training mode")
+def gives_the_mode_back(net, batches):
+    mode = net.training
+    net.eval()
+    model = static(net, batches)
+    net.train(mode)
+    return model
+
+
+@wrong("ex_2_6", "is frozen now")
+def freezes_the_original(net, batches):
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    return static(net, batches)
+
+
+@wrong("ex_2_6", "learns now", like="freezes_the_original")
+def thaws_the_original(net, batches):
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+    return static(net, batches)
+
+
+@wrong("ex_2_6", "Linear layers of Sequentials inside Sequentials are int8")
+def flat_models_only(net, batches):
+    model = with_stubs(net)
+    for name, part in model.named_modules():
+        if name.count(".") > 2:
+            part.qconfig = None
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "your function changed `batches`")
+def empties_the_list(net, batches):
+    model = tq.prepare(with_stubs(net))
+    while batches:
+        run(model, [batches.pop()])
+    return tq.convert(model)
+
+
+@wrong("ex_2_6", "still holds its observers")
+def returns_the_prepared(net, batches):
+    return run(tq.prepare(with_stubs(net)), batches)
+
+
+@wrong("ex_2_6", "calibrating in training mode (dropout)", like="calibrates_in_training_mode")
+def evaluates_the_outside(net, batches):
+    model = with_stubs(net).train()
+    model.training = False
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "in use, for everybody")
+def leaves_another_engine(net, batches):
+    model = static(net, batches)
+    torch.backends.quantized.engine = int8.another_engine()
+    return model
+
+
+@right("ex_2_6")
+def one_batch_of_all(net, batches):
+    return static(net, [torch.cat(batches)])
 
 
 @right("ex_2_6")
@@ -1026,7 +1116,7 @@ def float_input(x, weight_codes, weight_scale, bias, qmax):
     return x @ (weight_codes.float() * weight_scale).T + bias
 
 
-@wrong("ex_2_7", "instead of qmax")
+@wrong("ex_2_7", "instead of qmax", like="qmax_of_the_engine")
 def other_bits(x, weight_codes, weight_scale, bias, qmax):
     return dynamic(x, weight_codes, weight_scale, bias, 382 - qmax)
 
@@ -1083,6 +1173,65 @@ def weights_quantized_again(x, weight_codes, weight_scale, bias, qmax):
     scale, _ = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
     again = (weight_codes.float() * weight_scale / scale).round().clamp(-128, 127)
     return dynamic(x, again, scale, bias, qmax)
+
+
+@wrong("ex_2_7", "a symmetric scale of its own, as torchao's dynamic int8 does")
+def symmetric_rows(x, weight_codes, weight_scale, bias, qmax):
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=2.0**-23) / 127
+    return (x / scale).round() * scale @ (weight_codes.float() * weight_scale).T + bias
+
+
+@wrong("ex_2_7", "in a 16-bit type")
+def sixteen_bit_sums(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    codes = (affine.quantize(x, scale, zero_point, 0, qmax) - zero_point).to(torch.int16)
+    return (codes @ weight_codes.to(torch.int16).T) * (scale * weight_scale) + bias
+
+
+@wrong("ex_2_7", "make the int8 codes of the weight int32")
+def two_types(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    codes = affine.quantize(x, scale, zero_point, 0, qmax) - zero_point
+    return (codes @ weight_codes.T) * (scale * weight_scale) + bias
+
+
+@wrong("ex_2_7", "expected is torch.float32")
+def output_of_float64(x, weight_codes, weight_scale, bias, qmax):
+    return in_float64(x, weight_codes, weight_scale, bias, qmax).double()
+
+
+@wrong("ex_2_7", "your function changed `bias`")
+def adds_to_the_bias(x, weight_codes, weight_scale, bias, qmax):
+    return bias.add_(dynamic(x, weight_codes, weight_scale, 0, qmax).detach().flatten(0, -2)[0]).expand(
+        *x.shape[:-1], -1
+    )
+
+
+@wrong("ex_2_7", "the scale of the weights was forgotten")
+def weight_scale_forgotten(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, 1.0, bias, qmax)
+
+
+@wrong("ex_2_7", "the scale of the input was forgotten")
+def input_scale_forgotten(x, weight_codes, weight_scale, bias, qmax):
+    scale, _ = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    return dynamic(x, weight_codes, weight_scale / scale, bias, qmax)
+
+
+@wrong("ex_2_7", "it stays float")
+def bias_in_8_bits(x, weight_codes, weight_scale, bias, qmax):
+    step = affine.qparams(x.min().item(), x.max().item(), 0, qmax)[0] * weight_scale
+    return dynamic(x, weight_codes, weight_scale, (bias / step).round().clamp(-128, 127) * step, qmax)
+
+
+@wrong("ex_2_7", "instead of qmax=")
+def qmax_of_the_engine(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, weight_scale, bias, int8.dynamic_activation_qmax())
+
+
+@wrong("ex_2_7", "view size is not compatible")
+def flattens_the_input(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x.view(-1, x.shape[-1]), weight_codes, weight_scale, bias, qmax).view(*x.shape[:-1], -1)
 
 
 @right("ex_2_7")
