@@ -2176,7 +2176,7 @@ def check_ex_2_7() -> None:
         ruler, weight = qparams(x, qmax), codes.float() * scale
         right = by_hand(x, codes, scale, bias, ruler, qmax)
         moved = affine.quantize(x, *ruler, 0, qmax) - ruler[1]  # int32
-        rows = [by_hand(row, codes, scale, bias, qparams(row, qmax), qmax) for row in x.flatten(0, -2)]
+        rows = [by_hand(row, codes, scale, bias, qparams(row, qmax), qmax) for row in x.reshape(-1, x.shape[-1])]
         found = {
             "the input was not quantized at all.": x @ weight.T + bias,
             "each row got a scale of its own; here one scale serves the whole input.": torch.stack(rows).view(
@@ -2236,14 +2236,10 @@ def check_ex_2_7() -> None:
             raise
         what = f"your output for {name}"
         checks.tensor(answer, right.shape, what, torch.float32)
-        checks.close(
-            answer.detach(),
-            right,
-            what,
-            atol=2e-4 * (right - bias).abs().max().item() + 1e-6,
-            rtol=0,
-            mistakes=mistakes(x.detach(), codes, scale, bias, first, qmax),
-        )
+        allowed = 2e-4 * (right - bias).abs().max().item() + 1e-6
+        if not torch.allclose(answer, right, atol=allowed, rtol=0):
+            known = mistakes(x.detach(), codes, scale, bias, first, qmax)
+            checks.close(answer.detach(), right, what, atol=allowed, rtol=0, mistakes=known)
 
     with checks.check(
         "2.7", "your outputs are those of PyTorch's dynamic Linear, for quiet, loud and one-sided inputs"
@@ -2416,7 +2412,7 @@ print("gradient:", t.grad.tolist())
 # ### Exercise 2.8: fake quantization with a straight-through gradient
 # *Difficulty 3 of 5 · 20 minutes · 2 points*
 #
-# Write both directions. `backward` receives the gradient with respect to the output and returns one value for each input of `forward`.
+# Write both directions. `backward` receives the gradient with respect to the output and returns one value for each input of `forward`. Neither changes the tensors that it is given.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_2_8", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2456,75 +2452,125 @@ def fake_quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int
 
 # %% nbgrader={"grade": true, "grade_id": "ex_2_8_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 2.8: run this cell.
+from collections.abc import Callable
+
 import torch
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
 def check_ex_2_8() -> None:
-    with checks.check("2.8", "values and gradients are those of torch.fake_quantize_per_tensor_affine"):
-        generator = torch.Generator().manual_seed(28)
-        for scale, zero, qmin, qmax in [(0.2137, 5, 0, 15), (0.113, 0, -8, 7)]:
-            x = (torch.randn(6, 50, generator=generator) * 1.5).requires_grad_()
-            twin = x.detach().clone().requires_grad_()
-            upstream = torch.randn(6, 50, generator=generator)
-            right = torch.fake_quantize_per_tensor_affine(twin, scale, zero, qmin, qmax)
-            right.backward(upstream)
-            answer = fake_quantize(x, scale, zero, qmin, qmax)
-            checks.given(answer, "what fake_quantize returned")
-            steps = (x.detach() / scale).round() + zero
-            checks.close(
-                answer.detach(),
-                right.detach(),
-                "your forward pass",
-                mistakes={
-                    "these are the codes: turn them back into real numbers.": steps.clamp(qmin, qmax),
-                    "values beyond the ruler are not clamped.": (steps - zero) * scale,
-                    "the zero point is not subtracted again.": steps.clamp(qmin, qmax) * scale,
-                    "x came back as it was: quantize it.": x.detach(),
-                },
-            )
-            assert answer.requires_grad, (
-                "your output has no gradient at all: is x.detach() or torch.no_grad() in its way?"
-            )
-            try:
-                answer.backward(upstream)
-            except RuntimeError as error:
-                if "gradients" not in str(error):
-                    raise
+    def backward(output: torch.Tensor, upstream: torch.Tensor, **options: bool) -> None:
+        """Run the learner's backward, with the sentences for what PyTorch says of its return value."""
+        try:
+            with checks.untouched(upstream=upstream):
+                output.backward(upstream, **options)
+        except RuntimeError as error:
+            if "different from None" in str(error):
+                raise AssertionError(
+                    "your backward returns a gradient for the scale or another number; those four have none: return None for each."
+                ) from None
+            if "number of gradients" in str(error):
                 raise AssertionError(
                     f"your backward returns the wrong number of values: one for each input of forward, five in all. PyTorch says: {error}"
                 ) from None
-            assert x.grad is not None, "no gradient reached x: the first value that backward returns belongs to it."
-            inside = (steps >= qmin) & (steps <= qmax)
-            strict = (steps > qmin) & (steps < qmax)
-            checks.close(
-                x.grad,
-                twin.grad,
-                "your gradient",
-                mistakes={
-                    "it is 0 everywhere: that is the true gradient of a staircase, and nothing would be learned. Let it pass on the ruler.": x.detach()
-                    * 0,
-                    "it passes everywhere, also where x was clamped: there it must be 0.": upstream,
-                    "it is 1 or 0: multiply by the gradient that comes from above, the argument of backward.": inside.float(),
-                    "it is turned around: it passes where x was clamped, and stops on the ruler.": upstream * ~inside,
-                    "the scale does not belong into it: rounding is taken for the identity.": upstream * inside * scale,
-                    "the first and the last code lie on the ruler, too: use >= and <=.": upstream * strict,
-                    "the gradient is divided by the scale: rounding is taken for the identity.": upstream
-                    * inside
-                    / scale,
-                    "it stops where the *output* is the first or last code; what counts is whether x itself was clamped.": upstream
-                    * strict,
-                },
-            )
-        quiet, loud = torch.full((3,), 0.5, requires_grad=True), torch.full((3,), 50.0, requires_grad=True)
-        sums = [fake_quantize(x, 0.25, 0, -8, 7).sum() for x in (quiet, loud)]
-        for total in sums:
-            total.backward()
-        assert quiet.grad.tolist() == [1.0] * 3 and loud.grad.tolist() == [0.0] * 3, (
-            "your gradient depends on another call: two layers would mix their masks. Keep what backward needs in ctx, not in the class."
+            raise
+
+    def compare(x: torch.Tensor, scale: float, zero: int, qmin: int, qmax: int, upstream: torch.Tensor, what: str) -> None:
+        twin = x.detach().clone().requires_grad_()
+        right = torch.fake_quantize_per_tensor_affine(twin, scale, zero, qmin, qmax)
+        right.backward(upstream)
+        with checks.untouched(x=x):
+            answer = fake_quantize(x, scale, zero, qmin, qmax)
+        checks.given(answer, "what fake_quantize returned")
+        steps = (x.detach() / scale).round() + zero
+        checks.tensor(answer, x.shape, f"your forward pass{what}", torch.float32)
+        checks.close(
+            answer.detach(),
+            right.detach(),
+            f"your forward pass{what}",
+            mistakes={
+                "these are the codes: turn them back into real numbers.": steps.clamp(qmin, qmax),
+                "values beyond the ruler are not clamped.": (steps - zero) * scale,
+                "the zero point is not subtracted again.": steps.clamp(qmin, qmax) * scale,
+                "x came back as it was: quantize it.": x.detach(),
+                "x was clamped to the ends of the ruler, but not rounded.": x.detach().clamp(
+                    (qmin - zero) * scale, (qmax - zero) * scale
+                ),
+                "the zero point is inside the rounding: with an odd one exact halves go the other way.": (
+                    (x.detach() / scale + zero).round().clamp(qmin, qmax) - zero
+                )
+                * scale,
+                "the values are cut off instead of rounded.": (
+                    ((x.detach() / scale).trunc() + zero).clamp(qmin, qmax) - zero
+                )
+                * scale,
+            },
         )
+        assert answer.requires_grad, "your output has no gradient at all: is x.detach() or torch.no_grad() in its way?"
+        backward(answer, upstream)
+        assert x.grad is not None, "no gradient reached x: the first value that backward returns belongs to it."
+        inside = (steps >= qmin) & (steps <= qmax)
+        strict = (steps > qmin) & (steps < qmax)
+        reals = (x.detach() >= (qmin - zero) * scale) & (x.detach() <= (qmax - zero) * scale)
+        checks.close(
+            x.grad,
+            twin.grad,
+            f"your gradient{what}",
+            mistakes={
+                "it is 0 everywhere: that is the true gradient of a staircase, and nothing would be learned. Let it pass on the ruler.": x.detach()
+                * 0,
+                "it passes everywhere, also where x was clamped: there it must be 0.": upstream,
+                "it is 1 or 0: multiply by the gradient that comes from above, the argument of backward.": inside.float(),
+                "it is turned around: it passes where x was clamped, and stops on the ruler.": upstream * ~inside,
+                "the scale does not belong into it: rounding is taken for the identity.": upstream * inside * scale,
+                "the first and the last code lie on the ruler, too: use >= and <=. (What counts is whether x was clamped, not what came out.)": upstream
+                * strict,
+                "it is divided by the scale: rounding is taken for the identity.": upstream * inside / scale,
+                "it compares x itself with the ends of the ruler. Half a gap beyond an end still rounds to the last code: compare round(x / s) + z with qmin and qmax, before the clamp.": upstream
+                * reals,
+                "the sign is turned around.": -upstream * inside,
+            },
+        )
+
+    def twice(function: Callable) -> None:
+        """Two calls before the backward pass, in every order; and one backward pass twice."""
+        for order in ("first first", "last first", "of a sum"):
+            quiet, loud = torch.full((3,), 0.5, requires_grad=True), torch.full((3,), 50.0, requires_grad=True)
+            totals = [function(x, 0.25, 0, -8, 7).sum() for x in (quiet, loud)]
+            for total in [sum(totals)] if order == "of a sum" else totals[:: 1 if order == "first first" else -1]:
+                total.backward()
+            assert quiet.grad.tolist() == [1.0] * 3 and loud.grad.tolist() == [0.0] * 3, (
+                f"your gradient depends on another call (two calls, then the gradient {order}): two layers would mix their masks. Keep what "
+                "backward needs in ctx, not in the class."
+            )
+        quiet = torch.full((3,), 0.5, requires_grad=True)
+        total = function(quiet, 0.25, 0, -8, 7).sum()
+        total.backward(retain_graph=True)
+        total.backward()
+        assert quiet.grad.tolist() == [2.0] * 3, (
+            "a second backward pass through the same output gives another gradient: backward must not use up what forward kept."
+        )
+
+    with checks.check("2.8", "values and gradients are those of torch.fake_quantize_per_tensor_affine"):
+        generator = torch.Generator().manual_seed(28)
+        for scale, zero, qmin, qmax in [(0.2137, 5, 0, 15), (0.113, 0, -8, 7)]:
+            x = torch.randn(6, 50, generator=generator) * 1.5
+            upstream = torch.randn(6, 50, generator=generator)
+            compare(x.clone().requires_grad_(), scale, zero, qmin, qmax, upstream, "")
+            for form, odd in samples.awkward(x):
+                odd = odd.detach().requires_grad_()
+                compare(odd, scale, zero, qmin, qmax, upstream, f" for {form}")
+        halves = torch.tensor([-9.0, -3.5, -2.5, -0.5, 0.5, 1.5, 2.5, 9.0]) * 0.25
+        for zero in (1, 2):
+            upstream = torch.randn(8, generator=generator)
+            what = f" for exact halves and zero point {zero}"
+            compare(halves.clone().requires_grad_(), 0.25, zero, -4, 4, upstream, what)
+        plain = fake_quantize(torch.tensor([0.37, 2.35]), 0.2, 5, 0, 15)
+        checks.close(plain, torch.tensor([0.4, 2.0]), "your forward pass for an x without gradient")
+        twice(fake_quantize)
+        twice(FakeQuantize.apply)
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(208)
     for scale, zero, qmin, qmax in [(0.031, 128, 0, 255), (0.5, -3, -8, 7), (0.25, 4, 0, 15), (1.3, 0, -2, 1)]:
@@ -2542,7 +2588,8 @@ def check_ex_2_8() -> None:
             right.backward(upstream)
             answer = fake_quantize(mine, scale, zero, qmin, qmax)
             torch.testing.assert_close(answer.detach(), right.detach(), atol=1e-5, rtol=1e-5)
-            answer.backward(upstream)
+            with checks.untouched(upstream=upstream):
+                answer.backward(upstream)
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-6, rtol=1e-5)
             assert torch.equal(mine.detach(), x), "your function changes its input."
     for function in (fake_quantize, FakeQuantize.apply):
@@ -2554,6 +2601,16 @@ def check_ex_2_8() -> None:
         assert second.grad.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], (
             "a first call changes the gradient of the second."
         )
+        twice(function)
+    for _, odd in samples.awkward(torch.linspace(-3, 3, 24).view(4, 6)):
+        odd, upstream = odd.detach().requires_grad_(), torch.randn(4, 6, generator=generator)
+        with checks.untouched(x=odd):
+            answer = fake_quantize(odd, 0.3, -1, -8, 7)
+        with checks.untouched(upstream=upstream):
+            answer.backward(upstream)
+        theirs = odd.detach().clone().requires_grad_()
+        torch.fake_quantize_per_tensor_affine(theirs, 0.3, -1, -8, 7).backward(upstream)
+        torch.testing.assert_close(odd.grad, theirs.grad, atol=1e-6, rtol=1e-5)
     ### END HIDDEN TESTS
 
 

@@ -1336,6 +1336,114 @@ class UpstreamForgotten(Incomplete):
         return ctx.saved_tensors[0], None, None, None, None
 
 
+def real_ends(x, scale, zero_point, qmin, qmax):
+    return ((x >= (qmin - zero_point) * scale) & (x <= (qmax - zero_point) * scale)).float()
+
+
+@wrong("ex_2_8", "Half a gap beyond an end still rounds", binds="fake_quantize")
+def mask_by_real_ends(x, scale, zero_point, qmin, qmax):
+    mask = real_ends(x.detach(), scale, zero_point, qmin, qmax)
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: mask)
+
+
+@wrong("ex_2_8", "Half a gap beyond an end still rounds", binds="fake_quantize", like="mask_by_real_ends")
+def clamps_before_it_rounds(x, scale, zero_point, qmin, qmax):
+    steps = (x / scale + zero_point).clamp(qmin, qmax) - zero_point  # the order of LSQ
+    return (steps + (steps.round() - steps).detach()) * scale
+
+
+class Stacked(torch.autograd.Function):
+    """Keeps masks in a list of the class."""
+
+    masks: list = []
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        Stacked.masks.append(inside(steps, qmin, qmax))
+        return (steps.clamp(qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * Stacked.masks.pop(), None, None, None, None
+
+
+@wrong("ex_2_8", "two calls, then the gradient first first", binds="FakeQuantize")
+class PopsTheLastMask(Stacked):
+    pass
+
+
+@wrong("ex_2_8", "two calls, then the gradient last first", binds="FakeQuantize")
+class PopsTheFirstMask(Stacked):
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * Stacked.masks.pop(0), None, None, None, None
+
+
+@wrong("ex_2_8", "must not use up what forward kept", binds="FakeQuantize")
+class UsesUpItsMask(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        ctx.mask = inside(steps, qmin, qmax)
+        return (steps.clamp(qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        kept = upstream * ctx.mask
+        ctx.mask = ctx.mask * 0
+        return kept, None, None, None, None
+
+
+@wrong("ex_2_8", "your function changed `upstream`", binds="FakeQuantize")
+class ChangesTheUpstream(UsesUpItsMask):
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.mul_(ctx.mask), None, None, None, None
+
+
+@wrong("ex_2_8", "your function changed `x`", binds="FakeQuantize")
+class ChangesItsInput(UsesUpItsMask):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        out = UsesUpItsMask.forward(ctx, x, scale, zero_point, qmin, qmax)
+        x.data.copy_(out)
+        return out
+
+
+@wrong("ex_2_8", "those four have none: return None", binds="FakeQuantize")
+class GradientOfTheScale(UsesUpItsMask):
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * ctx.mask, upstream.sum(), None, None, None
+
+
+@wrong("ex_2_8", "the zero point is inside the rounding", binds="fake_quantize")
+def rounds_with_the_zero_point(x, scale, zero_point, qmin, qmax):
+    right_one = faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax))
+    value = ((x.detach() / scale + zero_point).round().clamp(qmin, qmax) - zero_point) * scale
+    return right_one + (value - right_one).detach()
+
+
+@wrong("ex_2_8", "but not rounded", binds="fake_quantize")
+def only_clamps(x, scale, zero_point, qmin, qmax):
+    return x.clamp((qmin - zero_point) * scale, (qmax - zero_point) * scale)
+
+
+@right("ex_2_8", binds="FakeQuantize")
+class KeepsTheMaskInCtx(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        codes = steps.clamp(qmin, qmax)
+        ctx.clamped = codes != steps
+        return (codes - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.masked_fill(ctx.clamped, 0.0), None, None, None, None
+
+
 @right("ex_2_8", binds="fake_quantize")
 def with_clamp_and_detach(x, scale, zero_point, qmin, qmax):
     steps = x / scale
