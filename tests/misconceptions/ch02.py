@@ -1368,7 +1368,7 @@ class Stacked(torch.autograd.Function):
         return upstream * Stacked.masks.pop(), None, None, None, None
 
 
-@wrong("ex_2_8", "two calls, then the gradient first first", binds="FakeQuantize")
+@wrong("ex_2_8", "two calls, then the gradient first first", binds="FakeQuantize", like="RemembersOnTheClass")
 class PopsTheLastMask(Stacked):
     pass
 
