@@ -51,7 +51,7 @@ def choose_engine() -> str:
 
 
 def another_engine() -> str:
-    """An engine whose default recipe (qconfig) differs from that of the one in use; where there is none, the one in use.
+    """An engine whose default recipe (qconfig) is not that of the engine in use; if there is none, the one in use.
 
     For checks: a recipe that is written in by name is right with one engine only.
     """

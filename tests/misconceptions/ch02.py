@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -154,7 +155,7 @@ def always_256_codes(low, high, qmin, qmax):
 
 
 @wrong("ex_2_1", "the scale comes first")
-def turned_around(low, high, qmin, qmax):
+def pair_turned_around(low, high, qmin, qmax):
     return qparams(low, high, qmin, qmax)[::-1]
 
 
@@ -1355,7 +1356,7 @@ def clamps_before_it_rounds(x, scale, zero_point, qmin, qmax):
 class Stacked(torch.autograd.Function):
     """Keeps masks in a list of the class."""
 
-    masks: list = []
+    masks: ClassVar[list] = []
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, qmin, qmax):
@@ -1507,7 +1508,7 @@ def x86(configured=True):
     return quantizer.set_global(get_default_x86_inductor_quantization_config()) if configured else quantizer
 
 
-@wrong("ex_2_9", "does not accept every batch size", binds="pt2e_int8")
+@wrong("ex_2_9", "does not accept every batch size", binds="pt2e_int8", like="at_least_two_rows")
 def one_batch_size(net, batches):
     batches = [batch[: len(batches[0])] for batch in batches]
     return convert_pt2e(run(prepare_pt2e(exported(net, batches, any_size=False), x86()), batches))
@@ -1537,7 +1538,7 @@ def weights_not_folded(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches), fold_quantize=False)
 
 
-@wrong("ex_2_9", "no int8 tensor of torchao")
+@wrong("ex_2_9", "but floats that were changed")
 def rounded_floats(net, dynamic):
     copied = copy.deepcopy(net).eval()
     for module in copied.modules():
@@ -1547,17 +1548,17 @@ def rounded_floats(net, dynamic):
     return copied
 
 
-@wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
+@wrong("ex_2_9", "with the last batch only", binds="pt2e_int8")
 def graph_last_batch_only(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[-1:]))
 
 
-@wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
+@wrong("ex_2_9", "no batch ran through", binds="pt2e_int8")
 def graph_not_calibrated(net, batches):
     return convert_pt2e(prepare_pt2e(exported(net, batches), x86()))
 
 
-@wrong("ex_2_9", "was it calibrated, with all batches", binds="pt2e_int8")
+@wrong("ex_2_9", "with the first batch only", binds="pt2e_int8")
 def graph_first_batch_only(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[:1]))
 
@@ -1567,7 +1568,7 @@ def quantizer_without_configuration(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86(configured=False)), batches))
 
 
-@wrong("ex_2_9", "did you convert", binds="pt2e_int8")
+@wrong("ex_2_9", "it still holds observers", binds="pt2e_int8")
 def graph_not_converted(net, batches):
     return run(prepare_pt2e(exported(net, batches), x86()), batches)
 
@@ -1582,6 +1583,100 @@ def exported_in_training_mode(net, batches):
 @wrong("ex_2_9", "no .eval()", binds="pt2e_int8")
 def eval_of_a_graph(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches)).eval()
+
+
+def through_torchao(net, recipe):
+    copied = copy.deepcopy(net).eval()
+    ao.quantize_(copied, recipe)
+    return copied
+
+
+@wrong("ex_2_9", "with 4-bit codes")
+def four_bits(net, dynamic):
+    return through_torchao(net, ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(8)))
+
+
+@wrong("ex_2_9", "scales for")
+def one_scale_a_weight(net, dynamic):
+    recipe = ao.Int8DynamicActivationInt8WeightConfig if dynamic else ao.Int8WeightOnlyConfig
+    return through_torchao(net, recipe(granularity=ao.PerTensor()))
+
+
+@wrong("ex_2_9", "have 7 bits (reduce_range)")
+def seven_bits(net, dynamic):
+    return through_torchao(
+        net, ao.Int8DynamicActivationInt8WeightConfig(reduce_range=True) if dynamic else config(False)
+    )
+
+
+@wrong("ex_2_9", "that is static")
+def static_torchao(net, dynamic):
+    scale, sizes = torch.ones(1, 1), [ao.PerTensor(), ao.PerRow()]
+    recipe = ao.Int8StaticActivationInt8WeightConfig(act_quant_scale=scale, granularity=sizes)
+    return through_torchao(net, recipe if dynamic else config(False))
+
+
+@wrong("ex_2_9", "is frozen now")
+def freezes_the_net(net, dynamic):
+    net.requires_grad_(False)
+    return through_torchao(net, config(dynamic))
+
+
+@wrong("ex_2_9", "was switched to training mode")
+def gives_the_net_its_mode_back(net, dynamic):
+    mode, copied = net.training, copy.deepcopy(net.eval())
+    net.train(mode)
+    ao.quantize_(copied, config(dynamic))
+    return copied
+
+
+@wrong("ex_2_9", "returns no copy")
+def shares_the_biases(net, dynamic):
+    copied = through_torchao(net, config(dynamic))
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            copied.get_submodule(name).bias = module.bias
+    return copied
+
+
+@wrong("ex_2_9", "nothing is quantized there")
+def outer_layers_only(net, dynamic):
+    copied = copy.deepcopy(net).eval()
+    for child in copied.children():
+        if isinstance(child, nn.Linear):
+            ao.quantize_(child, config(dynamic))
+    return copied
+
+
+@wrong("ex_2_9", "the last batch was left out", binds="pt2e_int8")
+def graph_without_the_last_batch(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[:-1]))
+
+
+@wrong("ex_2_9", "exported the original, no copy", binds="pt2e_int8")
+def exports_the_net_itself(net, batches):
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    graph = torch.export.export(net, (batches[0],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    for part, mode in modes:
+        part.training = mode
+    return convert_pt2e(run(prepare_pt2e(graph, x86()), batches))
+
+
+@wrong("ex_2_9", "your function changed `batches`", binds="pt2e_int8")
+def graph_of_scaled_batches(net, batches):
+    graph = prepare_pt2e(exported(net, batches), x86())
+    for batch in batches:
+        graph(batch.div_(batch.abs().max()))
+    return convert_pt2e(graph)
+
+
+@wrong("ex_2_9", "give one of the two another name", binds="pt2e_int8")
+def one_name_twice(net, batches):
+    spec = ({0: rows},)  # noqa: F821 (the mistake: rows is a local name, because of the loop)
+    for rows in batches:
+        net(rows)
+    return torch.export.export(net, (batches[0],), dynamic_shapes=spec)
 
 
 @right("ex_2_9")
