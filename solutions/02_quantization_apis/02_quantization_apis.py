@@ -3773,11 +3773,17 @@ def check_ex_2_10_2() -> None:
             try:
                 floats = block(x)
             except (TypeError, RuntimeError) as error:
+                assert "quantized::add" not in str(error), (
+                    "before convert your sum expects int8 numbers: a QFunctional is what convert makes. Store a FloatFunctional."
+                )
                 if "FloatFunctional" not in str(error):
                     raise
                 raise AssertionError(
                     "a FloatFunctional is not called itself: call its method add, with the two tensors."
                 ) from None
+            assert isinstance(floats, Tensor) and floats.shape == expected.shape, (
+                "before convert your block should return one tensor of the shape of x: does forward end with `return`?"
+            )
             assert torch.allclose(floats, expected, atol=1e-5), (
                 "before convert your block does not compute x + inner(x)."
             )
@@ -3791,6 +3797,9 @@ def check_ex_2_10_2() -> None:
             try:
                 output = ready(x)
             except NotImplementedError as error:
+                assert "quantized::add" not in str(error) and "aten::qscheme" not in str(error), (
+                    "the sum gets float numbers after convert: both of its parts must come from behind the QuantStub, and before the DeQuantStub."
+                )
                 if "aten::add" not in str(error):
                     raise AssertionError(
                         "an int8 layer gets float numbers: the QuantStub must come before the input goes to `inner`."
@@ -3946,10 +3955,17 @@ def check_ex_2_10_3() -> None:
                     "the Embedding is still float32: without it in the set the message is gone, and so is the saving. Give it a "
                     "qconfig of its own."
                 )
+                assert dtypes[name] != "torch.float16", (
+                    "the Embedding is torch.float16: half precision is 16 bits. Quantize it."
+                )
                 assert dtypes[name] == "torch.quint8", (
                     f"the Embedding is {dtypes[name]}: that is not 8 bits. Take float_qparams_weight_only_qconfig, not _4bit."
                 )
             elif isinstance(layer, nn.Linear):
+                kind = describe.layer_types(answer)[name]
+                assert dtypes[name] == "torch.qint8" or ".dynamic." not in kind, (
+                    f"the Linear layer {name} is dynamic, and its weight float16: the recipe for int8 is default_dynamic_qconfig."
+                )
                 assert dtypes[name] == "torch.qint8", (
                     f"the Linear layer {name} is {dtypes[name]}, not torch.qint8: it needs an entry too, default_dynamic_qconfig."
                 )
@@ -4874,6 +4890,10 @@ def check_ex_2_10_7() -> None:
         check_ex_2_10_7_probe(observers["minmax"], seed=7)
         check_ex_2_10_7_probe(tq.HistogramObserver, seed=70)
         check_ex_2_10_7_probe(Quiet, seed=72)
+        plain = nn.Sequential(tq.MinMaxObserver())
+        assert uncalibrated(plain) == ["0"], (
+            "a fresh MinMaxObserver whose name in the model is '0' is not listed: what it is counts, not how it is called."
+        )
         mixed = nn.Sequential(
             tq.PerChannelMinMaxObserver(), tq.PlaceholderObserver(), tq.default_fixed_qparams_range_0to1_observer()
         )
@@ -4895,6 +4915,7 @@ def check_ex_2_10_7() -> None:
         warnings.simplefilter("ignore")
         for seed, kind in enumerate([observers["average"], tq.HistogramObserver, observers["minmax"], Quiet]):
             check_ex_2_10_7_probe(kind, 2701 + seed)
+        assert uncalibrated(nn.ModuleDict({"watch": tq.HistogramObserver()})) == ["watch"], "names do not count."
         channels = nn.Sequential(tq.QuantStub(), nn.Linear(3, 4), nn.Sigmoid()).eval()
         channels.qconfig = tq.QConfig(activation=tq.PerChannelMinMaxObserver, weight=tq.default_weight_observer)
         channels[2].qconfig = tq.QConfig(
@@ -5426,6 +5447,15 @@ def check_ex_2_10_9() -> None:
             )
         lost = lost_tie(two, copy.deepcopy(two))
         assert lost is False, "of two ties none is lost, and your lost_tie says that one is."
+        three = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4))
+        three[1][0].weight = three[2].weight = three[0].weight
+        assert lost_tie(three, copy.deepcopy(three)) is False, "three layers share one matrix, before and after."
+        for broken in ("0", "1.0", "2"):
+            one_left = copy.deepcopy(three)
+            one_left.get_submodule(broken).weight = nn.Parameter(three[0].weight.detach().clone())
+            assert lost_tie(three, one_left) is True, (
+                f"of three layers with one matrix the one called {broken} has its own afterwards, and your lost_tie does not see it."
+            )
         for after in (quantized, copy.deepcopy(model), loose):
             ratio, expected = times_smaller(model, after), metrics.file_bytes(model) / metrics.file_bytes(after)
             assert isinstance(ratio, Real), (
@@ -5466,6 +5496,10 @@ def check_ex_2_10_9() -> None:
         assert not left, (
             f"your model holds {left[0]}, a matrix of {tensors[left[0]].dtype}: quantize both ends, the embedding as well as the head, to 8 bits, and "
             "keep no float copy."
+        )
+        widths = sorted(set(describe.weight_dtypes(answer).values()))
+        assert "torch.quint4x2" not in widths, (
+            "your embedding has 4 bits: the recipe for 8 is float_qparams_weight_only_qconfig, not _4bit."
         )
         ratio = metrics.file_bytes(untouched) / metrics.file_bytes(answer)
         assert ratio >= 1.7, f"your file is only {ratio:.2f} times smaller than the float file."
@@ -5683,8 +5717,21 @@ def check_ex_2_10_10() -> None:
             "parity changes with the size of the outputs: an absolute error says nothing, divide by the norm of the reference."
         )
         for other, expected, why in cases:
-            error = parity(lambda x: x, other, x)
-            assert abs(error - expected) < 1e-4, f"parity is {error:.4f} where {expected} is right: {why}"
+            error, difference = parity(lambda x: x, other, x), other(x) - x
+            known = {
+                "the root is missing: a norm is the root of the sum of squares.": expected**2,
+                "that is the mean of the positions' errors: take one norm over all elements.": (
+                    difference.norm(dim=-1) / x.norm(dim=-1)
+                ).mean(),
+                "that is the largest difference over the largest number: take the norm over all elements.": (
+                    difference.abs().max() / x.abs().max()
+                ),
+                "that is the mean difference over the mean size: take norms.": difference.abs().mean() / x.abs().mean(),
+            }
+            fits = [sentence for sentence, value in known.items() if abs(error - float(value)) < 1e-4]
+            assert abs(error - expected) < 1e-4, (
+                f"parity is {error:.4f} where {expected} is right: {fits[0] if len(fits) == 1 else why}"
+            )
         for other in (
             lambda x: x[:, :1],
             lambda x: x.transpose(0, 1),

@@ -425,6 +425,43 @@ def sum_inside_a_wrapper(inner):
     return tq.QuantWrapper(Sum())
 
 
+def block_with(forward, functional=torch.ao.nn.quantized.FloatFunctional):
+    """A function like residual_block whose block has stubs, a sum `plus`, and this forward."""
+
+    def residual(inner):
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.quant, self.inner, self.dequant = tq.QuantStub(), inner, tq.DeQuantStub()
+                self.plus = functional()
+
+            def forward(self, x):
+                return forward(self, x)
+
+        return Block()
+
+    return residual
+
+
+@wrong("ex_2_10_2", "the sum gets float numbers after convert")
+def one_part_of_the_sum_is_float(inner):
+    return block_with(lambda self, x: self.dequant(self.plus.add(x, self.inner(self.quant(x)))))(inner)
+
+
+@wrong("ex_2_10_2", "a QFunctional is what convert makes")
+def quantized_functional(inner):
+    def forward(self, x):
+        codes = self.quant(x)
+        return self.dequant(self.plus.add(codes, self.inner(codes)))
+
+    return block_with(forward, torch.ao.nn.quantized.QFunctional)(inner)
+
+
+@wrong("ex_2_10_2", "does forward end with `return`")
+def block_returns_nothing(inner):
+    return block_with(lambda self, x: None)(inner)
+
+
 # 2.10.3 embedding
 
 
@@ -493,6 +530,17 @@ def text_model_leaves_training_mode(model):
 def two_passes(model):
     half = tq.quantize_dynamic(model, {nn.Embedding}, dtype=torch.quint8)
     return tq.quantize_dynamic(half, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_2_10_3", "its weight float16")
+def linears_of_float16(model):
+    recipes = {nn.Linear: tq.float16_dynamic_qconfig, nn.Embedding: tq.float_qparams_weight_only_qconfig}
+    return tq.quantize_dynamic(model, recipes)
+
+
+@wrong("ex_2_10_3", "half precision is 16 bits")
+def all_in_half(model):
+    return copy.deepcopy(model).half()
 
 
 # 2.10.4 fast path
@@ -1079,6 +1127,11 @@ def returns_the_prepared_model(model, batches):
     return prepared
 
 
+@wrong("ex_2_10_7", "what it is counts, not how it is called", binds="uncalibrated")
+def by_name_of_the_observer(prepared):
+    return [name for name in by_finite_range(prepared) if "activation_post_process" in name]
+
+
 def refuses_or_converts_with(model, batches, qconfig):
     prepared = copy.deepcopy(model)
     prepared.qconfig = qconfig
@@ -1462,6 +1515,25 @@ def one_int8_table_for_both_ends(model):
     return quantized
 
 
+def groups(before):
+    found = {}
+    for name, part in before.named_modules():
+        if isinstance(getattr(part, "weight", None), nn.Parameter):
+            found.setdefault(id(part.weight), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+@wrong("ex_2_10_9", "of three layers with one matrix", binds="lost_tie")
+def first_and_last_only(before, after):
+    return any(after.get_submodule(n[0]).weight is not after.get_submodule(n[-1]).weight for n in groups(before))
+
+
+@wrong("ex_2_10_9", "your embedding has 4 bits", binds="int8_tied_model")
+def table_of_4_bits(model):
+    recipes = {nn.Linear: tq.default_dynamic_qconfig, nn.Embedding: tq.float_qparams_weight_only_qconfig_4bit}
+    return tq.quantize_dynamic(model, recipes)
+
+
 # 2.10.10 quantizable attention
 
 
@@ -1638,6 +1710,25 @@ def attention_leaves_a_qconfig(mha, batches):
 @wrong("ex_2_10_10", "are other ones", binds="static_attention")
 def static_attention_empties_the_original(mha, batches):
     return emptied(static(TimeFirst(mha), batches), mha)
+
+
+@wrong("ex_2_10_10", "the root is missing", binds="parity")
+def no_root(reference, other, x):
+    return by_sums_of_squares(reference, other, x) ** 2
+
+
+@wrong("ex_2_10_10", "the mean of the positions' errors", binds="parity")
+def mean_over_positions(reference, other, x):
+    by_sums_of_squares(reference, other, x)
+    a, b = reference(x), other(x)
+    return float(((a - b).norm(dim=-1) / a.norm(dim=-1)).mean())
+
+
+@wrong("ex_2_10_10", "the largest difference over the largest number", binds="parity", like="largest_error")
+def largest_over_largest(reference, other, x):
+    by_sums_of_squares(reference, other, x)
+    a, b = reference(x), other(x)
+    return float((a - b).abs().max() / a.abs().max())
 
 
 @right("ex_2_10_10", binds="parity")
