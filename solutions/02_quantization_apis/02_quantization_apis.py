@@ -3273,7 +3273,8 @@ def by_document(body: nn.Module) -> Tensor:
 def time_ratio(body: nn.Module, rows: Tensor) -> str:
     """Time of `body` divided by that of the float one, in turns: median and its interval."""
     programs = {"float": lambda: net.body(rows), "this": lambda: body(rows)}
-    return str(latency.compare(programs, repeats=9, calls=5, noise=math.inf)["this"])
+    calls = 20 if len(rows) == 1 else 5
+    return str(latency.compare(programs, repeats=9, calls=calls, noise=math.inf)["this"])
 
 
 small_batch, large_batch = features[:1], features[:1024]
@@ -3361,13 +3362,13 @@ with torch.no_grad():
                 x, w.qdata, 32, w.scale_and_zero
             ),
         }
-        timings = latency.compare(kernels, repeats=15, calls=20, noise=math.inf)
+        timings = latency.compare(kernels, repeats=15, calls=50, noise=math.inf)
         rows.append({"width": width} | {name: str(timing) for name, timing in timings.items()})
 tables.show(rows)
 
 # %% [markdown]
 # One row, one square Linear layer, time next to float32 (with an interval of at least 95 %). The product of one row reads each weight once and does little with it, so what counts is how many bytes are read: from
-# some width on, kernels that read codes win, and fewer bits win more. (Compare with the bfloat16 column: a part of the gain is bfloat16's.) That is why large language models, which write one token after the
+# some width on, kernels that read codes win, and fewer bits win more. (Compare with the bfloat16 column: where it is below 1, a part of the gain is bfloat16's.) That is why large language models, which write one token after the
 # other, are stored this way. The kernels are called by name here; torchao's tensor calls the same int4 kernel for you. Two warnings: they want bfloat16 inputs (they take float32, but the loop for that
 # is slow), and names that begin with an underscore may change.
 
