@@ -50,3 +50,15 @@ def test_weights_are_rounded_to_eight_bits_with_one_scale():
         error = (describe.dequantized_weights(quantized)[name] - weight).abs().max()
         assert 0 < error <= 0.51 * weight.abs().max() / 127
     assert describe.weight_dtypes(model) == {"0": "torch.float32", "2": "torch.float32"}
+
+
+def test_another_engine_has_another_recipe(engine):
+    mine = int8.choose_engine()
+    other = int8.another_engine()
+    assert other in int8.engines() and torch.backends.quantized.engine == mine
+    if other != mine:
+        with int8.using(other):
+            assert int8.another_engine() != other
+        recipes = [torch.ao.quantization.get_default_qconfig(name) for name in (mine, other)]
+        kinds = [(recipe.activation().quant_max, recipe.weight().qscheme) for recipe in recipes]
+        assert kinds[0] != kinds[1]

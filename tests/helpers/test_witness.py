@@ -60,3 +60,15 @@ def test_expected_scales_are_those_of_a_static_copy(net):
     static = int8.static_int8(net, [x])
     scales = witness.expected_scales(net, [x])
     assert [round(plain, 5) for plain, _ in scales] == [round(static.module[i].scale, 5) for i in (0, 2)]
+
+
+def test_another_recipe_than_the_engine_s_is_seen(net):
+    assert witness.other_recipe(int8.static_int8(net, [x])) == ""
+    assert witness.other_recipe(net) == ""
+    per_tensor = torch.backends.quantized.engine == "qnnpack"
+    weight = tq.default_per_channel_weight_observer if per_tensor else tq.default_weight_observer
+    wrapped = tq.QuantWrapper(copy.deepcopy(net)).eval()
+    wrapped.qconfig = tq.QConfig(activation=tq.default_observer, weight=weight)
+    prepared = tq.prepare(wrapped)
+    prepared(x)
+    assert "module.0 has" in witness.other_recipe(tq.convert(prepared))
