@@ -543,6 +543,12 @@ def all_in_half(model):
     return copy.deepcopy(model).half()
 
 
+@wrong("ex_2_10_3", "is frozen now: its requires_grad was switched")
+def text_model_freezes_the_original(model):
+    recipes = {nn.Linear: tq.default_dynamic_qconfig, nn.Embedding: tq.float_qparams_weight_only_qconfig}
+    return tq.quantize_dynamic(model.requires_grad_(False), recipes)
+
+
 # 2.10.4 fast path
 
 
@@ -670,6 +676,11 @@ def encoder_switches_the_original(layer):
     answer = OffInside(layer).eval()
     layer.self_attn.batch_first = False
     return answer
+
+
+@wrong("ex_2_10_4", "is frozen now: its requires_grad was switched")
+def encoder_freezes_the_original(layer):
+    return another_condition_of_the_fast_path(layer.requires_grad_(False))
 
 
 @right("ex_2_10_4")
@@ -946,6 +957,11 @@ def graph_for_show(model, batches):
 @wrong("ex_2_10_6", "changed the model that came in")
 def graph_empties_the_original(model, batches):
     return emptied(pt2e(model, batches, ({0: torch.export.Dim("batch")},)), model)
+
+
+@wrong("ex_2_10_6", "is frozen now: its requires_grad was switched")
+def graph_freezes_the_original(model, batches):
+    return marked_by_name(model.requires_grad_(False), batches)
 
 
 @right("ex_2_10_6")
@@ -1364,6 +1380,11 @@ def own_attention_class(mha):
     return tq.quantize_dynamic(Attention().eval(), **DYNAMIC)
 
 
+@wrong("ex_2_10_8", "is frozen now: its requires_grad was switched", binds="int8_self_attention")
+def attention_freezes_the_original(mha):
+    return tq.quantize_dynamic(explicit_attention(mha.requires_grad_(False)), **DYNAMIC)
+
+
 # 2.10.9 the tie
 
 
@@ -1729,6 +1750,11 @@ def largest_over_largest(reference, other, x):
     by_sums_of_squares(reference, other, x)
     a, b = reference(x), other(x)
     return float((a - b).abs().max() / a.abs().max())
+
+
+@wrong("ex_2_10_10", "is frozen now: its requires_grad was switched", binds="static_attention")
+def static_attention_freezes_the_original(mha, batches):
+    return static(TimeFirst(mha.requires_grad_(False)), batches)
 
 
 @right("ex_2_10_10", binds="parity")
