@@ -29,16 +29,17 @@ from helpers import environment
 environment.report()
 
 # %% [markdown]
-# The *int8 engines* are the libraries that multiply 8-bit integers for PyTorch. A computer with an Intel or AMD processor
-# has several; one with Apple's or another ARM processor has `qnnpack`. The course works with any of them, and a result may
-# differ between them in the last digit.
+# The *int8 engines* are the libraries that multiply 8-bit integers for PyTorch; the one in use is named first. Which ones you
+# have depends on your processor and your PyTorch: a PC has several, and on Apple's computers it is `qnnpack`. The course is
+# written for each of them, but their results are not equal: some give the numbers between two layers 7 bits, others 8 (unit 02
+# shows which, and why). So your int8 results may differ from those in the text, and in more than a last digit.
 
 # %% [markdown]
 # ## 2. The warnings you will meet, once
 #
-# PyTorch is moving its quantization tools from `torch.ao.quantization` to a package of their own, torchao. Both work today,
-# and both talk a lot. The next cell listens to everything they say while one small layer is quantized, and prints each
-# message once.
+# PyTorch is moving its quantization tools from `torch.ao.quantization` to a package of their own, torchao. Both work in the
+# versions of this course, and both talk a lot. The next cell listens to their warnings and log lines while one small layer is
+# quantized, and prints each message once.
 
 # %% tags=["varies"]
 from helpers import known_warnings
@@ -56,21 +57,22 @@ for line in heard:
 # %% [markdown]
 # What they mean for you:
 #
-# - *"is deprecated and will be removed in 2.10"*: this torch is newer than 2.10 and the tools are still there. They are
-#   the ones you find in most existing code, so units 01 to 04 teach them, beside their replacement in torchao.
-# - *"quantized tensor creation functions … are deprecated"*: one day, a quantized tensor will be a plain `int8` tensor with
-#   its scale beside it. That is exactly how this course builds everything by hand.
-# - The *log lines* come from torchao: its kernels for graphics cards cannot be loaded by a PyTorch without them, and a note
-#   to its own developers. Harmless here.
+# - *"is deprecated and will be removed in 2.10"*: this torch is newer than 2.10 and the tools are still there. You will
+#   find them in much existing code, so units 01 to 04 teach them, beside their replacement in torchao.
+# - *"quantized tensor creation functions … are deprecated"*: one day, PyTorch's special dtypes for quantized tensors will be
+#   gone. What is left then is a plain `int8` tensor with its scale beside it, and that is how this course builds by hand.
+# - The *log lines* come from torchao: kernels for graphics cards that this PyTorch does not load, and a note to its own
+#   developers. The course does not use them.
 #
-# From now on the first cell of each unit hides these messages, exactly these and no others, with
-# `known_warnings.hide()`.
+# From now on the first cell of each unit hides a short list of messages, by their text and the place that they come from, with
+# `known_warnings.hide()`. What is not in the list you will see.
 
 # %% [markdown]
 # ## 3. Why would anybody want a smaller model?
 #
-# A model is a pile of numbers, and each number takes room. A `float32` number takes 4 bytes, an `int8` number takes 1. Here
-# is how much memory the weights of a model with 7 billion parameters need, for several types of number:
+# A model is a pile of numbers, its *parameters* or *weights*, and each number takes room. A `float32` number takes 4 bytes, an
+# `int8` number takes 1. Here is how much memory the weights of a model with 7 billion parameters need, for several types of
+# number:
 
 # %%
 import torch
@@ -87,23 +89,26 @@ fig, ax = plots.figure(height=2.2)
 plots.bars(ax, gigabytes, "gigabytes for the weights of 7 billion parameters")
 plots.show(
     fig,
-    caption="The same weights in four types of number. Memory is parameters times bytes per number, nothing more.",
+    caption="The same weights in four types of number: parameters times bytes per number. (Integers need a few more numbers beside "
+    "them, their scales: unit 02 counts those, too.)",
     alt="Bar chart: 28 gigabytes in float32, 14 in bfloat16, 7 in int8 and 3.5 in 4-bit integers.",
 )
 
 # %% [markdown]
-# A laptop has perhaps 16 GB, for everything. In `float32` this model does not fit at all; in `int8` it does. **Quantization**
-# stores numbers with fewer bits. The rest of this course is about the price: what it does to the model's answers, and how
-# to measure that so that nobody can be fooled, yourself included.
+# A laptop has perhaps 16 GB, for everything. In `float32` the weights alone do not fit; in `int8` they take less than half of
+# it. **Quantization** stores numbers with fewer bits. The rest of this course is about the price: what it does to the model's
+# answers, and how to measure that so that you do not fool yourself.
 
 # %% [markdown]
 # ## 4. How an exercise works
 #
 # 1. You read what is wanted, and why.
 # 2. A cell holds a **stub**: a function with its description, whose body only raises an error. You replace the line
-#    `raise NotImplementedError(…)` by your code and run the cell.
-# 3. The cell below is the **check**. You run it, but cannot change it. It says what passed, or names your likely mistake.
-#    Run it as often as you like: nothing is counted against you. Its code is folded away; a click on the folded line opens it.
+#    `raise NotImplementedError(…)` by your code and run the cell. If that cell stops with an error of its own (a
+#    `SyntaxError`, say), your new function does not exist yet: a check would still judge the one from before.
+# 3. The cell below is the **check**. You run it, but cannot change it. It says what passed, or what is wrong, and names the
+#    mistake if it is a known one. Run it as often as you like: nothing is counted against you. Its code is folded away; a
+#    click on the folded line opens it.
 # 4. **Hints** are folded away below. They go from a nudge to nearly the answer.
 # 5. **Validate**, the button above the notebook, runs the whole notebook in a fresh kernel, as a grader does. Use it
 #    when all checks of a unit pass.
@@ -119,15 +124,16 @@ plots.show(
 # ### Exercise 0.1: the bytes of a tensor
 # *Difficulty 1 of 5 · 5 minutes · 1 point*
 #
-# A **tensor** is PyTorch's array of numbers. Its memory is
+# A **tensor** is PyTorch's array of numbers. Its numbers take
 #
 # $$\text{bytes} = \text{numel} \times \text{element\_size}$$
 #
 # where *numel* is how many numbers it holds (the product of its shape) and *element_size* is the bytes of one of them.
 # By hand: a tensor of shape (3, 5) holds 15 numbers; in `float32`, 4 bytes each, that is 60 bytes; in `int8` it is 15.
+# PyTorch has many types of number, of 1 to 16 bytes. Ask the tensor: `x.numel()` and `x.element_size()`.
 #
-# A tensor can also be a *view*, a window into a larger one, such as `x[:, :2]`. Count only the numbers that the tensor
-# itself has.
+# A tensor can also be a *view*, a window into the memory of another one, such as `x[:, :2]`. Count the numbers of the tensor
+# that you are given, as its shape says, and not those of the other one.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_0_1", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -141,6 +147,7 @@ def tensor_bytes(x: torch.Tensor) -> int:
     Returns
     -------
     int
+        A whole number, no tensor and no float.
 
     Example
     -------
@@ -225,7 +232,8 @@ check_ex_0_1()
 # %% [markdown]
 # ## 5. Where you stand
 #
-# Your progress is kept in a file on this computer. It is for you; no grade depends on it.
+# Your progress is kept in a file on this computer. It is for you; no grade depends on it. An exercise counts as solved once
+# its check has passed, also if you change your answer later.
 
 # %% tags=["varies"]
 checks.show_progress("0", exercises=1)
@@ -233,12 +241,12 @@ checks.show_progress("0", exercises=1)
 # %% [markdown]
 # ## Key takeaways
 #
-# - The memory of a tensor is the number of its elements times the bytes of one: exercise 0.1.
-# - `int8` weights take a quarter of the room of `float32` weights: the picture in section 3.
-# - A check that fails tells you what to do next; running it costs nothing.
+# - The numbers of a tensor take as many bytes as it has elements, times the bytes of one: exercise 0.1.
+# - `int8` weights take a quarter of the room of `float32` weights, scales not counted: the picture in section 3.
+# - A check that fails says what is wrong with your answer; running it costs nothing.
 #
 # **When not to quantize.** If the model fits, is fast enough and nobody pays for its energy, leave it alone: every method in
-# this course costs your time, and most of them some accuracy.
+# this course costs your time, and how much accuracy it costs has to be measured each time.
 #
 # **Further reading.** [PyTorch: what a tensor is](https://docs.pytorch.org/docs/stable/tensors.html) ·
 # [JupyterLab: the notebook interface](https://jupyterlab.readthedocs.io/en/stable/user/notebook.html) ·
