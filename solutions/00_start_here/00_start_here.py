@@ -168,47 +168,119 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_0_1() -> None:
-    with checks.check("0.1", "60 bytes in float32, 15 in int8, and a view counts only its own numbers"):
+    import numbers
+    import sys
+
+    from helpers import samples
+
+    def size_of(x: torch.Tensor, what: str) -> int:
+        with checks.untouched(x=x):
+            answer = tensor_bytes(x)
+        checks.given(answer, what)
+        assert isinstance(answer, numbers.Integral) and not isinstance(answer, bool), (
+            f"{what} is a {type(answer).__name__}, and should be an int: bytes come in whole numbers."
+        )
+        return int(answer)
+
+    with checks.check("0.1", "the numbers that a tensor has times the bytes of one, for every shape, dtype and view"):
         x = torch.zeros(3, 5)
+        what = "the size of a float32 tensor of shape (3, 5)"
         checks.number(
-            tensor_bytes(x),
+            size_of(x, what),
             60,
-            "the size of a float32 tensor of shape (3, 5)",
+            what,
             mistakes={
                 "15 is how many numbers it holds: multiply by the bytes of one number.": 15,
                 "4 is the size of one number: multiply by how many there are.": 4,
                 "you counted only the first dimension: len(x) is 3, but the tensor holds 15 numbers.": 12,
+                "you counted only the last dimension: it is 5, but the tensor holds 15 numbers.": 20,
+                "you added the lengths of the dimensions: 3 rows of 5 numbers are 15, not 8.": 32,
+                "these are bits: 8 bits make one byte, and element_size() is in bytes.": 480,
+                "sys.getsizeof measures Python's small object around the tensor, not the numbers in it.": sys.getsizeof(
+                    x
+                ),
             },
         )
+        what = "the size of an int8 tensor of shape (3, 5)"
         checks.number(
-            tensor_bytes(x.to(torch.int8)),
+            size_of(x.to(torch.int8), what),
             15,
-            "the size of an int8 tensor of shape (3, 5)",
+            what,
             mistakes={"not every number takes 4 bytes: ask the tensor, x.element_size().": 60},
         )
+        for dtype, size in {
+            torch.bool: 1,
+            torch.uint8: 1,
+            torch.float8_e4m3fn: 1,
+            torch.float16: 2,
+            torch.bfloat16: 2,
+            torch.int16: 2,
+            torch.int32: 4,
+            torch.int64: 8,
+            torch.float64: 8,
+            torch.complex64: 8,
+            torch.complex128: 16,
+        }.items():
+            what = f"the size of a {dtype} tensor of shape (2, 3)"
+            assert (answer := size_of(torch.zeros(2, 3, dtype=dtype), what)) == 6 * size, (
+                f"{what} is {answer}; expected is {6 * size}, because one of these numbers takes {size} bytes."
+            )
+        what = "the size of the view x[:, :2]"
         checks.number(
-            tensor_bytes(x[:, :2]),
+            size_of(x[:, :2], what),
             24,
-            "the size of the view x[:, :2]",
-            mistakes={"you counted the memory of the whole tensor that the view looks into.": 60},
+            what,
+            mistakes={
+                "you counted the memory of the whole tensor that the view looks into.": 60,
+                "you counted from the view's first number to its last: what lies between them is not its own.": 48,
+            },
         )
+        for what, view, size in [
+            ("the size of the first two rows, x[:2]", x[:2], 40),
+            ("the size of the last row, x[2]", x[2], 20),
+            ("the size of x.t()", x.t(), 60),
+            ("the size of a row that expand shows three times, x[:1].expand(3, 5)", x[:1].expand(3, 5), 60),
+            ("the size of a tensor without a dimension, torch.tensor(1.0)", torch.tensor(1.0), 4),
+            ("the size of a tensor of four dimensions, (2, 3, 1, 2)", torch.zeros(2, 3, 1, 2), 48),
+            ("the size of an empty tensor of shape (0, 4)", torch.zeros(0, 4), 0),
+            *((f"the size of {name}", form, 60) for name, form in samples.awkward(x)),
+        ]:
+            assert (answer := size_of(view, what)) == size, (
+                f"{what} is {answer}; expected is {size}: the numbers that its shape says, times the bytes of one."
+            )
     ### BEGIN HIDDEN TESTS
-    for shape in [(), (0, 4), (7,), (2, 3, 4)]:
+    for shape in [(), (0, 4), (7,), (2, 3, 4), (1, 2, 1, 3, 2)]:
         for dtype, size in [
             (torch.float64, 8),
+            (torch.float32, 4),
             (torch.bfloat16, 2),
+            (torch.float8_e5m2, 1),
             (torch.uint8, 1),
+            (torch.int8, 1),
+            (torch.int16, 2),
+            (torch.int32, 4),
             (torch.int64, 8),
             (torch.bool, 1),
+            (torch.complex64, 8),
+            (torch.complex128, 16),
         ]:
             count = 1
             for length in shape:
                 count *= length
-            assert tensor_bytes(torch.zeros(shape, dtype=dtype)) == count * size, (
+            assert size_of(torch.zeros(shape, dtype=dtype), "the size") == count * size, (
                 f"wrong size for shape {shape} and {dtype}."
             )
-    assert tensor_bytes(torch.zeros(6, 10).t()) == 240, "a transposed tensor has as many numbers as before."
-    assert tensor_bytes(torch.zeros(6, 10)[::2]) == 120, "a view counts only its own numbers."
+    large = torch.arange(60.0).view(6, 10)
+    for what, view, size in [
+        ("a transposed tensor", large.t(), 240),
+        ("every second row", large[::2], 120),
+        ("every third column", large[:, ::3], 96),
+        ("rows from the middle", large[2:5], 120),
+        ("one row", large[5], 40),
+        ("an expanded column", large[:, :1].expand(6, 4), 96),
+        *((name, form, 240) for name, form in samples.awkward(large)),
+    ]:
+        assert size_of(view, "the size") == size, f"wrong size for {what}: it has as many numbers as its shape says."
     ### END HIDDEN TESTS
 
 
