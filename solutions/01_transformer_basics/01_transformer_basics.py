@@ -178,12 +178,66 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_1_1() -> None:
+    from helpers import samples
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        with checks.untouched(q=q, k=k, v=v, mask=mask):
+            return attention(q, k, v) if mask is None else attention(q, k, v, mask)
+
+    def cases(seed: int, more: int) -> list[tuple]:
+        """What it is, q, k, v and mask: any leading dimensions, masks that are broadcast, loud and quiet numbers."""
+        generator, found = samples.advanced(seed), []
+        for what, batch, query, key, d, d_v, mask_shape in [
+            ("for one text without a leading dimension", (), 5, 3, 8, 2, (5, 3)),
+            ("for one query", (1,), 1, 7, 9, 4, (1, 7)),
+            ("for texts and heads, (texts, heads, query, d)", (2, 3), 4, 6, 5, 3, (4, 6)),
+            ("with one mask a text, (texts, 1, 1, key)", (2, 3), 4, 6, 5, 3, (2, 1, 1, 6)),
+            ("with one row of a mask for all queries, (1, key)", (2,), 5, 5, 5, 5, (1, 5)),
+            ("with five dimensions", (2, 1, 2), 2, 3, 4, 1, (2, 3)),
+        ]:
+            d, d_v = d + more, d_v + more
+            q, k = torch.randn(*batch, query, d, generator=generator), torch.randn(*batch, key, d, generator=generator)
+            v = torch.randn(*batch, key, d_v, generator=generator)
+            mask = torch.rand(mask_shape, generator=generator) < 0.5
+            mask[..., seed % key] = True
+            found += [(f"your output {what}", q, k, v, None), (f"your output {what}, with a mask", q, k, v, mask)]
+        q, k, v = (torch.randn(2, 3, 4 + more, generator=generator) for _ in range(3))
+        mask = torch.ones(3, 3, dtype=torch.bool).tril()
+        found += [
+            ("your output for numbers of size 0.001", q / 1000, k / 1000, v / 1000, mask),
+            ("your output for float64 numbers", q.double(), k.double(), v.double(), mask),
+        ]
+        for (name, one), (_, two), (_, three) in zip(*map(samples.awkward, (q, k, v)), strict=True):
+            found.append((f"your output where q, k and v are each {name}", one, two, three, mask))
+        return found
+
+    def loud(more: int) -> list[tuple]:
+        """What it is, q, k and the weights that softmax makes of it; the scores are exact."""
+        one = torch.ones(1, 1, 4)  # sqrt(d) = 2
+        wanted = torch.tensor([[[0.0, -10.0, -40.0 - more]]]).softmax(dim=-1)
+        return [
+            ("scores of 200", one, torch.tensor([[100.0], [95.0], [80.0 - more / 2]]) * one, wanted),
+            ("scores of -200", one, torch.tensor([[-100.0], [-105.0], [-120.0 - more / 2]]) * one, wanted),
+            ("scores of 100,000", one, torch.tensor([[5e4], [0.0], [-5e4]]) * one, torch.eye(3)[None, :1]),
+        ]
+
     with checks.check("1.1", "your attention equals PyTorch's, with and without a mask, and hidden values do not leak"):
         generator = torch.Generator().manual_seed(11)
         q, k, v = (torch.randn(2, rows, width, generator=generator) for rows, width in [(4, 16), (6, 16), (6, 5)])
         scores = q @ k.mT / 4
+        answer, again = attend(q, k, v, None), attend(q, k, v, None)
+        checks.tensor(answer, (2, 4, 5), "your output without a mask", torch.float32)
+        assert torch.equal(answer, again), (
+            "two calls with the same numbers give different outputs: attention draws nothing at random (is a dropout on?)."
+        )
+        lengths = {
+            "the number of queries": 4,
+            "the number of keys": 6,
+            "the length of a value": 5,
+            "the number of texts": 2,
+        }
         checks.close(
-            attention(q, k, v),
+            answer,
             F.scaled_dot_product_attention(q, k, v),
             "your output without a mask",
             mistakes={
@@ -194,25 +248,31 @@ def check_ex_1_1() -> None:
                 "the scores are divided by d instead of sqrt(d).": F.scaled_dot_product_attention(
                     q, k, v, scale=1 / 16
                 ),
-                "d is the length of one query, q.shape[-1]; you took the number of queries.": F.scaled_dot_product_attention(
-                    q, k, v, scale=4**-0.5
-                ),
-                "d is the length of one query, q.shape[-1]; you took the length of a value.": F.scaled_dot_product_attention(
-                    q, k, v, scale=5**-0.5
-                ),
-                "d is the length of one query, q.shape[-1]; you took the number of texts.": F.scaled_dot_product_attention(
-                    q, k, v, scale=2**-0.5
-                ),
+                **{
+                    f"d is the length of one query, q.shape[-1]; you took {name}.": F.scaled_dot_product_attention(
+                        q, k, v, scale=length**-0.5
+                    )
+                    for name, length in lengths.items()
+                },
                 "the softmax runs over the texts: for each query, the weights of its keys must sum to 1 (the last "
                 "dimension).": scores.softmax(dim=0) @ v,
                 "the softmax runs over the queries: for each query, the weights of its keys must sum to 1 (the last "
                 "dimension).": scores.softmax(dim=-2) @ v,
+                "the softmax runs over keys and queries together: for each query, the weights of its keys must sum to "
+                "1.": scores.flatten(1).softmax(dim=-1).view_as(scores) @ v,
+                "there is no softmax: the scores themselves average nothing.": scores @ v,
+                "the weights are divided by sqrt(d): divide the scores, before the softmax.": (scores * 4).softmax(-1)
+                / 4
+                @ v,
+                "you hide the future although no mask was given: what may be seen is for the mask to say.": (
+                    F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                ),
             },
         )
         mask = torch.rand(4, 6, generator=generator) < 0.6
         mask[:, 0] = True
         checks.close(
-            attention(q, k, v, mask),
+            attend(q, k, v, mask),
             F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
             "your output with a mask",
             mistakes={
@@ -235,39 +295,84 @@ def check_ex_1_1() -> None:
                     scores + mask.float()
                 ).softmax(dim=-1)
                 @ v,
+                "you hide the future, whatever the mask says.": F.scaled_dot_product_attention(q, k, v, is_causal=True),
             },
         )
+        for what, one, keys, wanted in loud(0):
+            answer = attend(one, keys, torch.eye(3)[None], None)
+            assert torch.isfinite(answer).all(), (
+                f"with {what}, your output is nan or inf: exp of such a number overflows, or is 0 for all keys, where it is divided "
+                "by the sum. softmax subtracts the largest score first: use it."
+            )
+            checks.close(answer, wanted, f"the weights that your attention gives to three keys with {what}", atol=1e-4)
         one_key = torch.zeros(4, 6, dtype=torch.bool)
         one_key[:, 2] = True
+        low = torch.full((1, 4, 16), 1e4)  # the only key that may be seen has the lowest score of all, -4e8
+        keys = low[:, :1] * torch.tensor([1.0, 0.5, -1.0, 0.0, 1.0, 0.7])[:, None]
+        answer, only = attend(low, keys, v[:1], one_key), v[:1, 2:3].expand(1, 4, 5)
+        assert torch.isfinite(answer).all(), (
+            "with large scores and only key 2 allowed, your output is nan or inf: if the weights of hidden keys are set to 0 "
+            "after the softmax, the others may all be 0, and 0 / 0 is left."
+        )
+        others = v[:1, [0, 1, 3, 4, 5]].mean(dim=1, keepdim=True).expand(1, 4, 5)
         checks.close(
-            attention(q, k * 30, v, one_key),
-            v[:, 2:3].expand(-1, 4, -1),
+            answer,
+            only,
             "with large scores and only key 2 allowed, your output",
+            mistakes={
+                "the masked scores are not minus infinity but a number, and it is larger than the score of key 2.": others,
+                "all of its weights are 0: the softmax has seen the hidden keys.": torch.zeros(1, 4, 5),
+            },
         )
+        weights = attend(q, k, torch.eye(6).expand(2, 6, 6), mask)
+        assert (weights[:, ~mask] == 0).all(), (
+            f"the weight of a hidden key is {weights[:, ~mask].abs().max():.2g}, and must be exactly 0: set its score to minus infinity."
+        )
+        for what, q, k, v, mask in cases(11, 0):
+            try:
+                answer = attend(q, k, v, mask)
+            except (RuntimeError, IndexError) as error:
+                if q.dim() == 3:
+                    raise
+                dimensions = "there may be any number of leading dimensions: count from the end, -1 and -2."
+                broadcast = "a mask may be shorter than the scores: masked_fill repeats it where it must."
+                raise AssertionError(
+                    f"{what} cannot be had, {type(error).__name__}: {error}. Mind that "
+                    + (dimensions if mask is None else broadcast)
+                ) from None
+            checks.tensor(answer, (*q.shape[:-1], v.shape[-1]), what, q.dtype)
+            checks.close(
+                answer,
+                F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
+                what,
+                mistakes={
+                    "the softmax runs over the queries: dimension 2 counts the keys of a tensor with three dimensions, not of "
+                    "one with four. Count from the end, dim=-1.": (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-2) @ v
+                    if mask is None and q.dim() == 4
+                    else torch.empty(0)
+                },
+                atol=1e-8 if "0.001" in what else 1e-5,
+            )
     ### BEGIN HIDDEN TESTS
-    for seed, (batch, query, key, d, d_v) in enumerate(
-        [((3,), 5, 5, 4, 4), ((2, 3), 1, 7, 9, 2), ((), 6, 3, 64, 8), ((1,), 2, 2, 2, 1)]
-    ):
-        generator = torch.Generator().manual_seed(100 + seed)
-        q, k = torch.randn(*batch, query, d, generator=generator), torch.randn(*batch, key, d, generator=generator)
-        v = torch.randn(*batch, key, d_v, generator=generator)
-        mask_shape = (*batch[:1], *(1 for _ in batch[1:]), query, key) if seed % 2 else (query, key)
-        mask = torch.rand(mask_shape, generator=generator) < 0.5
-        mask[..., -1] = True
-        before = [q.clone(), k.clone(), v.clone(), mask.clone()]
-        for chosen in (None, mask):
-            expected = F.scaled_dot_product_attention(q, k, v, attn_mask=chosen)
-            torch.testing.assert_close(attention(q, k, v, chosen), expected, atol=1e-5, rtol=1e-5)
-        assert all(torch.equal(a, b) for a, b in zip(before, [q, k, v, mask], strict=True)), (
-            "your function changes its inputs."
-        )
-        hidden = ~mask.reshape(-1, key).any(dim=0)  # keys that nobody may look at
-        spoiled = v.clone()
-        spoiled[..., hidden, :] = 1e6
-        torch.testing.assert_close(attention(q, k, spoiled, mask), expected, atol=1e-5, rtol=1e-5)
-    loud = torch.randn(3, 8, generator=torch.Generator().manual_seed(7)) * 40
-    assert torch.isfinite(attention(loud, loud, loud)).all(), (
-        "large scores overflow: use softmax, not exp and a division."
+    for what, q, k, v, mask in [case for seed in (1, 2) for case in cases(100 + seed, seed)]:
+        answer, expected = attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        torch.testing.assert_close(answer, expected, atol=1e-8 if "0.001" in what else 1e-5, rtol=1e-5)
+        assert torch.equal(answer, attend(q, k, v, mask)), "two calls give different outputs: is a dropout on?"
+        if mask is not None:
+            seen = mask.expand(*q.shape[:-1], k.shape[-2]).flatten(0, -2).any(dim=0)  # keys that anybody may look at
+            spoiled = v.detach().clone()
+            spoiled[..., ~seen, :] = 1e30
+            torch.testing.assert_close(attend(q, k, spoiled, mask), expected, atol=1e-5, rtol=1e-5)
+            eye = torch.eye(k.shape[-2], dtype=q.dtype).expand(*k.shape[:-1], k.shape[-2])
+            weights = attend(q, k, eye, mask)
+            assert (weights[~mask.expand_as(weights)] == 0).all(), "a hidden key has a weight that is not 0."
+    for what, one, keys, wanted in loud(3):
+        torch.testing.assert_close(attention(one, keys, torch.eye(3)[None]), wanted, atol=1e-4, rtol=0), what
+    high = torch.full((3, 4), 1e4)
+    keys, v = high * torch.tensor([[1.0], [-2.0], [0.5]]), torch.tensor([[1.0], [2.0], [5.0]])
+    lowest_only = torch.tensor([False, True, False]).expand(3, 3)
+    assert torch.equal(attention(high, keys, v, lowest_only), torch.full((3, 1), 2.0)), (
+        "hidden keys with high scores leak."
     )
     ### END HIDDEN TESTS
 

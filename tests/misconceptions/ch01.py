@@ -70,15 +70,142 @@ def mask_upside_down(q, k, v, mask=None):
     return out.nan_to_num()
 
 
-@wrong("ex_1_1", "with large scores and only key 2 allowed")
+@wrong("ex_1_1", "it is larger than the score of key 2")
 def mask_value_too_small(q, k, v, mask=None):
     scores = q @ k.mT / math.sqrt(q.shape[-1])
-    return (scores if mask is None else scores.masked_fill(~mask, -20.0)).softmax(-1) @ v
+    return (scores if mask is None else scores.masked_fill(~mask, -1e4)).softmax(-1) @ v
 
 
 @wrong("ex_1_1", "you took the number of queries")
 def scaled_by_len(q, k, v, mask=None):
     return attend(q, k, v, mask, scale=q.shape[-2] ** -0.5)
+
+
+@wrong("ex_1_1", "you took the number of keys")
+def scaled_by_keys(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=k.shape[-2] ** -0.5)
+
+
+@wrong("ex_1_1", "you took the length of a value")
+def scaled_by_value_length(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=v.shape[-1] ** -0.5)
+
+
+@wrong("ex_1_1", "there is no softmax")
+def no_softmax(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores * mask) @ v
+
+
+@wrong("ex_1_1", "the weights are divided by sqrt(d)")
+def divided_after_softmax(q, k, v, mask=None):
+    return attend(q, k, v, mask, scale=1.0) / math.sqrt(q.shape[-1])
+
+
+@wrong("ex_1_1", "over keys and queries together")
+def softmax_over_both(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.flatten(-2).softmax(-1).view(scores.shape) @ v
+
+
+@wrong("ex_1_1", "although no mask was given")
+def always_causal(q, k, v, mask=None):
+    past = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+    return attend(q, k, v, past if mask is None else mask & past)
+
+
+@wrong("ex_1_1", "is a dropout on")
+def dropout_on_by_default(q, k, v, mask=None):
+    weights = q @ k.mT / math.sqrt(q.shape[-1])
+    if mask is not None:
+        weights = weights.masked_fill(~mask, float("-inf"))
+    return F.dropout(weights.softmax(-1), 0.1) @ v
+
+
+@wrong("ex_1_1", "your function changed `q`")
+def divides_q_in_place(q, k, v, mask=None):
+    with torch.no_grad():
+        q /= math.sqrt(q.shape[-1])
+    return attend(q, k, v, mask, scale=1.0)
+
+
+@wrong("ex_1_1", "your function changed `mask`")
+def turns_the_mask_in_place(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores.masked_fill(mask.logical_not_(), float("-inf"))).softmax(-1) @ v
+
+
+@wrong("ex_1_1", "Can't call numpy() on Tensor that requires grad")
+def through_numpy(q, k, v, mask=None):
+    return torch.from_numpy(attend(q, k, v, mask).numpy())
+
+
+@wrong("ex_1_1", "with scores of 200, your output is nan or inf")
+def exp_and_a_division(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    weights = scores.exp() if mask is None else scores.exp() * mask
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+@wrong("ex_1_1", "three keys with scores of 200 differs")
+def clamped_scores(q, k, v, mask=None):
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).clamp(-50, 50)
+    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1) @ v
+
+
+@wrong("ex_1_1", "if the weights of hidden keys are set to 0 after the softmax")
+def renormalized_after_softmax(q, k, v, mask=None):
+    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    if mask is not None:
+        weights = weights * mask
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ v
+
+
+@wrong("ex_1_1", "all of its weights are 0")
+def renormalized_with_an_epsilon(q, k, v, mask=None):
+    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    if mask is not None:
+        weights = weights * mask
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
+    return weights @ v
+
+
+@wrong("ex_1_1", "Mind that there may be any number of leading dimensions")
+def three_dimensions_only(q, k, v, mask=None):
+    scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.bmm(scores.softmax(-1), v)
+
+
+@wrong("ex_1_1", "not of one with four. Count from the end")
+def softmax_over_dimension_two(q, k, v, mask=None):
+    return attend(q, k, v, mask, dim=2 if q.dim() > 2 else -1)
+
+
+@wrong("ex_1_1", "a mask may be shorter than the scores")
+def mask_indexed_by_query(q, k, v, mask=None):
+    rows = []
+    for i in range(q.shape[-2]):
+        scores = (k * q[..., i : i + 1, :]).sum(-1) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = torch.where(mask[..., i, :], scores, -torch.inf)
+        rows.append((scores.softmax(-1)[..., None] * v).sum(-2))
+    return torch.stack(rows, dim=-2)
+
+
+@wrong("ex_1_1", "float64 numbers has dtype torch.float32")
+def always_in_float32(q, k, v, mask=None):
+    return attend(q.float(), k.float(), v.float(), mask)
+
+
+@wrong("ex_1_1", "with a mask holds nan or inf")
+def minus_infinity_times_the_mask(q, k, v, mask=None):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores + (~mask) * float("-inf")).softmax(-1) @ v
 
 
 @right("ex_1_1")
@@ -93,12 +220,28 @@ def with_einsum_and_exp(q, k, v, mask=None):
 @right("ex_1_1")
 def a_query_at_a_time(q, k, v, mask=None):
     rows = []
+    if mask is not None:
+        mask = mask.expand(*q.shape[:-1], k.shape[-2])
     for i in range(q.shape[-2]):
         scores = (k * q[..., i : i + 1, :]).sum(-1) / math.sqrt(q.shape[-1])
         if mask is not None:
             scores = torch.where(mask[..., i, :], scores, -torch.inf)
         rows.append((scores.softmax(-1)[..., None] * v).sum(-2))
     return torch.stack(rows, dim=-2)
+
+
+@right("ex_1_1")
+def with_a_large_finite_number(q, k, v, mask=None):
+    scores = torch.matmul(q, k.transpose(-2, -1)) / torch.sqrt(torch.tensor(q.size(-1)))
+    if mask is not None:
+        scores = scores.masked_fill(mask == 0, -1e9)
+    return torch.matmul(F.softmax(scores, dim=-1), v)
+
+
+@right("ex_1_1")
+def with_numbers_to_add(q, k, v, mask=None):
+    penalty = 0 if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    return F.softmax((q / q.shape[-1] ** 0.5) @ k.mT + penalty, -1) @ v
 
 
 # 1.2 causal mask
