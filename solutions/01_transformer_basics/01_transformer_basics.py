@@ -445,7 +445,11 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_1_2() -> None:
-    with checks.check("1.2", "the future changes nothing in the past, and the whole past can be seen"):
+    def wanted(length: int) -> torch.Tensor:
+        position = torch.arange(length)
+        return position <= position[:, None]
+
+    with checks.check("1.2", "the future changes nothing in the past, and the whole past can be seen, for any length"):
         mask = causal_mask(5)
         checks.tensor(mask, (5, 5), "your mask")
         assert mask.dtype == torch.bool, f"your mask is {mask.dtype}: it must be bool. " + (
@@ -453,12 +457,21 @@ def check_ex_1_2() -> None:
             if torch.isinf(mask.float()).any()
             else "Numbers 0 and 1 would be added to the scores, and hide nothing."
         )
-        assert not torch.equal(~mask, torch.ones(5, 5, dtype=torch.bool).tril()), (
-            "your mask is upside down: here True means that the query may look (some parts of PyTorch mean the opposite)."
-        )
-        assert mask.diagonal().all(), (
-            "a position may look at itself: your diagonal is False, so position 0 sees nothing at all."
-        )
+        everything, past = torch.ones(5, 5, dtype=torch.bool), wanted(5)
+        for sentence, wrong in {
+            "upside down: here True means that the query may look (some parts of PyTorch mean the opposite).": ~past,
+            "transposed: rows are queries, columns are keys. It lets a query see the future, and hides the past.": past.T,
+            "mirrored: position 0 is the first column and the first row.": past.flip(0),
+            "mirrored from left to right: the keys of a row begin with position 0.": past.flip(1),
+            "True everywhere, which hides nothing.": everything,
+            "False everywhere: nobody sees anything.": ~everything,
+            "one position too wide: a query may not look at the position behind it.": everything.tril(1),
+            "False on its diagonal, but a position may look at itself: so position 0 sees nothing at all.": everything.tril(
+                -1
+            ),
+            "True on its diagonal only: a position may look at itself *and* at every earlier one.": torch.eye(5).bool(),
+        }.items():
+            assert not torch.equal(mask, wrong), f"your mask is {sentence}"
         generator = torch.Generator().manual_seed(12)
         x = torch.randn(5, 8, generator=generator)
         before = F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
@@ -471,21 +484,24 @@ def check_ex_1_2() -> None:
         for changed in range(5):
             assert not any(moved[changed][:changed]), (
                 f"a change at position {changed} moved an earlier position: your mask lets a query see the future "
-                "(rows are queries, columns are keys; is it transposed?)."
+                "(rows are queries, columns are keys)."
             )
         for changed in range(5):
             assert all(moved[changed][changed:]), (
                 f"a change at position {changed} did not reach every later position: a part of the past is hidden."
             )
+        for length in (1, 2, 8, 100, 2100):
+            mask = causal_mask(length)
+            checks.tensor(mask, (length, length), f"your mask for {length} positions", torch.bool)
+            errors = (mask != wanted(length)).nonzero()
+            assert not len(errors), (
+                f"your mask for {length} positions is {bool(mask[tuple(errors[0])])} at query {errors[0, 0]}, key {errors[0, 1]}."
+            )
     ### BEGIN HIDDEN TESTS
-    for length in (1, 2, 7, 33):
+    for length in (1, 2, 7, 33, 300, 2200):
         mask = causal_mask(length)
         assert mask.dtype == torch.bool and mask.shape == (length, length), "wrong dtype or shape."
-        for query in range(length):
-            for key in range(length):
-                assert bool(mask[query, key]) == (key <= query), (
-                    f"wrong at query {query}, key {key} of length {length}."
-                )
+        assert torch.equal(mask, wanted(length)), f"wrong for length {length}."
     ### END HIDDEN TESTS
 
 

@@ -247,7 +247,7 @@ def with_numbers_to_add(q, k, v, mask=None):
 # 1.2 causal mask
 
 
-@wrong("ex_1_2", "lets a query see the future")
+@wrong("ex_1_2", "your mask is transposed")
 def transposed_mask(length):
     return torch.ones(length, length, dtype=torch.bool).triu()
 
@@ -262,17 +262,17 @@ def float_mask(length):
     return torch.ones(length, length).tril()
 
 
-@wrong("ex_1_2", "lets a query see the future")
+@wrong("ex_1_2", "True everywhere")
 def no_mask(length):
     return torch.ones(length, length, dtype=torch.bool)
 
 
-@wrong("ex_1_2", "a part of the past is hidden")
+@wrong("ex_1_2", "True on its diagonal only")
 def only_itself(length):
     return torch.eye(length, dtype=torch.bool)
 
 
-@wrong("ex_1_2", "lets a query see the future")
+@wrong("ex_1_2", "one position too wide")
 def one_step_too_far(length):
     return torch.ones(length, length, dtype=torch.bool).tril(1)
 
@@ -287,10 +287,73 @@ def additive_mask(length):
     return torch.full((length, length), float("-inf")).triu(1)
 
 
+@wrong("ex_1_2", "your mask is torch.int64: it must be bool")
+def integer_mask(length):
+    return torch.arange(length)[:, None].ge(torch.arange(length)).long()
+
+
+@wrong("ex_1_2", "has shape (1, 5, 5)")
+def with_a_leading_dimension(length):
+    return torch.ones(1, length, length, dtype=torch.bool).tril()
+
+
+@wrong("ex_1_2", "should be a tensor, not list")
+def lists_of_booleans(length):
+    return [[key <= query for key in range(length)] for query in range(length)]
+
+
+@wrong("ex_1_2", "position 0 is the first column and the first row")
+def mirrored_from_top_to_bottom(length):
+    return torch.ones(length, length, dtype=torch.bool).tril().flip(0)
+
+
+@wrong("ex_1_2", "mirrored from left to right")
+def mirrored_from_left_to_right(length):
+    return torch.ones(length, length, dtype=torch.bool).tril().flip(1)
+
+
+@wrong("ex_1_2", "a part of the past is hidden")
+def the_last_three_only(length):
+    return torch.ones(length, length, dtype=torch.bool).tril().triu(-2)
+
+
+@wrong("ex_1_2", "your mask for 100 positions is False at query 64, key 0")
+def a_window_of_64(length):
+    return torch.ones(length, length, dtype=torch.bool).tril().triu(-63)
+
+
+@wrong("ex_1_2", "lets a query see the future (rows")
+def pairs_of_positions(length):
+    return (torch.arange(length) // 2) <= (torch.arange(length) // 2)[:, None]
+
+
+@wrong("ex_1_2", "your mask for 2100 positions has shape (1024, 1024)")
+def a_table_with_an_end(length):
+    return torch.ones(1024, 1024, dtype=torch.bool).tril()[:length, :length]
+
+
+@wrong("ex_1_2", "your mask for 1 positions")
+def without_a_single_position(length):
+    return torch.ones(length, length, dtype=torch.bool).tril().squeeze()
+
+
 @right("ex_1_2")
 def by_comparison(length):
     position = torch.arange(length)
     return position <= position[:, None]
+
+
+@right("ex_1_2")
+def row_by_row(length):
+    mask = torch.zeros((length, length), dtype=torch.bool)
+    for query in range(length):
+        mask[query, : query + 1] = True
+    return mask
+
+
+@right("ex_1_2")
+def what_is_not_the_future(length):
+    return ~torch.triu(torch.ones(length, length), diagonal=1).bool()
 
 
 # 1.3 heads
