@@ -590,11 +590,45 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_1_3() -> None:
+    from helpers import samples
+
+    def split(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+        with checks.untouched(x=x):
+            return split_heads(x, n_heads)
+
+    def merge(x: torch.Tensor) -> torch.Tensor:
+        with checks.untouched(x=x):
+            return merge_heads(x)
+
+    def cases(seed: int) -> list[tuple]:
+        """What it is, x, and its heads cut out one by one."""
+        generator, found = samples.advanced(seed), []
+        for batch, length, n_heads, width in [
+            (1, 1, 1, 4),
+            (3, 7, 4, 2),
+            (2, 2, 2, 2),
+            (2, 4, 4, 4),
+            (1, 6, 3, 5),
+            (2, 5, 1, 3),
+            (4, 3, 5, 1),
+        ]:
+            x = torch.randint(-99, 99, (batch, length, n_heads * width), generator=generator)
+            what = f"of {batch} text(s), {length} position(s) and {n_heads} head(s) of width {width}"
+            forms = [("", x.float()), (", in int64", x), (", in float64", x.double())]
+            if (batch, length) == (3, 7):
+                forms += [(f", given as {name}", form) for name, form in samples.awkward(x.float())]
+            for form, given in forms:
+                heads = torch.stack(
+                    [given[:, :, head * width : (head + 1) * width] for head in range(n_heads)], dim=1
+                )  # (batch, heads, time, width)
+                found.append((what + form, given, heads))
+        return found
+
     with checks.check("1.3", "each head holds its own columns of every position, as in nn.MultiheadAttention"):
         x = torch.arange(2 * 3 * 8.0).view(2, 3, 8)
         by_loop = torch.stack([x[:, :, head * 4 : head * 4 + 4] for head in range(2)], dim=1)  # (2, heads 2, time 3, 4)
         checks.close(
-            split_heads(x, 2),
+            split(x, 2),
             by_loop,
             "split_heads of 2 texts, 3 positions, 8 columns, 2 heads",
             mistakes={
@@ -602,10 +636,13 @@ def check_ex_1_3() -> None:
                 "as (batch, time, heads, d_head) first, then transpose.": x.view(2, 2, 3, 4),
                 "each head takes every second column: the head number must be the slower of the two new "
                 "dimensions.": x.view(2, 3, 4, 2).permute(0, 3, 1, 2),
+                "the heads are in the wrong order: head 0 holds the first columns.": by_loop.flip(1),
+                "the positions are in the wrong order.": by_loop.flip(2),
+                "the texts are mixed with the heads: the batch stays in front.": by_loop.transpose(0, 1),
             },
         )
         checks.close(
-            merge_heads(by_loop),
+            merge(by_loop),
             x,
             "merge_heads of those heads",
             mistakes={
@@ -614,29 +651,36 @@ def check_ex_1_3() -> None:
                 "the columns of the heads are interleaved: put the heads side by side.": by_loop.permute(
                     0, 2, 3, 1
                 ).flatten(2),
+                "the heads are in the wrong order: head 0 gives the first columns.": by_loop.flip(1)
+                .transpose(1, 2)
+                .flatten(2),
+                "the texts are mixed with the heads: the batch stays in front.": by_loop.transpose(0, 1)
+                .transpose(1, 2)
+                .flatten(2),
             },
         )
+        for what, x, heads in cases(13):
+            answer = split(x, heads.shape[1])
+            checks.tensor(answer, heads.shape, f"split_heads {what}", x.dtype)
+            assert torch.equal(answer, heads), f"split_heads {what} gives a head columns or positions of another one."
+            for form, given in [("", heads), (" (not contiguous)", heads.transpose(1, 2).contiguous().transpose(1, 2))]:
+                answer = merge(given)
+                checks.tensor(answer, x.shape, f"merge_heads {what}{form}", x.dtype)
+                assert torch.equal(answer, x), f"merge_heads {what}{form} does not give back what was split."
         torch.manual_seed(13)
         theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
         y = torch.randn(2, 5, 12)
         with torch.no_grad():
             q, k, v = F.linear(y, theirs.in_proj_weight, theirs.in_proj_bias).chunk(3, dim=-1)
-            mixed = F.scaled_dot_product_attention(split_heads(q, 3), split_heads(k, 3), split_heads(v, 3))
-            checks.close(
-                theirs.out_proj(merge_heads(mixed)), theirs(y, y, y)[0], "3-head attention with your two functions"
-            )
+            mixed = F.scaled_dot_product_attention(split(q, 3), split(k, 3), split(v, 3))
+            checks.close(theirs.out_proj(merge(mixed)), theirs(y, y, y)[0], "3-head attention with your two functions")
     ### BEGIN HIDDEN TESTS
-    for batch, length, heads, d_head in [(1, 1, 1, 4), (3, 7, 4, 2), (2, 2, 2, 2), (2, 4, 4, 4), (1, 6, 3, 5)]:
-        x = torch.randn(batch, length, heads * d_head, generator=torch.Generator().manual_seed(batch * 31 + length))
-        split = split_heads(x, heads)
-        assert split.shape == (batch, heads, length, d_head), "split_heads gives a wrong shape."
-        for head in range(heads):
-            assert torch.equal(split[:, head], x[..., head * d_head : (head + 1) * d_head]), (
-                f"head {head} holds wrong columns."
-            )
-        expected = torch.cat(list(split.unbind(1)), dim=-1)
-        assert torch.equal(merge_heads(split), expected), "merge_heads does not put the heads side by side."
-        assert torch.equal(merge_heads(split), x), "merge_heads does not undo split_heads."
+    for what, x, heads in cases(31):
+        answer = split(x, heads.shape[1])
+        assert answer.dtype == x.dtype and torch.equal(answer, heads), f"split_heads is wrong {what}."
+        for given in (heads, answer, heads.transpose(1, 2).contiguous().transpose(1, 2)):
+            merged = merge(given)
+            assert merged.dtype == x.dtype and torch.equal(merged, x), f"merge_heads is wrong {what}."
     ### END HIDDEN TESTS
 
 

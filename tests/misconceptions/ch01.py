@@ -369,9 +369,52 @@ def interleaved_columns(x, n_heads):
     return x.view(*x.shape[:2], -1, n_heads).permute(0, 3, 1, 2)
 
 
-@wrong("ex_1_3", "has shape", binds="split_heads")
+@wrong("ex_1_3", "has shape (2, 3, 2, 4)", binds="split_heads")
 def no_transpose_at_all(x, n_heads):
     return x.view(*x.shape[:2], n_heads, -1)
+
+
+@wrong("ex_1_3", "head 0 holds the first columns", binds="split_heads")
+def last_columns_first(x, n_heads):
+    return torch.stack(x.chunk(n_heads, dim=-1)[::-1], dim=1)
+
+
+@wrong("ex_1_3", "has shape (4, 3, 4)", binds="split_heads")
+def heads_as_more_texts(x, n_heads):
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2).flatten(0, 1)
+
+
+@wrong("ex_1_3", "should be a tensor, not tuple", binds="split_heads")
+def a_tuple_of_heads(x, n_heads):
+    return x.chunk(n_heads, dim=-1)
+
+
+@wrong("ex_1_3", "the texts are mixed with the heads", binds="split_heads")
+def two_transposes_too_many(x, n_heads):
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2).transpose(0, 1)
+
+
+@wrong("ex_1_3", "your function changed `x`", binds="split_heads")
+def split_in_place(x, n_heads):
+    batch, time, width = x.shape
+    return x.resize_(batch, time, n_heads, width // n_heads).transpose(1, 2)
+
+
+@wrong("ex_1_3", "gives a head columns or positions of another one", binds="split_heads")
+def strides_of_contiguous_memory(x, n_heads):
+    batch, time, width = x.shape
+    size = width // n_heads
+    return x.as_strided((batch, n_heads, time, size), (time * width, size, width, 1))
+
+
+@wrong("ex_1_3", "split_heads of 1 text(s), 1 position(s) and 1 head(s) of width 4 has shape (4,)", binds="split_heads")
+def squeezed(x, n_heads):
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2).squeeze()
+
+
+@wrong("ex_1_3", "in int64 has dtype torch.float32", binds="split_heads")
+def always_floats(x, n_heads):
+    return x.float().view(*x.shape[:2], n_heads, -1).transpose(1, 2)
 
 
 @wrong("ex_1_3", "bring time back in front of the heads", binds="merge_heads")
@@ -384,6 +427,33 @@ def merge_interleaved(x):
     return x.permute(0, 2, 3, 1).flatten(2)
 
 
+@wrong("ex_1_3", "head 0 gives the first columns", binds="merge_heads")
+def merged_backwards(x):
+    return torch.cat([x[:, head] for head in reversed(range(x.shape[1]))], dim=-1)
+
+
+@wrong("ex_1_3", "merge_heads of those heads has shape (2, 24)", binds="merge_heads")
+def flattened_too_far(x):
+    return x.transpose(1, 2).flatten(1)
+
+
+@wrong("ex_1_3", "view size is not compatible", binds="merge_heads")
+def merged_by_a_view(x):
+    return x.transpose(1, 2).view(x.shape[0], x.shape[2], -1)
+
+
+@wrong("ex_1_3", "your function changed `x`", binds="merge_heads", like="split_in_place")
+def merge_in_place(x):
+    return x.transpose_(1, 2).flatten(2)
+
+
+@wrong("ex_1_3", "(not contiguous) does not give back", binds="merge_heads")
+def order_of_memory(x):
+    batch, n_heads, time, width = x.shape
+    memory = x if x.stride(2) == width and x.stride(1) == time * width else x.transpose(2, 1)
+    return torch.cat(list(memory.contiguous().view(batch, n_heads, time, width).unbind(1)), dim=-1)
+
+
 @right("ex_1_3", binds="split_heads")
 def split_by_chunks(x, n_heads):
     return torch.stack(x.chunk(n_heads, dim=-1), dim=1)
@@ -392,6 +462,17 @@ def split_by_chunks(x, n_heads):
 @right("ex_1_3", binds="merge_heads")
 def merge_by_concatenation(x):
     return torch.cat([x[:, head] for head in range(x.shape[1])], dim=-1)
+
+
+@right("ex_1_3", binds="split_heads")
+def split_with_unflatten(x, n_heads):
+    return x.unflatten(-1, (n_heads, -1)).movedim(2, 1)
+
+
+@right("ex_1_3", binds="merge_heads")
+def merge_with_permute(x):
+    batch, n_heads, time, width = x.shape
+    return x.permute(0, 2, 1, 3).contiguous().view(batch, time, n_heads * width)
 
 
 # 1.4 positions
