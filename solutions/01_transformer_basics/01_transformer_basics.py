@@ -804,72 +804,96 @@ from helpers import checks
 
 @checks.isolated
 def check_ex_1_4() -> None:
-    with checks.check("1.4", "the table agrees with the formula in float64, and an odd width is refused"):
-        position, i = torch.arange(50, dtype=torch.float64)[:, None], torch.arange(0, 4, dtype=torch.float64)
-        sines, cosines = (position / 10000 ** (2 * i / 8)).sin(), (position / 10000 ** (2 * i / 8)).cos()
-        expected = torch.stack([sines, cosines], dim=2).flatten(1)
-        column = torch.arange(8, dtype=torch.float64)
+    def angles(length: int, d_model: int, power: float = 2.0, first: int = 0, base: float = 1e4) -> torch.Tensor:
+        position, i = torch.arange(first, first + length).double()[:, None], torch.arange(d_model // 2).double()
+        return position / base ** (power * i / d_model)  # (length, d_model / 2), float64
+
+    def waves(angle: torch.Tensor, cosine_angle: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.stack([angle.sin(), (angle if cosine_angle is None else cosine_angle).cos()], dim=2).flatten(1)
+
+    def by_column(power: int) -> torch.Tensor:
+        position, column = torch.arange(50).double()[:, None], torch.arange(8).double()
+        angle = position / 1e4 ** (power * column / 8)
+        return waves(angle[:, 0::2], angle[:, 1::2])
+
+    with checks.check(
+        "1.4", "the table agrees with the formula in float64, for any length, and an odd width is refused"
+    ):
+        right = angles(50, 8)
+        answer, position = sinusoidal_positions(50, 8), torch.arange(50).double()[:, None]
+        without_first = waves(right)
+        without_first[0] = 0
         checks.close(
-            sinusoidal_positions(50, 8),
-            expected,
+            answer,
+            waves(right),
             "your table for 50 positions and d_model 8",
             mistakes={
-                "sines and cosines are swapped: even columns hold sines.": torch.stack([cosines, sines], dim=2).flatten(
-                    1
-                ),
+                "sines and cosines are swapped: even columns hold sines.": torch.stack(
+                    [right.cos(), right.sin()], dim=2
+                ).flatten(1),
                 "sines fill the first half and cosines the second: they alternate, column by column.": torch.cat(
-                    [sines, cosines], dim=1
+                    [right.sin(), right.cos()], dim=1
                 ),
+                "every column is a sine: the odd ones are cosines.": torch.stack([right.sin()] * 2, dim=2).flatten(1),
                 "the exponent uses the column number: a pair of columns shares one frequency, 10000 ** (2 * i / d_model) for "
-                "pair i.": torch.where(
-                    column % 2 == 0, (position / 10000 ** (column / 8)).sin(), (position / 10000 ** (column / 8)).cos()
+                "pair i.": by_column(1),
+                "i numbers the pairs (0, 1, 2, …), not the columns: with column numbers the exponent is too large.": by_column(
+                    2
                 ),
-                "i numbers the pairs (0, 1, 2, …), not the columns: with column numbers the exponent is too large.": torch.where(
-                    column % 2 == 0,
-                    (position / 10000 ** (2 * column / 8)).sin(),
-                    (position / 10000 ** (2 * column / 8)).cos(),
+                "i numbers the pairs (0, 1, 2, …), not the even columns: the exponent is twice too large.": waves(
+                    angles(50, 8, power=4)
                 ),
-                "i numbers the pairs (0, 1, 2, …), not the even columns: the exponent is twice too large.": torch.stack(
-                    [(position / 10000 ** (4 * i / 8)).sin(), (position / 10000 ** (4 * i / 8)).cos()], dim=2
-                ).flatten(1),
-                "the exponent is half of what it should be: for pair i it is 2 * i / d_model.": torch.stack(
-                    [(position / 10000 ** (i / 8)).sin(), (position / 10000 ** (i / 8)).cos()], dim=2
-                ).flatten(1),
-                "positions are counted from 1: the first row belongs to position 0.": torch.stack(
-                    [((position + 1) / 10000 ** (2 * i / 8)).sin(), ((position + 1) / 10000 ** (2 * i / 8)).cos()],
-                    dim=2,
-                ).flatten(1),
+                "the exponent is half of what it should be: for pair i it is 2 * i / d_model.": waves(
+                    angles(50, 8, power=1)
+                ),
+                "the exponent holds the position, and so all pairs are alike: it is 2 * i / d_model for pair i.": waves(
+                    (position / 1e4 ** (2 * position / 8)).expand(50, 4)
+                ),
+                "the exponent of the last pair is 1: divide 2 * i by d_model, not by d_model - 2.": waves(
+                    position / 1e4 ** (torch.arange(4) / 3)
+                ),
+                "the position is multiplied by 10000 ** (2 * i / d_model): divide by it, so that later waves are slower.": waves(
+                    position * 1e4 ** (2 * torch.arange(4) / 8)
+                ),
+                "the base is 1000: in the formula it is 10000.": waves(angles(50, 8, base=1e3)),
+                "the angles are taken in degrees: sin and cos want radians, as they are.": waves(torch.deg2rad(right)),
+                "positions are counted from 1: the first row belongs to position 0.": waves(angles(50, 8, first=1)),
+                "the row of position 0 is all zeros: its sines are 0, but cos(0) is 1.": without_first,
             },
             atol=1e-4,
         )
-        checks.tensor(sinusoidal_positions(3, 4), (3, 4), "your table for 3 positions and d_model 4", torch.float32)
-        checks.raises(
-            ValueError,
-            lambda: sinusoidal_positions(4, 5),
-            "d_model=5 is odd and must raise a ValueError that says so.",
-        )
+        checks.tensor(answer, (50, 8), "your table for 50 positions and d_model 8", torch.float32)
+        assert not answer.requires_grad, "your table requires a gradient: it is fixed, and nobody trains it."
+        for length, d_model in [(1, 2), (3, 4), (300, 64), (10, 1024), (6000, 6)]:
+            what = f"your table for {length:,} positions and d_model {d_model}"
+            answer = sinusoidal_positions(length, d_model)
+            checks.tensor(answer, (length, d_model), what, torch.float32)
+            checks.close(answer, waves(angles(length, d_model)), what, atol=1e-3 if length > 1000 else 1e-4)
+        for d_model in (5, 1, 255):
+            try:
+                sinusoidal_positions(4, d_model)
+            except ValueError as error:
+                assert len(str(error)) > 3, "your ValueError has no text: say what is wrong with d_model."
+            except Exception as error:
+                raise AssertionError(
+                    f"d_model={d_model} is odd and must raise a ValueError that says so; it raised {type(error).__name__}: {error}"
+                ) from None
+            else:
+                raise AssertionError(f"d_model={d_model} is odd and must raise a ValueError that says so.")
     ### BEGIN HIDDEN TESTS
-    import math
-
-    for length, d_model in [(1, 2), (3, 6), (40, 64), (257, 10)]:
+    for length, d_model in [(1, 2), (3, 6), (40, 64), (257, 10), (7, 512), (6200, 4)]:
         table = sinusoidal_positions(length, d_model)
         assert table.shape == (length, d_model) and table.dtype == torch.float32, "wrong shape or dtype (float32)."
-        for p in {0, 1, length // 2, length - 1}:
-            for pair in range(d_model // 2):
-                angle = p / 10000 ** (2 * pair / d_model)
-                if p < length:
-                    assert abs(float(table[p, 2 * pair]) - math.sin(angle)) < 1e-4, (
-                        f"wrong sine at position {p}, pair {pair}."
-                    )
-                    assert abs(float(table[p, 2 * pair + 1]) - math.cos(angle)) < 1e-4, (
-                        f"wrong cosine at position {p}, pair {pair}."
-                    )
-    try:
-        sinusoidal_positions(3, 7)
-    except ValueError as error:
-        assert str(error).strip(), "the ValueError has no text: say what is wrong with d_model."
-    else:
-        raise AssertionError("an odd d_model must raise ValueError.")
+        assert not table.requires_grad, "the table is fixed, and needs no gradient."
+        error = (table - waves(angles(length, d_model))).abs().max()
+        assert error < (1e-3 if length > 1000 else 2e-4), f"off by {error:.2g} for length {length}, d_model {d_model}."
+    for d_model in (1, 3, 7, 99):
+        try:
+            sinusoidal_positions(3, d_model)
+        except ValueError as error:
+            assert len(str(error)) > 3, "the ValueError has no text: say what is wrong with d_model."
+        else:
+            raise AssertionError("an odd d_model must raise ValueError.")
     ### END HIDDEN TESTS
 
 

@@ -544,7 +544,104 @@ def counted_from_one(length, d_model):
     return alternate(angles(length, d_model, start=1).sin(), angles(length, d_model, start=1).cos())
 
 
-@wrong("ex_1_4", "is odd and must raise a ValueError")
+@wrong("ex_1_4", "all pairs are alike")
+def position_in_the_exponent(length, d_model):
+    refuse_odd(d_model)
+    position = torch.arange(length)[:, None].double()
+    angle = (position / 10000 ** (2 * position / d_model)).expand(length, d_model // 2)
+    return alternate(angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "its sines are 0, but cos(0) is 1")
+def nothing_at_position_zero(length, d_model):
+    refuse_odd(d_model)
+    table = alternate(angles(length, d_model).sin(), angles(length, d_model).cos())
+    table[0] = 0
+    return table
+
+
+@wrong("ex_1_4", "every column is a sine")
+def sines_only(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model).sin(), angles(length, d_model).sin())
+
+
+@wrong("ex_1_4", "the position is multiplied by 10000")
+def multiplied(length, d_model):
+    refuse_odd(d_model)
+    angle = torch.arange(length)[:, None] * 10000.0 ** (torch.arange(0, d_model, 2).double() / d_model)
+    return alternate(angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "the exponent of the last pair is 1")
+def from_one_to_the_base(length, d_model):
+    refuse_odd(d_model)
+    exponent = torch.arange(d_model // 2, dtype=torch.float64) / max(d_model // 2 - 1, 1)
+    angle = torch.arange(length)[:, None] / 10000.0**exponent
+    return alternate(angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "the base is 1000")
+def base_of_a_thousand(length, d_model):
+    refuse_odd(d_model)
+    angle = torch.arange(length)[:, None] / 1000.0 ** (torch.arange(0, d_model, 2).double() / d_model)
+    return alternate(angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "taken in degrees")
+def in_degrees(length, d_model):
+    refuse_odd(d_model)
+    angle = torch.deg2rad(angles(length, d_model))
+    return alternate(angle.sin(), angle.cos())
+
+
+@wrong("ex_1_4", "your table for 6,000 positions and d_model 6 has shape (5000, 6)")
+def a_table_of_5000(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(5000, d_model).sin(), angles(5000, d_model).cos())[:length]
+
+
+@wrong("ex_1_4", "your table for 6,000 positions and d_model 6 differs")
+def starts_again_at_4096(length, d_model):
+    refuse_odd(d_model)
+    return torch.cat([alternate(angles(4096, d_model).sin(), angles(4096, d_model).cos())] * 2)[:length]
+
+
+@wrong("ex_1_4", "your table for 300 positions and d_model 64 differs")
+def in_half_precision(length, d_model):
+    refuse_odd(d_model)
+    table = alternate(angles(length, d_model).sin(), angles(length, d_model).cos())
+    return table if length < 100 else table.half().float()
+
+
+@wrong("ex_1_4", "your table requires a gradient")
+def as_a_parameter(length, d_model):
+    refuse_odd(d_model)
+    return nn.Parameter(alternate(angles(length, d_model).sin(), angles(length, d_model).cos()))
+
+
+@wrong("ex_1_4", "your ValueError has no text")
+def refused_without_a_word(length, d_model):
+    if d_model % 2:
+        raise ValueError
+    return alternate(angles(length, d_model).sin(), angles(length, d_model).cos())
+
+
+@wrong("ex_1_4", "it raised AssertionError")
+def refused_by_an_assertion(length, d_model):
+    assert d_model % 2 == 0, "d_model is odd"
+    return alternate(angles(length, d_model).sin(), angles(length, d_model).cos())
+
+
+@wrong("ex_1_4", "d_model=1 is odd and must raise", like="odd_width_accepted")
+def one_column_accepted(length, d_model):
+    if d_model == 1:
+        return torch.zeros(length, 1)
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model).sin(), angles(length, d_model).cos())
+
+
+@wrong("ex_1_4", "d_model=5 is odd and must raise a ValueError that says so.")
 def odd_width_accepted(length, d_model):
     table = torch.zeros(length, d_model)
     angle = angles(length, d_model + d_model % 2)
