@@ -1013,7 +1013,31 @@ from helpers.models import causal_mask as reference_mask
 
 @checks.isolated
 def check_ex_1_5() -> None:
-    with checks.check("1.5", "your block equals the course model's own, with its trained weights"):
+    from helpers import samples
+
+    def run(x: torch.Tensor, weights: dict[str, torch.Tensor], n_heads: int) -> torch.Tensor:
+        with checks.untouched(x=x, weights=weights):
+            return pre_ln_block(x, weights, n_heads)
+
+    def small_block(seed: int, d_model: int, n_heads: int) -> Block:
+        torch.manual_seed(seed)
+        block = Block(ModelConfig(d_model=d_model, n_heads=n_heads, d_ff=20))
+        for parameter in block.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        return block
+
+    def cases(seed: int) -> list[tuple]:
+        """What it is, a block and its input: other heads, several texts, one position, loud and quiet numbers, odd memory."""
+        found = []
+        for d_model, n_heads, batch, length in [(16, 4, 2, 7), (12, 1, 1, 3), (8, 2, 3, 1), (12, 3, 3, 4)]:
+            block, x = small_block(seed + d_model, d_model, n_heads), torch.randn(batch, length, d_model)
+            what = f"for {batch} text(s) of {length} position(s) and {n_heads} head(s)"
+            found.append((what, block, x))
+        found += [(f"{what}, numbers {size} times as large", block, x * size) for size in (100, 0.001)]
+        found += [(f"{what}, where x is {name}", block, form) for name, form in samples.awkward(x)]
+        return [*found, (f"{what}, in float64", small_block(seed, 12, 3).double(), x.double())]
+
+    with checks.check("1.5", "your block equals the course model's own, with its trained weights, and other blocks"):
         trained = load_course_model()
         ids = data.encode("The quick brown fox jumps over the lazy dog.")[None]
         with torch.no_grad():
@@ -1024,9 +1048,12 @@ def check_ex_1_5() -> None:
             def attend(y: torch.Tensor) -> torch.Tensor:
                 return block.attention(y, look)
 
-            a, expected, given = attend(block.norm1(x)), block(x, look), x.clone()
-            answer = pre_ln_block(given, block.state_dict(), heads)
-            assert torch.equal(given, x), "your block changes the tensor that it is given: write x = x + …, not x += …"
+            a, expected = attend(block.norm1(x)), block(x, look)
+            answer, again = run(x, block.state_dict(), heads), run(x, block.state_dict(), heads)
+            checks.tensor(answer, x.shape, "your block's output", torch.float32)
+            assert torch.equal(answer, again), (
+                "two calls with the same numbers give different outputs: is a dropout on?"
+            )
             checks.close(
                 answer,
                 expected,
@@ -1050,31 +1077,71 @@ def check_ex_1_5() -> None:
                     "the FFN reads x from before attention: use the x that attention was added to.": x
                     + a
                     + block.ffn(block.norm2(x)),
+                    "the FFN's result is added to the x from before attention: attention's result is lost.": x
+                    + block.ffn(block.norm2(x + a)),
                     "this is post-LN: you normalize after adding. Normalize the copy that a half reads.": block.norm2(
                         block.norm1(x + attend(x)) + block.ffn(block.norm1(x + attend(x)))
                     ),
+                    "you normalize what a half returns: normalize the copy that it reads.": (
+                        lambda y: y + block.norm2(block.ffn(y))
+                    )(x + block.norm1(attend(x))),
                     "you normalize the residual stream itself: x must be added as it was, only the copy that attention and the "
                     "FFN read is normalized.": (
                         lambda n1: (lambda n2: n2 + block.ffn(n2))(block.norm2(n1 + attend(n1)))
                     )(block.norm1(x)),
                     "the halves read x without LayerNorm.": x + attend(x) + block.ffn(x + attend(x)),
+                    "the attention half reads x without LayerNorm.": (lambda y: y + block.ffn(block.norm2(y)))(
+                        x + attend(x)
+                    ),
+                    "the FFN half reads x without LayerNorm.": x + a + block.ffn(x + a),
+                    "the FFN half is missing.": x + a,
+                    "the attention half is missing.": x + block.ffn(block.norm2(x)),
+                    "x is added twice in the second line: x already holds the residual stream.": x
+                    + x
+                    + a
+                    + block.ffn(block.norm2(x + a)),
                 },
                 atol=1e-4,
                 rtol=1e-4,
             )
+            third = trained.blocks[2]
+            checks.close(
+                run(x, third.state_dict(), heads),
+                third(x, look),
+                "your output for block 2 of the course model",
+                mistakes={
+                    "it is that of block 0: use the weights that your function is given, not `block_weights`.": expected
+                },
+                atol=1e-4,
+                rtol=1e-4,
+            )
+            small = small_block(4, 12, 2)
+            always_four = Block(ModelConfig(d_model=12, n_heads=4, d_ff=20))
+            always_four.load_state_dict(small.state_dict())
+            y = torch.randn(2, 5, 12)
+            checks.close(
+                run(y, small.state_dict(), 2),
+                small(y, reference_mask(5)),
+                "your output for a block with 2 heads",
+                mistakes={"it is computed with 4 heads: use n_heads.": always_four(y, reference_mask(5))},
+                atol=1e-4,
+                rtol=1e-4,
+            )
+        for what, block, x in cases(50):
+            answer = run(x, dict(block.named_parameters()), block.attention.n_heads)
+            checks.tensor(answer, x.shape, f"your output {what}", x.dtype)
+            expected = block(x, reference_mask(x.shape[1]))
+            checks.close(answer, expected, f"your output {what}", atol=1e-5, rtol=1e-4)
     ### BEGIN HIDDEN TESTS
-    for seed, (d_model, n_heads, batch, length) in enumerate([(16, 4, 2, 7), (12, 1, 1, 3), (8, 2, 3, 1)]):
-        torch.manual_seed(200 + seed)
-        block = Block(ModelConfig(d_model=d_model, n_heads=n_heads, d_ff=20))
-        for parameter in block.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-        x = torch.randn(batch, length, d_model)
-        kept = x.clone()
+    trained = load_course_model()
+    stream = trained.embed(data.encode("Pack my box with five dozen liquor jugs.")[None]).detach()
+    for what, block, x in [("for block 1", trained.blocks[1], stream), *cases(200), *cases(300)]:
         with torch.no_grad():
-            expected = block(x, reference_mask(length))
-            answer = pre_ln_block(x, block.state_dict(), n_heads)
-        torch.testing.assert_close(answer, expected, atol=1e-4, rtol=1e-4)
-        assert torch.equal(x, kept), "your block changes its input: write x = x + …, not x += …"
+            expected = block(x, reference_mask(x.shape[1]))
+            answer = run(x, block.state_dict(), block.attention.n_heads)
+            again = run(x, block.state_dict(), block.attention.n_heads)
+        torch.testing.assert_close(answer, expected, atol=1e-4 if x.shape[-1] == 256 else 1e-5, rtol=1e-4), what
+        assert torch.equal(answer, again), "two calls with the same numbers give different outputs: is a dropout on?"
     ### END HIDDEN TESTS
 
 

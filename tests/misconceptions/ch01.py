@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.checkpoint import load_course_model
 from helpers.models import ModelConfig, TransformerLM
 from tests.misconceptions.bank import right, wrong
 
@@ -751,17 +752,120 @@ def ffn_first(x, weights, n_heads):
     return x + attention(norm(x, weights, "norm1"), weights, n_heads)
 
 
-@wrong("ex_1_5", "changes the tensor that it is given")
+@wrong("ex_1_5", "your function changed `x`")
 def in_place_addition(x, weights, n_heads):
-    x += attention(norm(x, weights, "norm1"), weights, n_heads)
-    x += ffn(norm(x, weights, "norm2"), weights)
+    with torch.no_grad():
+        x += attention(norm(x, weights, "norm1"), weights, n_heads)
+        x += ffn(norm(x, weights, "norm2"), weights)
     return x
+
+
+@wrong("ex_1_5", "your function changed `weights`")
+def weights_used_up(x, weights, n_heads):
+    norms = {name: weights.pop(name) for name in list(weights) if name.startswith("norm")}
+    x = x + attention(norm(x, norms, "norm1"), weights, n_heads)
+    return x + ffn(norm(x, norms, "norm2"), weights)
+
+
+@wrong("ex_1_5", "attention's result is lost")
+def two_names_mixed_up(x, weights, n_heads):
+    y = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return x + ffn(norm(y, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "you normalize what a half returns")
+def normalized_results(x, weights, n_heads):
+    x = x + norm(attention(x, weights, n_heads), weights, "norm1")
+    return x + norm(ffn(x, weights), weights, "norm2")
+
+
+@wrong("ex_1_5", "the attention half reads x without LayerNorm")
+def first_norm_forgotten(x, weights, n_heads):
+    x = x + attention(x, weights, n_heads)
+    return x + ffn(norm(x, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "output is wrong: the FFN half reads x without LayerNorm")
+def second_norm_forgotten(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return x + ffn(x, weights)
+
+
+@wrong("ex_1_5", "the FFN half is missing")
+def attention_only(x, weights, n_heads):
+    return x + attention(norm(x, weights, "norm1"), weights, n_heads)
+
+
+@wrong("ex_1_5", "the attention half is missing")
+def ffn_only(x, weights, n_heads):
+    return x + ffn(norm(x, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "x is added twice")
+def residual_twice(x, weights, n_heads):
+    y = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return x + y + ffn(norm(y, weights, "norm2"), weights)
+
+
+@wrong("ex_1_5", "is a dropout on")
+def dropout_in_the_ffn(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return x + F.dropout(ffn(norm(x, weights, "norm2"), weights), 0.1)
+
+
+@wrong("ex_1_5", "use the weights that your function is given")
+def weights_of_the_notebook(x, weights, n_heads):
+    global_weights = load_course_model().blocks[0].state_dict()
+    return in_one_expression(x, global_weights if x.shape[-1] == 256 else weights, n_heads)
+
+
+@wrong("ex_1_5", "it is computed with 4 heads")
+def always_four_heads(x, weights, n_heads):
+    return in_one_expression(x, weights, 4)
+
+
+@wrong("ex_1_5", "1 text(s) of 3 position(s) and 1 head(s) has shape")
+def one_text_squeezed(x, weights, n_heads):
+    return (
+        in_one_expression(x, weights, n_heads).squeeze()
+        if x.shape[-1] < 256
+        else in_one_expression(x, weights, n_heads)
+    )
+
+
+@wrong("ex_1_5", "for 2 text(s) of 7 position(s) and 4 head(s) differs")
+def a_norm_without_eps(x, weights, n_heads):
+    def exact(y, name):
+        y = (y - y.mean(-1, keepdim=True)) / y.std(-1, keepdim=True, correction=0)
+        return y * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    x = x + attention(exact(x, "norm1"), weights, n_heads)
+    return x + ffn(exact(x, "norm2"), weights)
+
+
+@wrong("ex_1_5", "in float64 has dtype torch.float32")
+def down_to_float32(x, weights, n_heads):
+    return in_one_expression(x, weights, n_heads).float()
+
+
+@wrong("ex_1_5", "numbers 100 times as large differs")
+def clipped_stream(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    return (x + ffn(norm(x, weights, "norm2"), weights)).clamp(-100, 100)
 
 
 @right("ex_1_5")
 def in_one_expression(x, weights, n_heads):
     middle = torch.add(attention(norm(x, weights, "norm1"), weights, n_heads), x)
     return torch.stack([middle, ffn(norm(middle, weights, "norm2"), weights)]).sum(0)
+
+
+@right("ex_1_5")
+def on_a_copy_in_place(x, weights, n_heads):
+    stream = x.clone()
+    for half, name in ((lambda y: attention(y, weights, n_heads), "norm1"), (lambda y: ffn(y, weights), "norm2")):
+        stream = stream + half(norm(stream, weights, name))
+    return stream
 
 
 # 1.6 bits per byte
