@@ -1276,16 +1276,56 @@ from helpers.models import ModelConfig, TransformerLM
 
 @checks.isolated
 def check_ex_1_6() -> None:
+    gradients = []  # was PyTorch told that nobody trains? One entry a call of the model
+
+    class Pairs(torch.nn.Module):
+        """A model that looks at the last byte only, with logits of any size."""
+
+        def __init__(self, size: float) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(256, 256) * size)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            gradients.append(torch.is_grad_enabled())
+            return self.table[ids]
+
+    def score(model: torch.nn.Module, batches: list[torch.Tensor]) -> dict[str, float]:
+        with checks.untouched(model=model, batches=batches):
+            answer = evaluate(model, batches)
+        checks.given(answer, "your answer")
+        assert isinstance(answer, dict), f"your answer should be a dict, not {type(answer).__name__}."
+        assert set(answer) == {"bits_per_byte", "perplexity"}, (
+            f'your dict should have the keys "bits_per_byte" and "perplexity", and not {", ".join(map(repr, answer))}.'
+        )
+        for key, value in answer.items():
+            assert isinstance(value, float), (
+                f'your "{key}" is a {type(value).__name__}, and should be a float: .item() makes one of a tensor with one number.'
+            )
+        return answer
+
+    def nats_of(model: torch.nn.Module, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [-model(b[:, :-1]).double().log_softmax(-1).gather(2, b[:, 1:, None])[..., 0] for b in batches]
+
+    def bits_of(model: torch.nn.Module, batches: list[torch.Tensor]) -> float:
+        return torch.cat([n.flatten() for n in nats_of(model, batches)]).mean().item() / math.log(2)
+
+    def weighted(means: list[torch.Tensor], weights: list[int]) -> float:
+        return sum(m.item() * w for m, w in zip(means, weights, strict=True)) / sum(weights) / math.log(2)
+
     with checks.check("1.6", "bits, not nats; every byte counts alike; the target is the next byte"):
-        torch.manual_seed(16)
+        torch.manual_seed(33)  # with these numbers, no two of the mistakes below give the same result
         judged = TransformerLM(ModelConfig(context=32, d_model=16, n_heads=2, n_layers=1, d_ff=32)).eval()
         for parameter in judged.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
-        batches = [torch.randint(256, (2, 20)), torch.randint(256, (1, 3)), torch.randint(256, (4, 9))]
+        batches = [torch.randint(256, shape) for shape in [(3, 20), (1, 4), (5, 9), (6, 2)]]
+        for ids in batches:
+            ids[0, 1] = 0  # a byte like any other
+        nats = nats_of(judged, batches)
+        means, texts = [n.mean() for n in nats], [len(ids) for ids in batches]
+        lengths, bytes_ = [ids.shape[1] for ids in batches], [ids.numel() for ids in batches]
+        predicted = [n.numel() for n in nats]
         with torch.no_grad():
-            nats = [
-                -judged(ids[:, :-1]).double().log_softmax(-1).gather(2, ids[:, 1:, None]).flatten() for ids in batches
-            ]
             same_byte = torch.cat(
                 [-judged(ids).double().log_softmax(-1).gather(2, ids[..., None]).flatten() for ids in batches]
             )
@@ -1295,31 +1335,50 @@ def check_ex_1_6() -> None:
                     for ids in batches
                 ]
             )
-        every_byte = torch.cat(nats).mean().item()
-        expected = every_byte / math.log(2)
-        answer = evaluate(judged, batches)
-        checks.given(answer, "your answer")
-        assert isinstance(answer, dict) and {"bits_per_byte", "perplexity"} <= set(answer), (
-            'your answer should be a dict with the keys "bits_per_byte" and "perplexity".'
-        )
-        batch_means = sum(n.mean().item() for n in nats) / 3
+        every = torch.cat([n.flatten() for n in nats])
+        not_zero = torch.cat([ids[:, 1:].flatten() for ids in batches]) != 0
+        in_nats = every.mean().item()
+        expected = in_nats / math.log(2)
+        answer = score(judged, batches)
         checks.number(
             answer["bits_per_byte"],
             expected,
             "your bits_per_byte",
             mistakes={
-                "these are nats: divide by ln 2.": every_byte,
-                "you multiplied by ln 2 instead of dividing.": every_byte * math.log(2),
+                "these are nats: divide by ln 2.": in_nats,
+                "you multiplied by ln 2 instead of dividing.": in_nats * math.log(2),
+                "these are logarithms of base 10: bits belong to base 2.": in_nats / math.log(10),
                 "it is negative: bits are minus the logarithm of a probability.": -expected,
                 "you divided by the number of all bytes, but the first byte of each text is not predicted.": expected
-                * sum(n.numel() for n in nats)
-                / sum(ids.numel() for ids in batches),
+                * sum(predicted)
+                / sum(bytes_),
                 "you divided by the number of texts: divide by the number of predicted bytes.": expected
-                * sum(n.numel() for n in nats)
-                / sum(len(ids) for ids in batches),
+                * sum(predicted)
+                / sum(texts),
+                "you divided by the number of batches: divide by the number of predicted bytes.": expected
+                * sum(predicted)
+                / len(batches),
+                "you divided means by the number of predicted bytes: divide sums by it.": sum(means).item()
+                / sum(predicted)
+                / math.log(2),
                 "you averaged the means of the batches, so a byte in a small batch counts more: sum over all bytes, then divide "
-                "once by their number.": batch_means / math.log(2),
-                "these are means of batches, and in nats.": batch_means,
+                "once by their number.": weighted(means, [1] * len(means)),
+                "these are means of batches, and in nats.": weighted(means, [1] * len(means)) * math.log(2),
+                "you averaged the means of the texts (a mean of the batches that counts each text alike is the same), so a byte in a short text "
+                "counts more: sum over all bytes, then divide "
+                "once by their number.": weighted([row.mean() for n in nats for row in n], [1] * sum(texts)),
+                "the mean of a batch counts as often as it has bytes, but it is a mean over its *predicted* bytes, texts * "
+                "(time - 1): multiply it by that number.": weighted(means, bytes_),
+                "the mean of a batch counts as often as its texts are long: multiply it by all bytes that it is a mean of, texts * "
+                "(time - 1).": weighted(means, lengths),
+                "the mean of a batch counts as often as one of its texts has predicted bytes: a batch has several texts, so "
+                "multiply by texts * (time - 1).": weighted(means, [length - 1 for length in lengths]),
+                "only the last batch counts: add to a total in the loop.": means[-1].item() / math.log(2),
+                "only the first batch counts: is there a return inside the loop?": means[0].item() / math.log(2),
+                "the bytes with the number 0 are left out: they are bytes like any other.": every[not_zero]
+                .mean()
+                .item()
+                / math.log(2),
                 "the model predicts the byte that it has just read: the target of position t is the byte at t + 1.": unshifted.mean().item()
                 / math.log(2),
                 "the model is asked for the byte that it has just read: targets must be shifted by one.": same_byte.mean().item()
@@ -1327,36 +1386,67 @@ def check_ex_1_6() -> None:
             },
             rtol=1e-4,
         )
+        batch_perplexities = [math.exp(m) for m in means]
         checks.number(
             answer["perplexity"],
             2**expected,
             "your perplexity",
             mistakes={
                 "you raised e to the bits: bits belong to base 2.": math.exp(expected),
-                "you raised 2 to the nats: 2 belongs to bits.": 2**every_byte,
+                "you raised 2 to the nats: 2 belongs to bits.": 2**in_nats,
+                "you averaged the perplexities of the batches: it is 2 to the bits per byte of all.": sum(
+                    batch_perplexities
+                )
+                / len(batches),
+                "you averaged the perplexities of the bytes: it is 2 to the mean of their bits.": every.exp()
+                .mean()
+                .item(),
             },
             rtol=1e-3,
         )
+        pairs = Pairs(1.0)
+        bits = score(pairs, batches)["bits_per_byte"]
+        assert not any(gradients), (
+            "while your function calls the model, PyTorch remembers every step for a training that will not come: do it inside "
+            "`with torch.no_grad():`."
+        )
+        checks.number(bits, bits_of(pairs, batches), "your bits_per_byte of another model", rtol=1e-4)
+        sure = Pairs(60.0)  # sure of itself, and mostly wrong
+        answer, expected = score(sure, batches), bits_of(sure, batches)
+        assert math.isfinite(answer["bits_per_byte"]), (
+            "your bits_per_byte of a model that is very sure is inf or nan: the probability of a byte was rounded to 0 before you "
+            "took its logarithm. F.cross_entropy and log_softmax work with logits, and have no such end."
+        )
+        checks.number(answer["bits_per_byte"], expected, "your bits_per_byte of a model that is very sure", rtol=1e-4)
+        checks.number(
+            math.log2(answer["perplexity"]), answer["bits_per_byte"], "the logarithm of its perplexity", rtol=1e-4
+        )
+        flat = score(Pairs(0.0), [torch.randint(256, (3, 10))])
+        checks.number(flat["bits_per_byte"], 8, "your bits_per_byte of a model whose logits are all 0", rtol=1e-6)
+        checks.number(flat["perplexity"], 256, "your perplexity of a model whose logits are all 0", rtol=1e-5)
     ### BEGIN HIDDEN TESTS
+    gradients.clear()
+    torch.manual_seed(300)
     silent = TransformerLM(ModelConfig(context=16, d_model=8, n_heads=1, n_layers=1, d_ff=8, tied_head=False)).eval()
     torch.nn.init.zeros_(silent.head.weight)
-    flat = evaluate(silent, [torch.randint(256, (3, 10))])
+    flat = score(silent, [torch.randint(256, (3, 10))])
     assert abs(flat["bits_per_byte"] - 8) < 1e-4 and abs(flat["perplexity"] - 256) < 0.1, (
         "equally likely bytes need 8 bits."
     )
-    for seed in range(3):
-        torch.manual_seed(300 + seed)
+    reader = TransformerLM(ModelConfig(context=32, d_model=16, n_heads=2, n_layers=1)).eval()
+    for parameter in reader.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for model in (reader, Pairs(2.0), Pairs(70.0)):
         batches = [torch.randint(256, shape) for shape in [(1, 2), (5, 30), (2, 7)]]
-        with torch.no_grad():
-            bits = torch.cat(
-                [-judged(b[:, :-1]).double().log_softmax(-1).gather(2, b[:, 1:, None]).flatten() for b in batches]
-            )
-        expected = bits.mean().item() / math.log(2)
-        answer = evaluate(judged, batches)
-        assert abs(answer["bits_per_byte"] - expected) < 1e-3, (
+        for ids in batches:
+            ids[0, 1] = 0
+        answer, expected = score(model, batches), bits_of(model, batches)
+        assert abs(answer["bits_per_byte"] / expected - 1) < 1e-4, (
             f"wrong bits per byte: {answer['bits_per_byte']} instead of {expected}."
         )
-        assert abs(answer["perplexity"] / 2**expected - 1) < 1e-3, "wrong perplexity."
+        assert abs(math.log2(answer["perplexity"]) / expected - 1) < 1e-3, "wrong perplexity."
+        assert torch.is_grad_enabled(), "your code switches gradients off for the whole notebook."
+    assert not any(gradients), "call the model inside `with torch.no_grad():`."
     ### END HIDDEN TESTS
 
 

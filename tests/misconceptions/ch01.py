@@ -930,6 +930,152 @@ def sign_forgotten(model, batches):
     return result(-torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2))
 
 
+def by_batch(model, batches, weight, divisor=None):
+    """Bits per byte from the means of the batches, each counted `weight` times."""
+    means = [float(nats_of(model, ids).mean()) / math.log(2) for ids in batches]
+    weights = [weight(ids) for ids in batches]
+    return result(sum(m * w for m, w in zip(means, weights, strict=True)) / (divisor or sum(weights)))
+
+
+@wrong("ex_1_6", "it is a mean over its *predicted* bytes")
+def mean_times_all_bytes(model, batches):
+    return by_batch(model, batches, lambda ids: ids.numel())
+
+
+@wrong("ex_1_6", "multiply it by all bytes that it is a mean of")
+def mean_times_length(model, batches):
+    return by_batch(model, batches, lambda ids: ids.shape[1])
+
+
+@wrong("ex_1_6", "as often as one of its texts has predicted bytes")
+def mean_times_predicted_length(model, batches):
+    return by_batch(model, batches, lambda ids: ids.shape[1] - 1)
+
+
+@wrong("ex_1_6", "you averaged the means of the texts", like="mean_of_texts")
+def mean_times_texts(model, batches):
+    return by_batch(model, batches, len)
+
+
+@wrong("ex_1_6", "you divided means by the number of predicted bytes")
+def sum_of_means_divided(model, batches):
+    return by_batch(model, batches, lambda ids: 1, divisor=sum(ids[:, 1:].numel() for ids in batches))
+
+
+@wrong("ex_1_6", "you divided by the number of texts")
+def divided_by_texts(model, batches):
+    return by_batch(model, batches, lambda ids: ids[:, 1:].numel(), divisor=sum(map(len, batches)))
+
+
+@wrong("ex_1_6", "you divided by the number of batches")
+def divided_by_batches(model, batches):
+    return by_batch(model, batches, lambda ids: ids[:, 1:].numel(), divisor=len(batches))
+
+
+@wrong("ex_1_6", "you averaged the means of the texts")
+def mean_of_texts(model, batches):
+    means = [nats_of(model, row[None]).mean() / math.log(2) for ids in batches for row in ids]
+    return result(sum(means) / len(means))
+
+
+@wrong("ex_1_6", "only the last batch counts")
+def last_batch(model, batches):
+    for ids in batches:
+        bits = nats_of(model, ids).mean() / math.log(2)
+    return result(bits)
+
+
+@wrong("ex_1_6", "is there a return inside the loop")
+def first_batch(model, batches):
+    for ids in batches:
+        return result(nats_of(model, ids).mean() / math.log(2))
+
+
+@wrong("ex_1_6", "these are logarithms of base 10")
+def base_of_ten(model, batches):
+    return result(torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(10))
+
+
+@wrong("ex_1_6", "the bytes with the number 0 are left out")
+def zero_taken_for_padding(model, batches):
+    nats = torch.cat([nats_of(model, ids) for ids in batches])
+    return result(nats[torch.cat([ids[:, 1:].flatten() for ids in batches]) != 0].mean() / math.log(2))
+
+
+@wrong("ex_1_6", "you averaged the perplexities of the batches")
+def mean_of_perplexities(model, batches):
+    answer = with_log2_probabilities(model, batches)
+    each = [math.exp(float(nats_of(model, ids).mean())) for ids in batches]
+    return answer | {"perplexity": sum(each) / len(each)}
+
+
+@wrong("ex_1_6", "you averaged the perplexities of the bytes")
+def mean_of_inverse_probabilities(model, batches):
+    nats = torch.cat([nats_of(model, ids) for ids in batches])
+    return result(nats.mean() / math.log(2)) | {"perplexity": nats.exp().mean().item()}
+
+
+@wrong("ex_1_6", "you raised 2 to the nats")
+def two_to_the_nats(model, batches):
+    nats = torch.cat([nats_of(model, ids) for ids in batches]).mean().item()
+    return {"bits_per_byte": nats / math.log(2), "perplexity": 2**nats}
+
+
+@wrong("ex_1_6", "PyTorch remembers every step")
+def without_no_grad(model, batches):
+    nats = [
+        F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none") for ids in batches
+    ]
+    return result(torch.cat(nats).detach().mean() / math.log(2))
+
+
+@wrong("ex_1_6", "switches gradients off for the whole notebook")
+def gradients_off_for_good(model, batches):
+    torch.set_grad_enabled(False)
+    return result(torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2))
+
+
+@wrong("ex_1_6", 'your "bits_per_byte" is a Tensor')
+def tensors_in_the_answer(model, batches):
+    bits = torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2)
+    return {"bits_per_byte": bits, "perplexity": 2**bits}
+
+
+@wrong("ex_1_6", "your dict should have the keys")
+def more_than_asked(model, batches):
+    return with_log2_probabilities(model, batches) | {"bytes": 1.0}
+
+
+@wrong("ex_1_6", "your function changed `batches`")
+def batches_used_up(model, batches):
+    nats = []
+    while batches:
+        nats.append(nats_of(model, batches.pop()))
+    return result(torch.cat(nats).mean() / math.log(2))
+
+
+@wrong("ex_1_6", "your function changed `model`")
+def left_in_training_mode(model, batches):
+    model.eval()
+    answer = with_log2_probabilities(model, batches)
+    model.train()
+    return answer
+
+
+@wrong("ex_1_6", "was rounded to 0 before you took its logarithm")
+def logarithm_of_softmax(model, batches):
+    with torch.no_grad():
+        p = [model(ids[:, :-1]).softmax(-1).gather(2, ids[:, 1:, None]).flatten() for ids in batches]
+    return result(-torch.cat(p).log2().mean())
+
+
+@wrong("ex_1_6", "your bits_per_byte of a model that is very sure is")
+def probabilities_with_an_epsilon(model, batches):
+    with torch.no_grad():
+        p = [model(ids[:, :-1]).softmax(-1).gather(2, ids[:, 1:, None]).flatten() for ids in batches]
+    return result(-(torch.cat(p) + 1e-12).log2().mean())
+
+
 @wrong("ex_1_6", "your answer should be a dict")
 def a_bare_number(model, batches):
     return float(torch.cat([nats_of(model, ids) for ids in batches]).mean() / math.log(2))
@@ -945,6 +1091,17 @@ def with_log2_probabilities(model, batches):
             total -= sum(float(log2[t, byte]) for t, byte in enumerate(row[1:]))
             count += len(row) - 1
     return {"bits_per_byte": total / count, "perplexity": math.exp(total / count * math.log(2))}
+
+
+@right("ex_1_6")
+def in_inference_mode(model, batches):
+    bits = []
+    with torch.inference_mode():
+        for ids in batches:
+            chosen = torch.log_softmax(model(ids)[:, :-1].double(), dim=-1).gather(-1, ids[:, 1:].unsqueeze(-1))
+            bits += (chosen / -math.log(2)).flatten().tolist()
+    mean = math.fsum(bits) / len(bits)
+    return {"perplexity": pow(2.0, mean), "bits_per_byte": mean}
 
 
 @right("ex_1_6")
