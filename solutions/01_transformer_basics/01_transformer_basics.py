@@ -1563,11 +1563,7 @@ def bytes_by_component(model: nn.Module) -> dict[str, int]:
     """
     ### BEGIN SOLUTION
     total = dict.fromkeys(("embedding", "attention", "ffn", "norm", "head"), 0)
-    seen = set()
-    for name, parameter in model.named_parameters():
-        if parameter.data_ptr() in seen:
-            continue
-        seen.add(parameter.data_ptr())
+    for name, parameter in model.named_parameters():  # a tied tensor once, under its first name
         component = next(key for key in ("norm", "attention", "ffn", "embedding", "head") if key in name)
         total[component] += parameter.numel() * parameter.element_size()
     return total
@@ -1584,29 +1580,126 @@ from helpers.models import ModelConfig, TransformerLM
 
 @checks.isolated
 def check_ex_1_7() -> None:
-    with checks.check("1.7", "every parameter counted once, in bytes of its own dtype, and no buffer"):
-        d, f, layers, vocabulary, context = 16, 40, 3, 256, 50
-        counted = TransformerLM(
-            ModelConfig(context=context, d_model=d, n_heads=2, n_layers=layers, d_ff=f, tied_head=True)
-        )
-        answer = bytes_by_component(counted)
+    import numbers
+
+    from torch import nn
+
+    keys = {"embedding", "attention", "ffn", "norm", "head"}
+
+    def count(model: nn.Module) -> dict[str, int]:
+        copyable = isinstance(model, TransformerLM)  # a deep copy of the other one has its memory in other pieces
+        with checks.untouched(model=model if copyable else None):
+            answer = bytes_by_component(model)
         checks.given(answer, "your answer")
-        assert isinstance(answer, dict) and set(answer) == {"embedding", "attention", "ffn", "norm", "head"}, (
-            'your answer should be a dict with exactly the keys "embedding", "attention", "ffn", "norm" and "head".'
+        assert isinstance(answer, dict), f"your answer should be a dict, not {type(answer).__name__}."
+        assert set(answer) == keys, (
+            'your dict should have exactly the keys "embedding", "attention", "ffn", "norm" and "head"'
+            + (
+                f"; {', '.join(map(repr, keys - set(answer)))} is missing."
+                if keys - set(answer)
+                else ", and no others."
+            )
         )
-        expected = {
-            "embedding": 4 * vocabulary * d,
-            "attention": 4 * layers * 4 * (d * d + d),
-            "ffn": 4 * layers * (2 * d * f + d + f),
-            "norm": 4 * (2 * layers + 1) * 2 * d,
-            "head": 0,
+        for key, value in answer.items():
+            assert isinstance(value, numbers.Integral) and not isinstance(value, bool), (
+                f'your "{key}" is a {type(value).__name__}, and should be an int: bytes come in whole numbers.'
+            )
+        return {key: int(value) for key, value in answer.items()}
+
+    def language_model(d: int, f: int, layers: int, tied: bool = True) -> TransformerLM:
+        return TransformerLM(ModelConfig(context=50, d_model=d, n_heads=2, n_layers=layers, d_ff=f, tied_head=tied))
+
+    def sizes(d: int, f: int, layers: int, tied: bool = True, each: int = 4) -> dict[str, int]:
+        return {
+            "embedding": each * 256 * d,
+            "attention": each * layers * 4 * (d * d + d),
+            "ffn": each * layers * (2 * d * f + d + f),
+            "norm": each * (2 * layers + 1) * 2 * d,
+            "head": 0 if tied else each * 256 * d,
         }
+
+    def odd_ones(d: int, f: int) -> list[tuple]:
+        """What it is, a model, its bytes, and for known mistakes the component and its wrong bytes."""
+        layers, usual, found = 3, sizes(d, f, 3), []
+        model = language_model(d, f, layers)
+        for parameter in (model.embedding.weight, *model.blocks[1].ffn.parameters()):
+            parameter.requires_grad_(False)
+        one = 4 * (2 * d * f + d + f)
+        frozen = "frozen parameters are left out: nobody trains them, but they take their room."
+        found.append(
+            ("of a model with frozen parameters", model, usual, {frozen: {"embedding": 0, "ffn": usual["ffn"] - one}})
+        )
+
+        model = language_model(d, f, layers, tied=False)
+        with torch.no_grad():
+            model.head.weight.copy_(model.embedding.weight)
+        equal = (
+            "the head has the same numbers as the embedding, but in a tensor of its own: two tensors take room twice."
+        )
+        found.append(
+            ("of a model with two equal tables", model, usual | {"head": usual["embedding"]}, {equal: {"head": 0}})
+        )
+
+        model = language_model(d, f, layers)
+        for block in model.blocks:
+            block.ffn.bfloat16(), block.norm1.double()
+        mixed = usual | {"ffn": usual["ffn"] // 2, "norm": usual["norm"] + 4 * layers * 2 * d}
+        taken = "one size of number is taken for all parameters: ask each for its own."
+        found.append(
+            ("of a model with mixed dtypes", model, mixed, {taken: {"ffn": usual["ffn"], "norm": usual["norm"]}})
+        )
+
+        model = language_model(d, f, layers)
+        for block in model.blocks:
+            block.attention.q.weight = block.attention.k.weight = model.blocks[0].attention.q.weight
+        tied = usual | {"attention": usual["attention"] - 4 * (2 * layers - 1) * d * d}
+        twice = "a tensor that several layers share is counted several times."
+        found.append(
+            ("of a model with one matrix in six places", model, tied, {twice: {"attention": usual["attention"]}})
+        )
+
+        model = language_model(d, f, layers)
+        model.head = nn.Linear(d, 256)
+        model.head.weight = model.embedding.weight
+        bias = "the head has a bias of its own, also where its weight is tied."
+        found.append(("of a model with a tied head and a bias", model, usual | {"head": 4 * 256}, {bias: {"head": 0}}))
+
+        memory = torch.zeros(8, d)  # of which two parameters show two rows each
+        model = nn.ModuleDict({
+            "embedding": nn.Embedding(f, d),
+            "attention": nn.Sequential(nn.Linear(d, d), nn.Sequential(nn.Linear(d, 3, bias=False))),
+            "ffn": nn.ModuleList([nn.Conv1d(d, f, 3), nn.Linear(f, d)]),
+            "norm": nn.BatchNorm1d(d),
+        })  # fmt: skip
+        model["head"] = nn.ParameterDict({"left": nn.Parameter(memory[:2]), "right": nn.Parameter(memory[4:6])})
+        other = {
+            "embedding": 4 * f * d,
+            "attention": 4 * (d * d + d + 3 * d),
+            "ffn": 4 * (3 * d * f + f + f * d + d),
+            "norm": 4 * 2 * d,
+            "head": 4 * 4 * d,
+        }
+        wrong = {
+            "buffers (the averages of a BatchNorm) are counted with the parameters.": {"norm": 4 * 4 * d + 8},
+            "two parameters that lie in one piece of memory are two.": {"head": 4 * 2 * d},
+            "a parameter may be a part of a larger memory: count its own numbers.": {"head": 2 * 4 * 8 * d},
+        }
+        return [*found, ("of a model that is no TransformerLM", model, other, wrong)]
+
+    with checks.check("1.7", "every parameter counted once, in bytes of its own dtype, and no buffer"):
+        d, f, layers, context = 16, 40, 3, 50
+        counted, expected = language_model(d, f, layers), sizes(d, f, layers)
+        table = expected["embedding"]
+        answer = count(counted)
         checks.number(
             answer["head"],
             expected["head"],
             'your "head" of a model with tied weights',
-            mistakes={
-                "the head's weight is the embedding table itself: that tensor was counted twice.": 4 * vocabulary * d
+            mistakes={"the head's weight is the embedding table itself: that tensor was counted twice.": table}
+            if answer["embedding"] == table
+            else {
+                "that tensor should count as the embedding, the first of its names.": table,
+                "this is a number of parameters, not of bytes, and the tied tensor was counted twice.": table // 4,
             },
         )
         for name, right in expected.items():
@@ -1616,18 +1709,35 @@ def check_ex_1_7() -> None:
                 f'your "{name}"',
                 mistakes={
                     "this is a number of parameters, not of bytes.": right // 4,
+                    "these are bits: element_size() is in bytes.": right * 8,
                     "the tied tensor was counted twice.": 2 * right if name == "embedding" else -1,
                     "buffers (the table of positions) were counted with the parameters.": right + 4 * context * d,
                     "the tied tensor should count as embedding.": 0 if name == "embedding" else -1,
+                    "the last LayerNorm, model.norm, is missing.": right - 8 * d if name == "norm" else -1,
+                    "only one block was counted.": right // layers if name in ("attention", "ffn") else -1,
+                    "biases were left out.": {
+                        "attention": right - 4 * layers * 4 * d,
+                        "ffn": right - 4 * layers * (d + f),
+                        "norm": right // 2,
+                    }.get(name, -1),
                 },
             )
-        halved = bytes_by_component(TransformerLM(counted.config).bfloat16())
+        halved = count(language_model(d, f, layers).bfloat16())
         checks.number(
             halved["ffn"],
             expected["ffn"] // 2,
             'your "ffn" of the same model in bfloat16',
             mistakes={"a bfloat16 number has 2 bytes: use element_size(), not 4.": expected["ffn"]},
         )
+        for what, model, right, wrong in odd_ones(12, 20):
+            answer = count(model)
+            for name in right:
+                checks.number(
+                    answer[name],
+                    right[name],
+                    f'your "{name}" {what}',
+                    mistakes={sentence: values[name] for sentence, values in wrong.items() if name in values},
+                )
     ### BEGIN HIDDEN TESTS
     for tied in (True, False):
         for d, f, layers, size, dtype in [
@@ -1635,20 +1745,13 @@ def check_ex_1_7() -> None:
             (12, 7, 2, 8, torch.float64),
             (8, 8, 4, 2, torch.float16),
         ]:
-            other = TransformerLM(
-                ModelConfig(context=9, d_model=d, n_heads=2, n_layers=layers, d_ff=f, tied_head=tied)
-            ).to(dtype)
-            expected = {
-                "embedding": size * 256 * d,
-                "attention": size * layers * 4 * (d * d + d),
-                "ffn": size * layers * (2 * d * f + d + f),
-                "norm": size * (2 * layers + 1) * 2 * d,
-                "head": 0 if tied else size * 256 * d,
-            }
-            answer = bytes_by_component(other)
+            answer, expected = count(language_model(d, f, layers, tied).to(dtype)), sizes(d, f, layers, tied, size)
             assert answer == expected, (
                 f"wrong for tied_head={tied}, d_model={d}, {dtype}: {answer} instead of {expected}."
             )
+    for what, model, right, _ in odd_ones(8, 14):
+        answer = count(model)
+        assert answer == right, f"wrong {what}: {answer} instead of {right}."
     ### END HIDDEN TESTS
 
 

@@ -1145,7 +1145,7 @@ def four_bytes_each(model):
     return by_name(model.named_parameters(), size=4)
 
 
-@wrong("ex_1_7", "counted twice")
+@wrong("ex_1_7", "the first of its names")
 def tied_counted_as_head(model):
     total = by_name(model.named_parameters())
     if model.config.tied_head:
@@ -1153,9 +1153,127 @@ def tied_counted_as_head(model):
     return total
 
 
-@wrong("ex_1_7", "exactly the keys")
+@wrong("ex_1_7", "should be a dict, not int")
 def a_sum_only(model):
     return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@wrong("ex_1_7", "'head' is missing")
+def no_key_for_an_empty_component(model):
+    return {key: size for key, size in by_name(model.named_parameters()).items() if size}
+
+
+@wrong("ex_1_7", "and no others")
+def with_a_total(model):
+    total = by_name(model.named_parameters())
+    return total | {"total": sum(total.values())}
+
+
+@wrong("ex_1_7", "is a float, and should be an int")
+def megabytes_and_back(model):
+    return {key: size / 1e6 * 1e6 for key, size in by_name(model.named_parameters()).items()}
+
+
+@wrong("ex_1_7", "these are bits")
+def in_bits(model):
+    return {key: 8 * size for key, size in by_name(model.named_parameters()).items()}
+
+
+@wrong("ex_1_7", "the last LayerNorm, model.norm, is missing")
+def norms_of_the_blocks_only(model):
+    return by_name((name, p) for name, p in model.named_parameters() if not name.startswith("norm."))
+
+
+@wrong("ex_1_7", "biases were left out")
+def weights_only(model):
+    return by_name((name, p) for name, p in model.named_parameters() if name.endswith("weight"))
+
+
+@wrong("ex_1_7", "only one block was counted")
+def one_block(model):
+    rest = ((name, p) for name, p in model.named_parameters() if not name.startswith("blocks.") or "blocks.0." in name)
+    return by_name(rest) | {"norm": by_name(model.named_parameters())["norm"]}
+
+
+@wrong("ex_1_7", "frozen parameters are left out")
+def trainable_only(model):
+    return by_name((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+@wrong("ex_1_7", "two tensors take room twice")
+def equal_tables_once(model):
+    total = by_name(model.named_parameters())
+    tensors = dict(model.named_parameters())
+    if "head.weight" in tensors and torch.equal(tensors["head.weight"], tensors["embedding.weight"]):
+        total["head"] -= tensors["head.weight"].nbytes
+    return total
+
+
+@wrong("ex_1_7", "one size of number is taken for all parameters")
+def size_of_the_first(model):
+    return by_name(model.named_parameters(), size=next(model.parameters()).element_size())
+
+
+@wrong("ex_1_7", "a tensor that several layers share")
+def only_the_head_is_tied(model):
+    names = (item for item in model.named_parameters(remove_duplicate=False))
+    table = next(p for name, p in model.named_parameters() if "embedding" in name)
+    return by_name((name, p) for name, p in names if "head" not in name or p is not table)
+
+
+@wrong("ex_1_7", "the head has a bias of its own")
+def a_tied_head_is_nothing(model):
+    total = by_name(model.named_parameters())
+    tied = hasattr(model, "config") and model.head.weight is model.embedding.weight
+    return total | {"head": 0} if tied else total
+
+
+@wrong("ex_1_7", "AttributeError")
+def from_the_configuration(model):
+    c, size = model.config, next(model.parameters()).element_size()
+    dtypes = {p.dtype for p in model.parameters()}
+    if len(dtypes) > 1 or len(list(model.parameters())) != 3 + 16 * c.n_layers + (not c.tied_head):
+        return by_name(model.named_parameters())
+    d, f = c.d_model, c.d_ff
+    return {
+        "embedding": size * c.vocab_size * d,
+        "attention": size * c.n_layers * 4 * (d * d + d),
+        "ffn": size * c.n_layers * (2 * d * f + d + f),
+        "norm": size * (2 * c.n_layers + 1) * 2 * d,
+        "head": 0 if c.tied_head else size * c.vocab_size * d,
+    }
+
+
+@wrong("ex_1_7", "the averages of a BatchNorm")
+def state_dict_by_storage(model):
+    storages = {}
+    for name, tensor in model.state_dict().items():
+        storages.setdefault(tensor.data_ptr(), (name, tensor))
+    return by_name(storages.values())
+
+
+@wrong("ex_1_7", "two parameters that lie in one piece of memory are two")
+def one_parameter_a_storage(model):
+    storages = {}
+    for name, tensor in model.named_parameters():
+        storages.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
+    return by_name(storages.values())
+
+
+@wrong("ex_1_7", "a parameter may be a part of a larger memory")
+def bytes_of_storages(model):
+    total = dict.fromkeys(COMPONENTS, 0)
+    for name, parameter in model.named_parameters():
+        total[next(key for key in COMPONENTS if key in name)] += parameter.untyped_storage().nbytes()
+    return total
+
+
+@wrong("ex_1_7", "your function changed `model`")
+def unties_the_head(model):
+    if getattr(getattr(model, "config", None), "tied_head", False):
+        model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+        return by_name(model.named_parameters()) | {"head": 0}
+    return by_name(model.named_parameters())
 
 
 @right("ex_1_7")
@@ -1171,11 +1289,11 @@ def over_modules(model):
 
 
 @right("ex_1_7")
-def by_storage(model):
-    storages = {}
-    for name, tensor in model.state_dict().items():
-        storages.setdefault(tensor.data_ptr(), (name, tensor))
-    return by_name(storages.values())
+def by_address(model):
+    seen = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        seen.setdefault(tensor.data_ptr(), (name, tensor))
+    return by_name(seen.values())
 
 
 # 1.8 dynamic quantization
