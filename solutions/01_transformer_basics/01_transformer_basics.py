@@ -1893,13 +1893,26 @@ from helpers.checkpoint import load_course_model
 
 @checks.isolated
 def check_ex_1_8() -> None:
-    with checks.check(
-        "1.8", "all 25 Linear layers are int8, the quality is nearly the same, the original is untouched"
-    ):
-        original, untouched = load_course_model(), load_course_model()
+    import traceback
+
+    from torch import nn
+
+    from helpers import samples, witness
+    from helpers.models import ModelConfig, TransformerLM
+
+    def spec_of(error: Exception) -> object:
+        """What quantize_dynamic was told to quantize when it raised."""
+        specs = [frame.f_locals.get("qconfig_spec") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return next((spec for spec in specs if spec is not None), ())
+
+    def quantized(model: nn.Module) -> nn.Module:
+        engine = torch.backends.quantized.engine
         try:
-            answer = quantize_to_int8(original)
-        except (AttributeError, TypeError) as error:
+            with checks.untouched(model=model):
+                answer = quantize_to_int8(model)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            if "Unknown dtype" in str(error):
+                raise AssertionError(f"PyTorch says {error}: the type is called torch.qint8, not torch.int8.") from None
             if "'get'" not in str(error) and "iterable" not in str(error):
                 raise
             raise AssertionError(
@@ -1907,67 +1920,134 @@ def check_ex_1_8() -> None:
                 "{nn.Linear}, and then dtype=torch.qint8."
             ) from None
         except AssertionError as error:
-            if "Embedding" not in str(error):
+            if "Embedding quantization" not in str(error):
                 raise
             raise AssertionError(
-                f"PyTorch refuses: {error} It is about an Embedding; this exercise quantizes Linear layers only."
+                f"PyTorch refuses: {error} "
+                + (
+                    "You named nn.Embedding; this exercise quantizes Linear layers only."
+                    if nn.Embedding in spec_of(error)
+                    else "You gave a qconfig to the whole model, so to its Embedding, too: name the layers, {nn.Linear}."
+                )
             ) from None
+        assert torch.backends.quantized.engine == engine, (
+            f"your function switches PyTorch's int8 engine to {torch.backends.quantized.engine}, for the whole notebook."
+        )
         checks.given(answer, "your model")
-        assert describe.layer_types(original) == describe.layer_types(untouched), (
-            "your function changed the layers of the model that came in: return a quantized copy (inplace=False is the default)."
-        )
-        for name, weight in untouched.state_dict().items():
-            assert torch.equal(original.state_dict()[name], weight), (
-                f"your function changed the weight {name} of the original."
-            )
-        dtypes = describe.weight_dtypes(answer)
-        linears = [name for name, kind in describe.layer_types(untouched).items() if kind.endswith(".linear.Linear")]
-        swapped = [name for name in linears if dtypes.get(name) == "torch.qint8"]
-        assert swapped, (
-            f"no Linear layer is int8; their weights are {dtypes.get(linears[0], 'packed as float16')}. quantize_dynamic returns "
-            "the quantized copy (use its result), wants the layer type itself ({nn.Linear}, no string), and dtype=torch.qint8."
-        )
-        missing = sorted(set(linears) - set(swapped))
-        assert not missing, f"{len(missing)} of {len(linears)} Linear layers are not int8, among them {missing[0]}."
-        assert dtypes["embedding"] == "torch.float32", "the embedding must stay float32 in this exercise."
-        ids = data.windows("held_out", 4)
-        with torch.no_grad():
-            assert not torch.equal(answer(ids[:, :-1]), untouched(ids[:, :-1])), (
-                "your model computes exactly what the float model does."
-            )
-        gap = metrics.bits_per_byte(answer, [ids]) - metrics.bits_per_byte(untouched, [ids])
-        assert abs(gap) < 0.02, (
-            f"your model needs {gap:+.3f} bits per byte more than the float model: int8 should be nearly free."
-        )
-    ### BEGIN HIDDEN TESTS
-    from helpers.models import ModelConfig, TransformerLM
+        assert isinstance(answer, nn.Module), f"your answer should be a model, not {type(answer).__name__}."
+        return answer
 
-    for seed, tied in enumerate((True, False)):
-        torch.manual_seed(400 + seed)
-        small = TransformerLM(
-            ModelConfig(context=16, d_model=32, n_heads=2, n_layers=2, d_ff=64, tied_head=tied)
-        ).eval()
-        for parameter in small.parameters():
-            torch.nn.init.normal_(parameter, std=0.15)
-        kept = {name: weight.clone() for name, weight in small.state_dict().items()}
-        types, weights = describe.layer_types(small), describe.dequantized_weights(small)
-        quantized = quantize_to_int8(small)
-        assert describe.layer_types(small) == types, "the layers of the original were replaced."
-        assert all(torch.equal(small.state_dict()[name], weight) for name, weight in kept.items()), (
-            "the original's weights changed."
+    def rest_that_differs(answer: nn.Module, model: nn.Module) -> str:
+        """What is other in the answer although it is no Linear layer, as half a sentence; "" if nothing is."""
+        parts = dict(answer.named_modules())
+        for name, part in model.named_modules():
+            called, other = name or "the model", parts.get(name)
+            if isinstance(part, nn.Linear):
+                continue
+            if type(other) is not type(part):
+                return f"{called} is now {type(other).__name__}, and was {type(part).__name__}"
+            if other.training:
+                return f"{called} is in training mode"
+            if getattr(other, "qconfig", None) is not None:
+                return f"a qconfig is left in {called}"
+            for kind in ("named_parameters", "named_buffers"):
+                theirs = dict(getattr(other, kind)(recurse=False))
+                for key, tensor in getattr(part, kind)(recurse=False):
+                    found = theirs.get(key)
+                    if found is None or found.dtype != tensor.dtype or not torch.equal(found, tensor):
+                        return f"{key} of {called} is another one"
+                    if found.requires_grad != tensor.requires_grad:
+                        return f"requires_grad of the {key} of {called} is now {found.requires_grad}"
+        if getattr(model, "config", None) != getattr(answer, "config", None):
+            return "its config is another one"
+        return ""
+
+    def judge(answer: nn.Module, model: nn.Module, ids: torch.Tensor, what: str) -> None:
+        """Everything that must be true of any quantized copy."""
+        assert answer is not model, (
+            "you return the very model that came in. quantize_dynamic leaves it as it is and returns a quantized copy: return that."
         )
-        dtypes, dequantized = describe.weight_dtypes(quantized), describe.dequantized_weights(quantized)
-        for name, kind in types.items():
-            if kind.endswith(".linear.Linear"):
-                assert dtypes[name] == "torch.qint8", f"{name} is {dtypes[name]}, not torch.qint8."
-                error = (dequantized[name] - weights[name]).abs().max()
-                assert error <= 0.51 * weights[name].abs().max() / 127, f"{name} is coarser than 8 bits."
-        assert dtypes["embedding"] == "torch.float32", "the embedding must stay float32."
-        ids = torch.randint(256, (2, 16))
+        kinds = {type(part).__name__ for part in answer.modules()}
+        assert not any("Observer" in kind or "FakeQuant" in kind for kind in kinds), (
+            "your model was prepared, and not converted: it still holds observers. Dynamic quantization needs neither step, "
+            "quantize_dynamic does all of it."
+        )
+        linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        dtypes, dequantized = describe.weight_dtypes(answer), describe.dequantized_weights(answer)
+        missing = [name for name in linears if dtypes.get(name) != "torch.qint8"]
+        if len(missing) == len(linears):
+            halves = [n for n in linears if isinstance(answer.get_submodule(n), torch.ao.nn.quantized.dynamic.Linear)]
+            assert not halves, "your weights are packed as float16, not as int8: dtype=torch.qint8."
+            waiting = [name for name in linears if getattr(answer.get_submodule(name), "qconfig", None) is not None]
+            assert not waiting, "your Linear layers have a qconfig, but nothing carries it out: call quantize_dynamic."
+            raise AssertionError(
+                f"no Linear layer of {what} is int8, their weights are {dtypes[missing[0]]}: quantize_dynamic found nothing to swap. "
+                "It wants the layer type itself, {nn.Linear}: no string, and no layer that you have just made."
+            )
+        assert not missing, (
+            f"{len(missing)} of {len(linears)} Linear layers of {what} are not int8, among them {missing[0]}."
+        )
+        for name, part in linears.items():
+            error = (dequantized[name] - part.weight).abs().max()
+            assert error <= 0.51 * part.weight.abs().max() / 127, (
+                f"the weight of {name} in {what} is off by {error:.2g}: that is more than half of a step of 8 bits."
+            )
+            bias = answer.get_submodule(name).bias()
+            assert (bias is None) == (part.bias is None) and (bias is None or torch.equal(bias, part.bias)), (
+                f"the bias of {name} in {what} is another one: biases stay as they are."
+            )
+        assert dtypes.get("embedding", "torch.float32") == "torch.float32", "the embedding must stay float32 here."
+        difference = rest_that_differs(answer, model)
+        assert not difference, f"besides the Linear layers, nothing of {what} should change: {difference}."
+        shared = witness.independent(answer, model)
+        assert not shared, f"your copy of {what} is not independent: {shared}. Whoever changes one changes the other."
         with torch.no_grad():
-            expected = int8.dynamic_int8(small)(ids)
-            error = (quantized(ids) - expected).norm() / expected.norm()
-        assert error < 0.1, f"the outputs are {error:.3f} (relative) away from PyTorch's dynamic int8."
+            output, reference = answer(ids), int8.dynamic_int8(model)(ids)
+            floats = model(ids)
+        assert not torch.equal(output, floats), "your model computes exactly what the float model does."
+        error = (output - reference).norm() / reference.norm()
+        assert error < 0.1, (
+            f"the outputs for {what} are {error:.3f} (relative) away from those of PyTorch's dynamic int8."
+        )
+
+    def language_model(seed: int, tied: bool) -> TransformerLM:
+        torch.manual_seed(seed)
+        config = ModelConfig(context=16, d_model=32, n_heads=2, n_layers=2, d_ff=64, tied_head=tied)
+        model = TransformerLM(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+        model.blocks[0].norm1.weight.requires_grad_(False)
+        return model
+
+    def others(seed: int) -> None:
+        """The course model's small relatives, odd models, and another engine, if this computer has one."""
+        ids = torch.randint(256, (2, 16))
+        for tied in (True, False):
+            model = language_model(seed, tied)
+            judge(quantized(model), model, ids, f"a small model, {'tied' if tied else 'not tied'}")
+        assert witness.runs_in_int8(quantized(model), model, ids, ("embedding",)), (
+            "your model does not compute with its int8 weights: it hides a float copy."
+        )
+        for what, model, x in samples.zoo(seed):
+            judge(quantized(model), model, x, what)
+        for engine in int8.engines()[1:]:
+            with int8.using(engine):
+                judge(quantized(model), model, x, f"{what}, with the engine {engine}")
+
+    with checks.check(
+        "1.8", "all 25 Linear layers are int8, the quality is nearly the same, the original is untouched"
+    ):
+        original = load_course_model()
+        ids = data.windows("held_out", 4)
+        answer = quantized(original)
+        judge(answer, original, ids[:, :-1], "the course model")
+        gap = metrics.bits_per_byte(answer, [ids]) - metrics.bits_per_byte(original, [ids])
+        assert abs(gap) < 0.02, (
+            f"your model needs {gap:+.3f} bits per byte more than the float model: int8 costs this model much less than 0.02."
+        )
+        others(8)
+    ### BEGIN HIDDEN TESTS
+    others(400)
     ### END HIDDEN TESTS
 
 

@@ -1301,37 +1301,180 @@ def by_address(model):
 quantize_dynamic = torch.ao.quantization.quantize_dynamic
 
 
-@wrong("ex_1_8", "changed the layers of the model that came in")
+@wrong("ex_1_8", "your function changed `model`")
 def in_place(model):
     return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
-@wrong("ex_1_8", "no Linear layer is int8")
+@wrong("ex_1_8", "you return the very model that came in")
 def result_dropped(model):
     quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     return model
 
 
-@wrong("ex_1_8", "no Linear layer is int8")
+@wrong("ex_1_8", "packed as float16")
 def half_precision(model):
     return quantize_dynamic(model, {nn.Linear}, dtype=torch.float16)
 
 
-@wrong("ex_1_8", "no Linear layer is int8")
+@wrong("ex_1_8", "found nothing to swap")
 def type_as_a_string(model):
     return quantize_dynamic(model, {"Linear"}, dtype=torch.qint8)
 
 
-@wrong("ex_1_8", "It is about an Embedding")
+@wrong("ex_1_8", "You named nn.Embedding")
 def embedding_too(model):
     return quantize_dynamic(model, {nn.Linear, nn.Embedding}, dtype=torch.qint8)
 
 
-@wrong("ex_1_8", "of 25 Linear layers are not int8")
+@wrong("ex_1_8", "1 of 25 Linear layers of the course model are not int8, among them head")
 def head_left_out(model):
     return quantize_dynamic(
         model, {f"blocks.{i}": torch.ao.quantization.default_dynamic_qconfig for i in range(4)}, dtype=torch.qint8
     )
+
+
+@wrong("ex_1_8", "found nothing to swap", like="type_as_a_string")
+def a_layer_in_place_of_its_type(model):
+    return quantize_dynamic(model, {nn.Linear(1, 1)}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "You gave a qconfig to the whole model")
+def qconfig_for_everything(model):
+    return quantize_dynamic(model, {"": torch.ao.quantization.default_dynamic_qconfig}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "You gave a qconfig to the whole model", like="qconfig_for_everything")
+def qconfig_on_a_copy(model):
+    duplicate = copy.deepcopy(model)
+    duplicate.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    return torch.ao.quantization.convert(torch.ao.quantization.prepare(duplicate))
+
+
+@wrong("ex_1_8", "it still holds observers")
+def prepared_only(model):
+    duplicate = copy.deepcopy(model)
+    duplicate.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    return torch.ao.quantization.prepare(duplicate)
+
+
+@wrong("ex_1_8", "but nothing carries it out")
+def qconfig_and_nothing_else(model):
+    duplicate = copy.deepcopy(model)
+    for part in duplicate.modules():
+        if isinstance(part, nn.Linear):
+            part.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    return duplicate
+
+
+@wrong("ex_1_8", "a qconfig is left in the model")
+def qconfig_left_behind(model):
+    model.qconfig = None
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "not torch.int8")
+def wrong_name_of_the_type(model):
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.int8)
+
+
+@wrong("ex_1_8", "its requires_grad")
+def original_frozen(model):
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "shared in another way")
+def original_untied(model):
+    if hasattr(model, "head"):
+        model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "was switched to training mode")
+def original_in_training_mode(model):
+    return quantize_dynamic(model.train(), {nn.Linear}, dtype=torch.qint8).eval()
+
+
+@wrong("ex_1_8", "is in training mode")
+def copy_in_training_mode(model):
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).train()
+
+
+@wrong("ex_1_8", "the very object that the model has as embedding")
+def shares_the_embedding(model):
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    if hasattr(model, "embedding"):
+        answer.embedding = model.embedding
+    return answer
+
+
+@wrong("ex_1_8", "lies in the memory of norm.weight")
+def shares_a_norm(model):
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    if hasattr(model, "norm"):
+        answer.norm.weight.data = model.norm.weight.data
+    return answer
+
+
+@wrong("ex_1_8", "your function switches PyTorch's int8 engine")
+def engine_switched(model):
+    torch.backends.quantized.engine = next(
+        name
+        for name in torch.backends.quantized.supported_engines
+        if name not in ("none", torch.backends.quantized.engine)
+    )
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "weight of embedding is another one")
+def embedding_rounded(model):
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    if hasattr(answer, "embedding"):
+        answer.embedding.weight.data = answer.embedding.weight.data.half().float()
+    return answer
+
+
+@wrong("ex_1_8", "biases stay as they are")
+def without_biases(model):
+    duplicate = copy.deepcopy(model)
+    for part in duplicate.modules():
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+    return quantize_dynamic(duplicate, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "more than half of a step of 8 bits")
+def weights_of_four_bits(model):
+    duplicate = copy.deepcopy(model)
+    if hasattr(duplicate, "head"):
+        duplicate.head.weight = nn.Parameter(duplicate.head.weight.detach().clone())
+    for part in duplicate.modules():
+        if isinstance(part, nn.Linear):
+            step = part.weight.detach().abs().max() / 7
+            part.weight.data = (part.weight.data / step).round() * step
+    return quantize_dynamic(duplicate, {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_8", "it hides a float copy")
+def float_in_disguise(model):
+    answer, original = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8), copy.deepcopy(model)
+    answer.forward = lambda ids: original(ids) + 1e-6
+    return answer
+
+
+@wrong("ex_1_8", "Sequentials inside Sequentials")
+def two_levels_deep(model):
+    if isinstance(model, TransformerLM):
+        return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    answer = copy.deepcopy(model)
+    for name, part in model.named_children():
+        if isinstance(part, nn.Linear):
+            setattr(answer, name, quantize_dynamic(nn.Sequential(part), {nn.Linear}, dtype=torch.qint8)[0])
+        elif not isinstance(part, nn.Sequential) or all(not isinstance(p, nn.Sequential) for p in part):
+            setattr(answer, name, quantize_dynamic(part, {nn.Linear}, dtype=torch.qint8))
+    return answer
 
 
 @wrong("ex_1_8", "is None")
@@ -1349,6 +1492,12 @@ def copied_first(model):
     duplicate = copy.deepcopy(model)
     quantize_dynamic(duplicate, {nn.Linear}, dtype=torch.qint8, inplace=True)
     return duplicate
+
+
+@right("ex_1_8")
+def by_the_names_of_layers(model):
+    names = {name for name, part in model.named_modules() if type(part) is nn.Linear}
+    return quantize_dynamic(model, qconfig_spec=names, dtype=torch.qint8, inplace=False).eval()
 
 
 @right("ex_1_8")
