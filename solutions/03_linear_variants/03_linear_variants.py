@@ -65,7 +65,7 @@ engine = int8.choose_engine()
 # %% [markdown]
 # ## 1. Five fires: what is stored, what is computed
 #
-# PyTorch has five kinds of Linear layers. All of them compute $y = xW^T + b$. They differ in four types: of the numbers that
+# Here are five kinds of Linear layers of PyTorch and torchao. All of them compute $y = xW^T + b$ (one with a ReLU behind it). They differ in four types: of the numbers that
 # **arrive**, of the weight that is **stored**, of the **sums** of products, and of what **leaves**. One picture for the whole unit:
 
 
@@ -116,9 +116,9 @@ plots.show(
 # %% [markdown]
 # `nnq` is short for `torch.ao.nn.quantized`, `nnqd` for `torch.ao.nn.quantized.dynamic`, `nniq` for `torch.ao.nn.intrinsic.quantized`.
 #
-# Two observations, before any measurement. Only four of the six rows multiply integers: weight-only quantization saves memory, and
-# then multiplies the same number of floats as before. And only `nnq` and `nniq` *return* integers: between two such layers no float
-# is made at all.
+# Two observations, before any measurement. Four of the six rows multiply integers. torchao's weight-only layer saves memory, and
+# then multiplies as many floats as before (section 5 meets a kernel that does not). And of these six, `nnq` and `nniq` alone *return* integers: the
+# next such layer reads them as they are.
 #
 # A picture can claim anything. So we build all six from one layer, and look inside. The layer is the query projection in the first block of
 # the trained course model, 256 numbers in and 256 out. Four documents calibrate it, four others judge it:
@@ -138,8 +138,8 @@ static = int8.static_int8(nn.Sequential(query), [seen])
 fused = tq.fuse_modules(nn.Sequential(copy.deepcopy(query), nn.ReLU()).eval(), [["0", "1"]])
 static_relu = int8.static_int8(fused, [seen])
 per_call = int8.dynamic_int8(nn.Sequential(query))
-weight_only, per_row = nn.Sequential(copy.deepcopy(query)), nn.Sequential(copy.deepcopy(query))
-ao.quantize_(weight_only, ao.Int8WeightOnlyConfig())
+weights_int8, per_row = nn.Sequential(copy.deepcopy(query)), nn.Sequential(copy.deepcopy(query))
+ao.quantize_(weights_int8, ao.Int8WeightOnlyConfig())
 ao.quantize_(per_row, ao.Int8DynamicActivationInt8WeightConfig())
 
 
@@ -169,7 +169,7 @@ with torch.no_grad():
         ("nnq.Linear", static, static.module[0], static.quant(unseen)),
         ("nniq.LinearReLU", static_relu, static_relu.module[0], static_relu.quant(unseen)),
         ("nnqd.Linear", per_call, per_call[0], unseen),
-        ("torchao weight-only", weight_only, weight_only[0], unseen),
+        ("torchao weight-only", weights_int8, weights_int8[0], unseen),
         ("torchao dynamic", per_row, per_row[0], unseen),
     ]:
         wanted = exact.relu() if "ReLU" in name else exact
@@ -190,7 +190,7 @@ tables.show(rows)
 # (`quint8` and `qint8` are PyTorch's types for 8-bit codes that carry their scale with them. SQNR is unit 02's signal-to-quantization-noise
 # ratio; `LinearReLU` is compared with the ReLU of the float outputs.)
 #
-# Weight-only has the smallest error of the int8 rows, and no wonder: it rounds only the weight. All others round the input, too (PyTorch's dynamic layer to 7 bits on a PC, with one scale for all rows and one for the weight; torchao's to 8 bits, with a scale for each row of both), and the two static ones
+# Weight-only has the smallest error of the int8 rows, and no wonder: it rounds only the weight. All others round the input, too (PyTorch's dynamic layer to 7 bits on a PC, for a reason that section 3 shows, with one scale for all rows and one for the weight; torchao's to 8 bits, with a scale for each row of both), and the two static ones
 # round once more, when their output becomes codes.
 #
 # > **The book says** (its chapter on kinds of Linear layers): `nn.Linear` quantizes weights and activations independently, and `nn.quantized.Linear`
@@ -224,8 +224,8 @@ for name, recipe in [
 #
 # ## 2. A Linear layer without a single float
 #
-# How can a layer go from codes to codes, and never make a float? That is what the kernel behind `nnq.Linear` does, and what small
-# processors without floating-point units do. You will build it in five steps, and compare with PyTorch's kernel. All of it follows from putting
+# How can a layer go from codes to codes, and never make a float? Small processors without floating-point units have no other way. You will
+# build it in five steps, and compare with the kernel behind `nnq.Linear`. All of it follows from putting
 # $x = s_x (q_x - z_x)$ and $w = s_w (q_w - z_w)$ into one output of the layer ($K$ inputs, $k$ counts them):
 #
 # $$y = \sum_{k=1}^{K} x_k w_k + b = s_x s_w \Big[ \underbrace{\sum_k (q_{x,k} - z_x)(q_{w,k} - z_w)}_{\text{integers only}} + \frac{b}{s_x s_w} \Big]$$
@@ -390,7 +390,7 @@ check_ex_3_1()
 #
 # Why so roundabout? Because the big sum $P$ can then be made of 8-bit numbers, which the fast instructions want ($q_x - z_x$ needs 9 bits). What remains is cheap: the sum of each
 # weight row never changes and is computed once, the sum of each input row costs one pass. And with symmetric weights, $z_w = 0$, two of the three corrections
-# vanish. That is why weights are symmetric nearly everywhere.
+# vanish. That is a good reason to make weights symmetric, as PyTorch's default settings do.
 #
 # ### Exercise 3.2: the zero-point corrections
 # *Difficulty 2 of 5 · 20 minutes · 2 points*
@@ -710,8 +710,8 @@ check_ex_3_3()
 
 # %%
 int8_layer = static.module[0]
-x_scale, x_zero = float(static.quant.scale), int(static.quant.zero_point)
-y_scale, y_zero = float(int8_layer.scale), int(int8_layer.zero_point)
+in_scale, in_zero = float(static.quant.scale), int(static.quant.zero_point)
+out_scale, out_zero = float(int8_layer.scale), int(int8_layer.zero_point)
 stored = int8_layer.weight()
 per_channel = stored.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
 stored_scales = (
@@ -719,9 +719,9 @@ stored_scales = (
 )
 with torch.no_grad():
     input_codes = static.quant(unseen[:256]).int_repr()  # (256, 256), uint8
-real_sums = (input_codes.int() - x_zero) @ stored.int_repr().int().T  # (256, 256), int32
-real_sums += (int8_layer.bias().detach() / (x_scale * stored_scales)).round().int()
-multipliers = x_scale * stored_scales / y_scale  # (256,)
+real_sums = (input_codes.int() - in_zero) @ stored.int_repr().int().T  # (256, 256), int32
+real_sums += (int8_layer.bias().detach() / (in_scale * stored_scales)).round().int()
+multipliers = in_scale * stored_scales / out_scale  # (256,)
 
 fig, (left, right) = plots.figure(columns=2, width=10, height=2.6)
 left.hist(real_sums.flatten().numpy() / 1000, bins=120, log=True, color=plots.BLUE)
@@ -1224,7 +1224,7 @@ check_ex_3_5()
 # The layer of section 1 has been converted by PyTorch, with real weights. Its sums were drawn above. Here they become codes, by shifting only, and meet what the module itself returns:
 
 # %% tags=["nbval-check-output"]
-by_shifting = integer.requantize(real_sums, *integer.fixed_point(multipliers), y_zero)
+by_shifting = integer.requantize(real_sums, *integer.fixed_point(multipliers), out_zero)
 with torch.no_grad():
     by_module = int8_layer(static.quant(unseen[:256])).int_repr()
 steps_apart = (by_shifting.int() - by_module.int()).abs()
@@ -1233,8 +1233,22 @@ print("largest difference at most 1 code:", bool(steps_apart.max() <= 1))
 print("at least 99 % are the very same code:", bool((steps_apart == 0).float().mean() >= 0.99))
 
 # %% [markdown]
-# Nothing is hidden in there. PyTorch's kernels multiply the sum by $M$ as a `float32`, since PCs have fast floats, and keep the bias as a float until then; small
-# processors shift, as you did. The two ways disagree only where a value lies on the edge between two codes.
+# Nothing is hidden in there. Processors with fast floats may as well multiply the sum by $M$ in floats, and some keep the bias as a float, too. The bias can be seen
+# from outside: one weight of 1 with scale 1, an input of 0 with scale 1, so that a step of the sum is 1.0; and a bias of 0.4. Rounded to steps it is 0:
+
+# %% tags=["varies"]
+for name in sorted(int8.engines()):
+    with int8.using(name):
+        one_weight = nnq.Linear(1, 1)
+        one = torch._make_per_tensor_quantized_tensor(torch.tensor([[1]], dtype=torch.int8), 1.0, 0)
+        one_weight.set_weight_bias(one, torch.tensor([0.4]))
+        one_weight.scale, one_weight.zero_point = 0.1, 0
+        nothing = torch._make_per_tensor_quantized_tensor(torch.tensor([[0]], dtype=torch.uint8), 1.0, 0)
+        print(f"{name:8} a bias of 0.4 leaves as {one_weight(nothing).dequantize().item():.1f}")
+
+# %% [markdown]
+# `x86`, `fbgemm` and `onednn` keep the bias as a float; `qnnpack` rounds it to steps, as you did. In a real layer a step is tiny. So all of these ways disagree only where a value
+# lies on the edge between two codes.
 #
 # ### ReLU for nothing
 #
@@ -1395,7 +1409,7 @@ for length in (65_793, 65_794):
 
 # %% [markdown]
 # One product more, and a very negative sum is positive. To be sure that this cannot happen, think of the **worst case**: every product as large as it can be, or every product as negative
-# as it can be. With $b$ bits a sum may go from $-2^{b-1}$ to $2^{b-1} - 1$.
+# as it can be. With $B$ bits a sum may go from $-2^{B-1}$ to $2^{B-1} - 1$.
 #
 # By hand, for `uint8` times `int8` in 16 bits: the largest product is $255 \cdot 127 = 32385$, and 32767 has room for one of them. The most negative one is $255 \cdot (-128) = -32640$, and −32768 has room
 # for one of these. So even *two* products may not fit in an `int16`.
@@ -1531,7 +1545,9 @@ check_ex_3_7()
 # %% [markdown]
 # ### The instruction with the short memory
 #
-# In 32 bits there is room for 65,793 products: no Linear layer of today's models has so many inputs. So why did 16 bits ever matter? Because of *how* PC processors have multiplied 8-bit numbers for many years. Their
+# In 32 bits there is room for 65,793 products. That is more than most Linear layers have inputs, but not more than all: the last projection of each feed-forward network of PaLM 540B sums
+# $4 \cdot 18{,}432 = 73{,}728$ products ([Chowdhery et al. 2022](https://arxiv.org/abs/2204.02311)). There the worst case does not fit any more, and somebody must show that it cannot happen. But why did 16 bits ever matter? Because of *how* PC
+# processors have multiplied 8-bit numbers for many years. Their
 # instruction (`vpmaddubsw`) takes **two** neighbouring activations and **two** weights, and writes the sum of both products into **16** bits. A sum that does not fit is not
 # wrapped around but cut off at the end, at 32767 or −32768: it **saturates**. Only afterwards are the pairs added in 32 bits.
 #
@@ -1674,7 +1690,7 @@ def ask_child(switched_off: bool) -> dict[str, float]:
 
 if platform.machine().lower() in ("x86_64", "amd64") and {"onednn", "x86"} <= set(int8.engines()):
     newest, older = ask_child(switched_off=False), ask_child(switched_off=True)
-    names = {
+    labels = {
         "8 bits, onednn": "8-bit activations (onednn): relative error",
         "7 bits, x86": "7-bit activations (x86): relative error",
         "like exact sums": "8 bits: share of codes as with exact sums",
@@ -1684,7 +1700,7 @@ if platform.machine().lower() in ("x86_64", "amd64") and {"onednn", "x86"} <= se
     tables.show(
         [
             {"measured": name, "this processor": f"{newest[key]:.5g}", "newer instructions off": f"{older[key]:.5g}"}
-            for key, name in names.items()
+            for key, name in labels.items()
         ]
     )
 else:
@@ -1695,8 +1711,8 @@ else:
 
 # %% [markdown]
 # On the computer that this course was built on, a processor with VNNI, the left column shows exact sums, and the right column shows the same weights and the same inputs, with a far larger error at 8 bits. Nearly all
-# codes are then those that our NumPy lines predict. `torch._int_mm`, the product that torchao's dynamic int8 is made of, is not exact any more. And the 7-bit model has not
-# changed at all. (If your two columns are alike, your processor has no VNNI. Then you have just seen what an 8-bit model does to you, and to your users.)
+# codes are then those that our NumPy lines predict. `torch._int_mm`, the product that torchao's dynamic int8 is made of, is not exact any more. And the error of the 7-bit model has not
+# changed. (If your two columns are alike, your processor has no VNNI. Then you have just seen what an 8-bit model does to you, and to your users.)
 #
 # So that is `reduce_range`. PyTorch's `x86` and `fbgemm` qconfigs give away one bit of every activation, since nobody knows on which processor a model will run. The `onednn` qconfig does not. Choose it only if
 # you know that VNNI is there. And one more lesson: **an int8 model that is right on your computer may be wrong on another one**, without any message. Run your evaluation where the model will run.
@@ -1781,16 +1797,25 @@ for name, layer in six_versions(narrow).items():
 # - One scale a row: 24 scales take 192 bytes, so **8** bytes each. PyTorch keeps them as `float64`, and each zero point as `int64`, although all of these zero points are 0.
 # - The output scale is a `float32`, the output zero point an `int64`: 12 bytes. A *dynamic* layer saves both, too, and never reads them: its class inherits them.
 # - torchao keeps `float32` scales and `int8` zero points.
-# - torchao's 4-bit codes take as many bytes as its 8-bit codes: on a CPU each has a byte of its own.
+# - torchao's 4-bit codes take as many bytes as its 8-bit codes: with this configuration each has a byte of its own.
 #
-# PyTorch does have an operator that really packs two 4-bit codes into a byte. It was made for the rows of embeddings, but a group of 32 weights can be such a row. Behind each row
-# it stores a scale and an offset, in `float16`:
+# Two 4-bit codes can share a byte, and there are ways to it on a CPU. torchao has a prototype for that, with a kernel that reads the packed codes (a prototype may change or go). And PyTorch has an operator
+# that was made for the rows of embeddings, but a group of 32 weights can be such a row. Behind each row it stores a scale and an offset, in `float16`:
 
 # %% tags=["nbval-check-output"]
 groups = narrow.weight.detach().reshape(-1, 32)  # 48 groups: two for each of 24 rows
 packed = torch.ops.quantized.embedding_bag_4bit_prepack(groups)
 print(len(groups), "groups of 32 become", tuple(packed.shape), packed.dtype, "->", packed.nbytes, "bytes")
 print("a group: 32 / 2 bytes of codes, and", packed.shape[1] - 16, "bytes for scale and offset")
+
+try:
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    square = nn.Sequential(nn.Linear(256, 256))
+    ao.quantize_(square, PrototypeInt4WeightOnlyConfig(group_size=32))
+    print("torchao's prototype keeps the codes of 256 x 256 weights in", square[0].weight.qdata.nbytes, "bytes")
+except (ImportError, RuntimeError, NotImplementedError) as error:  # another torchao, or a processor without the kernel
+    print("torchao's prototype does not run here:", type(error).__name__)
 
 # %% [markdown]
 # ### Exercise 3.9: the bytes of a layer
@@ -2127,12 +2152,41 @@ plots.show(
 )
 
 # %% [markdown]
-# Your map differs from ours in its numbers. Look in yours for these patterns:
+# Every computer has its own map. Look in yours for these patterns:
 #
 # - Go **down** a column. A wider layer has more to multiply for each call, so the fixed price of a call (finding the kernel, choosing a range, making the output) counts less. (torchao's layers with one row may be an exception: look at their first columns.)
 # - Compare the **two static grids**. Their difference is the price of the stubs. It is paid once for a network, not once for a layer, if all layers between are int8.
-# - **Weight-only** multiplies in float, after it has made floats of the codes. What it saves is memory.
-# - **torchao dynamic** pays for a chain of small operations in every call, which `torch.compile` would join to one.
+# - **Weight-only** of torchao, not compiled, makes floats of all codes in every call, and then multiplies in float: more work than before. That is this implementation, not weight-only quantization as such; see the next cell.
+# - **torchao dynamic** pays for a chain of small operations in every call, which `torch.compile` can join.
+#
+# With one row, a Linear layer reads each weight once and uses it once. Then the time goes into reading, and a kernel that reads *codes* reads a quarter of the bytes. That is how weight-only quantization makes
+# large language models faster, which get one row at a time when they write. PyTorch has such a kernel inside, `torch._weight_int8pack_mm`. Here it is beside the float layer, with activations in `bfloat16` (and a `bfloat16` layer as a control, since half
+# of the bytes is a gain, too) and in `float32`:
+
+# %% tags=["varies"]
+rows = []
+for width, batch in itertools.product(widths, (1, 128)):
+    weight, x = gaussian(width).weight.detach(), torch.randn(batch, width, generator=torch.Generator().manual_seed(6))
+    row_scales = weight.abs().amax(dim=1) / 127
+    row_codes = (weight / row_scales[:, None]).round().to(torch.int8)
+    half_x, half_weight, half_scales = x.bfloat16(), weight.bfloat16(), row_scales.bfloat16()
+    programs = {
+        "float32": functools.partial(F.linear, x, weight),
+        "bfloat16": functools.partial(F.linear, half_x, half_weight),
+        "int8 codes, bfloat16": functools.partial(torch._weight_int8pack_mm, half_x, row_codes, half_scales),
+        "int8 codes, float32": functools.partial(torch._weight_int8pack_mm, x, row_codes, row_scales),
+    }
+    if batch > 1:
+        del programs["int8 codes, float32"]  # seconds, where no fast kernel exists
+    timed = latency.compare_each(programs, repeats=9, calls=20 if batch == 1 else 2, threads=1)
+    words = {name: "too noisy" if isinstance(t, latency.TooNoisy) else str(t) for name, t in timed.items()}
+    columns = ("bfloat16", "int8 codes, bfloat16", "int8 codes, float32")
+    rows.append({"width": width, "rows": batch} | {name: words.get(name, "not tried") for name in columns})
+tables.show(rows)
+print(f"time / time of float32, with its interval; {environment.processor()}, one thread")
+
+# %% [markdown]
+# On the computer that this course was built on, codes with `bfloat16` activations beat both float layers at one row, and none at 128 rows, where multiplying counts, not reading. With `float32` activations the same function is slower than float there. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
 #
 # Now what each version costs in bytes and in error, at the same four widths:
 
@@ -2161,18 +2215,20 @@ core = [m for m in measured if m["variant"] == "static, core"]
 slower = [m for m in core if m["ratio"] > 1]
 print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} cells", end="")
 print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
-rows = []
+rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
     here.append({"variant": "float", "error": 0.0, "bytes": 4 * width * (width + 1), "ratio": 1.0})
-    best = {key: min(here, key=lambda m, key=key: m[key])["variant"] for key in ("ratio", "bytes", "error")}
-    rows.append({"width": width, "batch": batch, "fastest": best["ratio"], "smallest": best["bytes"]})
-    rows[-1]["most exact int8"] = min(here[:-1], key=lambda m: m["error"])["variant"]
+    best = {key: min(here, key=lambda m, key=key: m[key])["variant"] for key in ("ratio", "bytes")}
+    best["error"] = min(here[:-1], key=lambda m: m["error"])["variant"]
+    rows.append({"width": width, "batch": batch, "fastest": best["ratio"]})
+    smallest, most_exact = smallest | {best["bytes"]}, most_exact | {best["error"]}
 tables.show(rows)
+print("smallest:", " or ".join(sorted(smallest)), "- most exact int8:", " or ".join(sorted(most_exact)))
 
 # %% [markdown]
-# > **What is true:** "slower" where there is little to multiply, "faster" where there is much, with kernels that are made for your processor. And there is no best balance in general: the columns of
-# > this table disagree with each other, and the first one with itself. Section 8 makes the choice a calculation.
+# > **What is true:** "slower" where there is little to multiply, "faster" where there is much, with kernels that are made for your processor. And there is no best balance in general: the fastest
+# > changes with the shape, and the smallest and the most exact are others still. Section 8 makes the choice a calculation.
 #
 # ## 6. Fusion
 #
@@ -2258,7 +2314,29 @@ print("ReLU on codes is a clamp at the zero point:", torch.equal(after_relu.int_
 print("and keeps the scale:", after_relu.q_scale() == before_relu.q_scale())
 
 # %% [markdown]
-# So what is saved is half of the codes, and one walk through memory. With a BatchNorm fusion is no choice at all: there is no int8 `BatchNorm1d`. (Fifth error below.)
+# So what is saved is half of the codes, and one walk through memory. With a BatchNorm1d fusion matters more: `convert` has no int8 module to put in its place (fifth error below), although PyTorch has a *kernel* for it:
+
+# %% tags=["nbval-check-output"]
+print("modules:", [name for name in dir(nnq) if name.startswith("BatchNorm")])
+norm = chain[1]
+codes_in = torch.quantize_per_tensor(
+    torch.randn(64, 32, generator=torch.Generator().manual_seed(66)), 0.05, 128, torch.quint8
+)
+with torch.no_grad():
+    by_kernel = torch.ops.quantized.batch_norm1d(
+        codes_in, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, 0.05, 128
+    )
+    right = norm(codes_in.dequantize())
+print(
+    "the kernel returns",
+    by_kernel.dtype,
+    "and is off by at most half a step:",
+    bool((by_kernel.dequantize() - right).abs().max() < 0.0251),
+)
+
+# %% [markdown]
+# With it you could write such a module yourself. Folded into the Linear, the normalization costs nothing at all.
+#
 #
 # > **The book says:** `LinearReLU` reduces the need for negative weights, and needs more memory when there are many ReLUs.
 # >
@@ -2331,10 +2409,10 @@ print("   ... and its outputs, which a ReLU has made, have negative numbers amon
 # 1. In training a BatchNorm uses the statistics of each batch, so there are no fixed numbers to fold. (A Linear and a ReLU *can* be fused in training mode: nothing is folded.)
 # 2. and 3. There is no fused module for these. For GELU there cannot be a clamp.
 # 4. `fuse_modules` finds modules by name. A function has none. Write `nn.ReLU()` into the model, one for each place.
-# 5. Nothing complained before the first input.
+# 5. `convert` left it in float, since it knows no int8 module for it, and nothing complained before the first input.
 # 6. The silent one. The name `relu` became an `nn.Identity`, and it is so for the second use, too. The network is a different one now.
 #
-# **For training** there is `tq.fuse_modules_qat`. It is meant for a model in train mode (but does not insist on it for a BatchNorm), and keeps the BatchNorm inside the fused module, because its statistics still change. They are folded at `convert`:
+# **For training** there is `tq.fuse_modules_qat`. It is meant for a model in train mode, and keeps the BatchNorm inside the fused module, because its statistics still change. They are folded at `convert`. (Does it insist on train mode? The first line of the output tells.)
 
 # %% tags=["nbval-check-output"]
 errors.show_error(lambda: tq.fuse_modules_qat(copy.deepcopy(with_norm).eval(), [["0", "1"]]))
@@ -2342,8 +2420,6 @@ for_training = tq.fuse_modules_qat(copy.deepcopy(with_norm).train(), [["0", "1"]
 print([type(module).__name__ for module in for_training], "with", [type(part).__name__ for part in for_training[0]])
 
 # %% [markdown]
-# (The first line shows that it does *not* insist on train mode for a BatchNorm: nothing stops you from calling the wrong one of the two.)
-#
 # **A fused file in an unfused model.** After `convert` both have the same names in their `state_dict`, so one loads into the other without a word. Is that harmless? With ReLU it is, even bit for bit: a zero point of 0 *is* a
 # ReLU, and ReLU twice is ReLU once. With a folded BatchNorm it is not. The fused float file lacks only the BatchNorm's entries, and `strict=False`, which many use by habit, accepts that:
 
@@ -2771,17 +2847,27 @@ print("engine", torch.backends.quantized.engine)
 # %% [markdown]
 # Two traps, and neither says a word.
 #
-# - **The weights' scale.** For symmetric weights the fused modules divide the largest weight by 127, and `convert` divides it by 127.5. All codes shift a little. Compare the first two rows. (What is left in the second are a few codes above 127: 0.0 % is a rounded number, and the
+# - **The weights' scale.** For symmetric weights the fused modules take the larger of $\max w / 127$ and $-\min w / 128$ as the scale, and `convert` takes the largest $|w|$ divided by 127.5 (the cell below shows both). So the codes shift a little. Compare the first two rows. (What is left in the second are a few codes above 127: 0.0 % is a rounded number, and the
 #   hidden layers have some, too.)
 # - **The activations' range.** On PCs the default fake quantization clamps at code 127 (7 bits). The converted kernel knows nothing of 7 bits and clamps at 255. As long as the range fits, hardly a code lies above 127. (In the 8-bit rows such codes are normal: their range ends at 255.) But the observer is slow (each batch
 #   counts 1 %), and the outputs of a young network grow quickly. Then training sees clamped logits, and the converted network has others. Look at the newborn rows.
 #
+# %% tags=["nbval-check-output"]
+for row in ([1.0, -0.5], [0.5, -1.0]):
+    fused_quantizer, observer = tq.default_fused_per_channel_wt_fake_quant(), tq.default_per_channel_weight_observer()
+    fused_quantizer(torch.tensor([row])), observer(torch.tensor([row]))
+    scale_then = observer.calculate_qparams()[0].item()
+    print(
+        f"weights {row}: scale 1 / {1 / fused_quantizer.scale.item():.1f} in training, 1 / {1 / scale_then:.1f} in the converted layer"
+    )
+
+# %% [markdown]
 # So measure the converted network, never the fake-quantized one. And where you want to be sure, choose the settings yourself, as we do now. (The third row of settings is good only where 8-bit activations are safe: with qnnpack, or with VNNI, see section 3. On an older
 # processor you see it fail here.)
 #
 # ### Fewer bits, one engine less
 #
-# For the rest of this section only *weights* are quantized, to 2 or 3 bits. Two functions do what depends on PyTorch's insides. `weight_only(bits)` is a qconfig: symmetric codes from $-q$ to $q$ with $q = 2^{b-1} - 1$, one scale a row. `to_int8` is the `convert`
+# For the rest of this section only *weights* are quantized, to 2 or 3 bits. Two functions do what depends on PyTorch's insides. `weight_only(bits)` is a qconfig: symmetric codes from $-q$ to $q$ with $q = 2^{B-1} - 1$ for $B$ bits, one scale a row. `to_int8` is the `convert`
 # for it: it builds dynamic int8 layers that hold exactly the codes which training has seen, with exactly its scales. (`tq.convert` would choose the scale anew.)
 
 
@@ -3144,8 +3230,11 @@ for bits in (3, 2):
     print(f"95 % interval {gains.mean() - half:.2f} to {gains.mean() + half:.2f}")
 
 # %% [markdown]
-# At 3 bits the three networks agree, and the interval is narrow. At 2 bits the gain is many times larger, and so is the interval: how badly mere rounding ruins a network is a matter of luck. An interval that does not reach 0 says that QAT helps, beyond luck; the control says that it
+# At 3 bits the three networks agree, mere rounding costs a few tenths of a bit, and the interval is narrow. At 2 bits rounding ruins the networks, the gain is many times larger, and so is the interval: how badly they are ruined differs much from one to the next. The control says that it
 # is not the additional training that helps. And QAT does not bring everything back. Compare its rows with the float ones.
+#
+# How far does the interval carry? It speaks of other *seeds* of this network, with this text and these documents, and it trusts that such gains scatter like a bell curve, which three values cannot show. Where it does not reach 0,
+# chance in the seeds is an unlikely explanation of the gain. About other tasks, texts and sizes it says nothing.
 #
 # ## 8. Which fire?
 #
@@ -3403,13 +3492,14 @@ except NotImplementedError:
 #
 # | your case | try first | because (section) |
 # |---|---|---|
-# | narrow layers, one row at a time | float | a call has a fixed price; there is little to save (5) |
+# | narrow layers, few rows | float | a call has a fixed price; there is little to save (5) |
 # | memory is short, time is not | torchao weight-only int8 | the most exact of the int8 versions, no calibration (4, 5) |
+# | wide layers, one row at a time | weight-only with a kernel that reads codes | a row is a matter of reading, and codes are fewer bytes (5) |
 # | memory is very short | 4 bits, in groups, packed, and a kernel that reads them | a group costs a bit a weight; unpacked saves nothing over int8 (4) |
 # | wide layers, inputs that change in size | dynamic | no calibration, no stubs, output stays float (5) |
 # | wide layers behind each other, known data, throughput counts | static, fused, stubs only at the ends | integers flow from layer to layer, a quarter of the traffic (4, 5, 6) |
 # | a processor without VNNI, or an unknown one | 7-bit activations (`reduce_range`), the default on PCs | 16-bit sums overflow with 8 bits (3) |
-# | 3 bits and fewer | QAT, with a float-tuned control beside it | rounding alone ruins the network (7) |
+# | 2 or 3 bits | QAT, with a float-tuned control beside it | with one scale a row, rounding alone costs tenths of a bit at 3 bits and ruins the networks at 2 (7) |
 # | some layers must not change | freeze them in the fake-quantized model, convert last | a converted layer has no parameters (7) |
 #
 # ## 9. The book's Linear chapter, corrected
@@ -3453,9 +3543,9 @@ checks.show_progress("3", exercises=11)
 #
 # ## Key takeaways
 #
-# - An int8 Linear is integer sums, zero-point corrections, a bias in int32 and one fixed-point multiplication; PyTorch's kernels compute the same, within one code (3.1 to 3.6).
-# - How long a sum may be is arithmetic, not hope: int32 is nearly always enough, pairs in int16 are not (3.7).
-# - Fusion with ReLU frees the negative half of the codes, fusion with BatchNorm1d is the only way into int8; a module that is used twice must not be fused (3.8).
+# - An int8 Linear is integer sums, zero-point corrections, a bias in int32 and one fixed-point multiplication; in our comparisons PyTorch's kernels got the same codes, within one (3.1 to 3.6).
+# - How long a sum may be is arithmetic, not hope: int32 has room for 65,793 products at worst, pairs in int16 may not fit (3.7).
+# - Fusion with ReLU frees the negative half of the codes; a BatchNorm1d must be folded, since `convert` has no int8 module for it; a module that is used twice must not be fused (3.8).
 # - Bytes follow from shape and scheme: scales, zero points and groups are part of the bill (3.9).
 # - Whether int8 is faster depends on width, batch, threads, kernel and processor; draw the map on the machine that you will use (section 5).
 # - A choice needs a budget, a table and a rule for ties; with them it is a calculation (3.10).
