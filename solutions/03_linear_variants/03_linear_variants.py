@@ -270,7 +270,7 @@ print("16,777,217 as float32:", int(torch.tensor(16_777_217.0).item()))
 # $$P_{r,o} = \sum_k q_{x,r,k}\; q_{w,o,k}$$
 #
 # Write it for a whole batch of rows $r$ and all outputs $o$. The matrix product `@` refuses two different types, so choose one that can hold the sums. No floats: the
-# check watches every operation.
+# check watches what PyTorch, NumPy and Python make of the codes.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_3_1", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -302,33 +302,58 @@ def integer_product(x_codes: Tensor, w_codes: Tensor) -> Tensor:
 # Check of exercise 3.1: run this cell.
 import torch
 
-from helpers import checks, integer
+from helpers import checks, integer, samples
 
 
 @checks.isolated
 def check_ex_3_1() -> None:
-    with checks.check("3.1", "your sums are exact, also for 4,096 loud codes, and no float was made"):
-        generator = torch.Generator().manual_seed(31)
-        for what, rows, width, outputs, quietest, lightest in [
-            ("a small layer", 5, 6, 4, 0, -128),
-            ("a square weight", 3, 8, 8, 0, -128),
-            ("4,096 loud inputs", 2, 4096, 3, 200, 60),
-        ]:
-            x = torch.randint(quietest, 256, (rows, width), generator=generator).to(torch.uint8)
-            w = torch.randint(lightest, 128, (outputs, width), generator=generator).to(torch.int8)
+    def inputs(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        """What, codes of the input, codes of the weight."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def codes(rows: int, width: int, low: int, high: int) -> torch.Tensor:
+            return torch.randint(low, high, (rows, width), generator=generator)
+
+        def pair(rows: int, width: int, outputs: int, quiet: int = 0, light: int = -128, heavy: int = 128) -> tuple:
+            return codes(rows, width, quiet, 256).to(torch.uint8), codes(outputs, width, light, heavy).to(torch.int8)
+
+        x, w = pair(5, 6, 4)
+        longest = torch.full((1, 65_793), 255, dtype=torch.uint8), torch.full((1, 65_793), -128, dtype=torch.int8)
+        return [
+            ("a small layer", x, w),
+            ("a square weight", *pair(3, 8, 8)),
+            ("4,096 loud inputs", *pair(2, 4096, 3, quiet=200, light=60)),
+            ("4,096 loud inputs and negative weights", *pair(2, 4096, 3, quiet=180, heavy=-50)),
+            ("the longest sum that int32 can hold", *longest),
+            ("one input and one output", *pair(1, 1, 1)),
+            *((f"inputs that are {form}", odd, w) for form, odd in samples.awkward(x)),
+            *((f"a weight that is {form}", x, odd) for form, odd in samples.awkward(w)),
+        ]
+
+    with checks.check("3.1", "your sums are exact, also for 65,793 loud codes, and no float was made"):
+        for what, x, w in inputs(31):
             right = x.long() @ w.long().T
-            with integer.floats_made() as floats:
+            with checks.untouched(x_codes=x, w_codes=w), integer.floats_made(integer_product) as floats:
                 try:
                     answer = integer_product(x, w)
                 except RuntimeError as error:
+                    if "shapes cannot be multiplied" in str(error):
+                        raise AssertionError(
+                            f"PyTorch cannot multiply these shapes ({error}). The weight is (out_features, in_features): it must be transposed."
+                        ) from None
                     if "dtype" not in str(error):
                         raise
                     raise AssertionError(
                         "PyTorch does not multiply two different types: make both codes int32 first."
                     ) from None
             assert not floats, (
-                f"your code makes a tensor of floats ({floats[0]}): float16 and float32 cannot hold every sum. Stay with integers."
+                f"your code makes floats ({floats[0]}): float16 and float32 cannot hold every sum. Stay with integers."
             )
+            checks.tensor(answer, right.shape, f"your product for {what}")
+            assert answer.dtype not in (torch.int8, torch.uint8, torch.int16), (
+                f"your product for {what} has dtype {answer.dtype}, which cannot hold the sums: make both codes int32 before you multiply."
+            )
+            checks.tensor(answer, right.shape, f"your product for {what}", torch.int32)
             mistakes = {
                 "codes above 127 became negative: the input is uint8, and int8 ends at 127.": x.to(torch.int8).long()
                 @ w.long().T,
@@ -336,28 +361,25 @@ def check_ex_3_1() -> None:
                 @ w.view(torch.uint8).long().T,
                 "the sums wrapped around in 8 bits.": right.to(torch.int8),
                 "the sums wrapped around in 8 bits, without a sign.": right.to(torch.uint8),
+                "each product wrapped around in 8 bits, before the sum.": (x[:, None].to(torch.int8) * w).long().sum(2)
+                if x.shape[1] < 100
+                else right,
                 "the sums wrapped around in 16 bits: a sum of two products may be too large already.": right.to(
                     torch.int16
                 ),
             }
-            if width == outputs:
-                mistakes["the weight is (out_features, in_features): it must be transposed."] = x.long() @ w.long()
+            if w.shape[0] == w.shape[1]:
+                mistakes[
+                    "this weight is square, and must be transposed all the same: it is (out_features, in_features)."
+                ] = x.long() @ w.long()
             checks.close(answer, right, f"your product for {what}", mistakes=mistakes, atol=0, rtol=0)
-            checks.tensor(answer, right.shape, f"your product for {what}", torch.int32)
     ### BEGIN HIDDEN TESTS
-    generator = torch.Generator().manual_seed(301)
-    for rows, width, outputs in [(1, 1, 1), (7, 33, 9), (2, 3000, 5), (4, 64, 64)]:
-        for loud in (False, True):
-            x = torch.randint(180 * loud, 256, (rows, width), generator=generator).to(torch.uint8)
-            w = torch.randint(-128, -50 if loud else 128, (outputs, width), generator=generator).to(torch.int8)
-            kept = x.clone(), w.clone()
-            with integer.floats_made() as floats:
-                answer = integer_product(x, w)
-            expected = (x[:, None].long() * w.long()).sum(dim=2)
-            assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), "wrong sums."
-            assert not floats and torch.equal(x, kept[0]) and torch.equal(w, kept[1]), "floats, or a changed input."
-    x, w = torch.full((1, 65_793), 255, dtype=torch.uint8), torch.full((1, 65_793), -128, dtype=torch.int8)
-    assert integer_product(x, w).tolist() == [[-255 * 128 * 65_793]], "wrong for the longest sum that int32 can hold."
+    for what, x, w in inputs(301):
+        with checks.untouched(x_codes=x, w_codes=w), integer.floats_made(integer_product) as floats:
+            answer = integer_product(x, w)
+        expected = torch.stack([(row.long() * w.long()).sum(dim=1) for row in x])
+        assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), f"wrong sums for {what}."
+        assert not floats, "floats were made."
     ### END HIDDEN TESTS
 
 
@@ -435,93 +457,131 @@ def correct_zero_points(products: Tensor, x_codes: Tensor, x_zero: int, w_codes:
 # Check of exercise 3.2: run this cell.
 import torch
 
-from helpers import checks, integer
+from helpers import checks, integer, samples
 
 
 @checks.isolated
 def check_ex_3_2() -> None:
-    with checks.check("3.2", "your three corrections are exact, for symmetric and for shifted weights"):
-        generator = torch.Generator().manual_seed(32)
-        for what, rows, width, outputs, x_zero, shifted in [
-            ("two zero points", 5, 7, 4, 117, True),
-            ("as many rows as outputs", 4, 300, 4, 203, True),
-            ("symmetric weights", 3, 40, 6, 64, False),
-            ("an input with zero point 0", 3, 40, 6, 0, True),
-        ]:
+    def inputs(seed: int) -> list[tuple]:
+        """What, codes of the input and its zero point, codes of the weight and their zero points."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def case(rows: int, width: int, outputs: int, x_zero: int, shifted: int = 60) -> tuple:
             x = torch.randint(0, 256, (rows, width), generator=generator).to(torch.uint8)
             w = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
-            w_zeros = torch.randint(-60, 60, (outputs,), generator=generator).to(torch.int32) * shifted
+            zeros = torch.randint(-shifted, shifted + 1, (outputs,), generator=generator).to(torch.int32)
+            return x, x_zero, w, zeros
+
+        x, x_zero, w, zeros = case(5, 7, 4, 117)
+        return [
+            ("two zero points", x, x_zero, w, zeros),
+            ("as many rows as outputs", *case(4, 300, 4, 203)),
+            ("symmetric weights", *case(3, 40, 6, 64, shifted=0)),
+            ("an input with zero point 0", *case(3, 40, 6, 0)),
+            ("an input with zero point 255 and a wide weight", *case(3, 2000, 5, 255, shifted=127)),
+            ("one input, one output", *case(1, 1, 1, 9)),
+            *((f"inputs that are {form}", odd, x_zero, w, zeros) for form, odd in samples.awkward(x)),
+            *((f"a weight that is {form}", x, x_zero, odd, zeros) for form, odd in samples.awkward(w)),
+        ]
+
+    with checks.check("3.2", "your three corrections are exact, for symmetric and for shifted weights"):
+        for what, x, x_zero, w, w_zeros in inputs(32):
+            (rows, width), outputs = x.shape, len(w)
             p = (x.long() @ w.long().T).to(torch.int32)
             a, b = x_zero * w.long().sum(1), x.long().sum(1)[:, None] * w_zeros
             c = width * x_zero * w_zeros.long()
             right = (x.long() - x_zero) @ (w.long() - w_zeros[:, None]).T
-            with integer.floats_made() as floats:
-                answer = correct_zero_points(p, x, x_zero, w, w_zeros)
+            with (
+                checks.untouched(products=p, x_codes=x, w_codes=w, w_zeros=w_zeros),
+                integer.floats_made(correct_zero_points) as floats,
+                integer.matrices_multiplied(width, rows * outputs * width) as again,
+            ):
+                try:
+                    answer = correct_zero_points(p, x, x_zero, w, w_zeros)
+                except RuntimeError as error:
+                    if "must match the size" not in str(error):
+                        raise
+                    raise AssertionError(
+                        f"two shapes do not fit ({error}). The sums of the input rows should be (rows, 1), with keepdim=True; those of the weight rows (out_features,)."
+                    ) from None
             assert not floats, (
-                f"your code makes a tensor of floats ({floats[0]}): the corrections are whole numbers. (sum and @ of integers stay integers; mean does not.)"
+                f"your code makes floats ({floats[0]}): the corrections are whole numbers. (sum and @ of integers stay integers; mean does not.)"
             )
-            checks.close(
-                answer,
-                right,
-                f"your answer for {what}",
-                atol=0,
-                rtol=0,
-                mistakes={
-                    "nothing was corrected.": p,
-                    "the term with the sums of the weight rows is missing: x_zero times the sum of each row of w_codes.": p
-                    - b
-                    + c,
-                    "the term with the sums of the input rows is missing: w_zeros times the sum of each row of x_codes.": p
-                    - a
-                    + c,
-                    "the last term is missing: in_features * x_zero * w_zeros.": p - a - b,
-                    "the last term has the wrong sign: minus times minus is plus.": p - a - b - c,
-                    "the second term has the wrong sign: it is subtracted.": p - a + b + c,
-                    "the first term has the wrong sign: it is subtracted.": p + a - b + c,
-                    "the first two corrections have the wrong sign: they are subtracted.": p + a + b + c,
-                    "the zero points are swapped: x_zero belongs to the sums of the weights, w_zeros to those of the inputs.": (
-                        p - w_zeros * w.long().sum(1) - x_zero * x.long().sum(1)[:, None] + c
-                    ),
-                    "the last term counts the rows of the input; it needs the number of products in a sum, in_features.": p
-                    - a
-                    - b
-                    + rows * x_zero * w_zeros,
-                    "the last term counts the outputs; it needs the number of products in a sum, in_features.": p
-                    - a
-                    - b
-                    + outputs * x_zero * w_zeros,
-                    "the last term is not multiplied by in_features.": p - a - b + x_zero * w_zeros,
-                    "the sums of the inputs wrapped around in uint8.": p
-                    - a
-                    - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
-                    + c,
-                    "the sums of the weights wrapped around in int8.": p
-                    - x_zero * w.sum(1, dtype=torch.int8).long()
-                    - b
-                    + c,
-                },
+            assert not (again and width not in (1, rows, outputs)), (
+                f"you multiply the matrices again ({again[0]}). Take the products that you are given, and add the three corrections."
             )
+            checks.tensor(answer, right.shape, f"your answer for {what}")
             checks.tensor(answer, right.shape, f"your answer for {what}", torch.int32)
+            mistakes = {
+                "nothing was corrected.": p,
+                "it is right for symmetric weights, with the zero point 0; these have others.": p - a,
+                "the term with the sums of the weight rows is missing: x_zero times the sum of each row of w_codes.": p
+                - b
+                + c,
+                "the term with the sums of the input rows is missing: w_zeros times the sum of each row of x_codes.": p
+                - a
+                + c,
+                "the last term is missing: in_features * x_zero * w_zeros.": p - a - b,
+                "the last term has the wrong sign: minus times minus is plus.": p - a - b - c,
+                "the second term has the wrong sign: it is subtracted.": p - a + b + c,
+                "the first term has the wrong sign: it is subtracted.": p + a - b + c,
+                "the first two corrections have the wrong sign: they are subtracted.": p + a + b + c,
+                "all three corrections have the wrong sign.": p + a + b - c,
+                "the zero points are swapped: x_zero belongs to the sums of the weights, w_zeros to those of the inputs.": (
+                    p - w_zeros * w.long().sum(1) - x_zero * x.long().sum(1)[:, None] + c
+                ),
+                "the last term counts the rows of the input; it needs the number of products in a sum, in_features.": p
+                - a
+                - b
+                + rows * x_zero * w_zeros,
+                "the last term counts the outputs; it needs the number of products in a sum, in_features.": p
+                - a
+                - b
+                + outputs * x_zero * w_zeros,
+                "the last term is not multiplied by in_features.": p - a - b + x_zero * w_zeros,
+                "the sums of the inputs wrapped around in uint8.": p
+                - a
+                - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
+                + c,
+                "the sums of the weights wrapped around in int8.": p
+                - x_zero * w.sum(1, dtype=torch.int8).long()
+                - b
+                + c,
+                "the sums of the inputs and of the weights wrapped around in 8 bits.": p
+                - x_zero * w.sum(1, dtype=torch.int8).long()
+                - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
+                + c,
+                "all outputs got the zero point of the first one; each has its own.": p
+                - a
+                - x.long().sum(1)[:, None] * w_zeros[:1]
+                + width * x_zero * w_zeros[:1],
+            }
+            if rows == outputs > 1:
+                mistakes["the sums of the input rows run along the outputs: they need the shape (rows, 1)."] = (
+                    p - a - x.long().sum(1) * w_zeros + c
+                )
+            mistakes = {sentence: wrong.expand_as(right) for sentence, wrong in mistakes.items()}
+            checks.close(answer, right, f"your answer for {what}", atol=0, rtol=0, mistakes=mistakes)
             moved = correct_zero_points(p + 1000, x, x_zero, w, w_zeros)
             assert torch.equal(moved.long(), right + 1000), (
-                "you do not use `products`, but multiply the matrices again. Take what you are given and add the three corrections."
+                "your answer does not depend on `products` as it should: with 1000 more in each, it should be 1000 more. Take what you are given and add the three corrections."
             )
     ### BEGIN HIDDEN TESTS
-    generator = torch.Generator().manual_seed(302)
-    for rows, width, outputs in [(1, 1, 1), (6, 6, 6), (3, 2000, 5), (9, 31, 2)]:
-        for x_zero in (0, 1, 128, 255):
-            x = torch.randint(0, 256, (rows, width), generator=generator).to(torch.uint8)
-            w = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
-            w_zeros = torch.randint(-128, 128, (outputs,), generator=generator).to(torch.int32)
-            kept = x.clone(), w.clone(), w_zeros.clone()
-            products = (x[:, None].long() * w.long()).sum(dim=2)
-            expected = ((x[:, None].long() - x_zero) * (w.long() - w_zeros[:, None])).sum(dim=2)
-            with integer.floats_made() as floats:
-                answer = correct_zero_points(products.to(torch.int32), x, x_zero, w, w_zeros)
-                other = correct_zero_points(products.to(torch.int32) - 7, x, x_zero, w, w_zeros)
-            assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), "wrong sums."
-            assert torch.equal(other.long(), expected - 7) and not floats, "the given products are not used."
-            assert all(torch.equal(a, b) for a, b in zip(kept, (x, w, w_zeros), strict=True)), "an input was changed."
+    for what, x, x_zero, w, w_zeros in inputs(302):
+        products = torch.stack([(row.long() * w.long()).sum(dim=1) for row in x]).to(torch.int32)
+        shifted = w.long() - w_zeros[:, None]
+        expected = torch.stack([((row.long() - x_zero) * shifted).sum(dim=1) for row in x])
+        width, places = x.shape[1], products.numel()
+        with (
+            checks.untouched(products=products, x_codes=x, w_codes=w, w_zeros=w_zeros),
+            integer.floats_made(correct_zero_points) as floats,
+            integer.matrices_multiplied(width, places * width) as again,
+        ):
+            answer = correct_zero_points(products, x, x_zero, w, w_zeros)
+        other = correct_zero_points(products - 7, x, x_zero, w, w_zeros)
+        assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), f"wrong sums for {what}."
+        assert torch.equal(other.long(), expected - 7) and not floats, "the given products are not used, or floats."
+        assert not again or width in (1, len(x), len(w)), "the matrices are multiplied again."
     ### END HIDDEN TESTS
 
 
@@ -593,38 +653,65 @@ def bias_codes(bias: Tensor, x_scale: float, w_scales: Tensor, y_scale: float) -
 import torch
 import torch.ao.nn.quantized as nnq
 
-from helpers import checks, known_warnings
+from helpers import checks, known_warnings, samples
 
 
 @checks.isolated
 def check_ex_3_3() -> None:
+    from fractions import Fraction
+
     known_warnings.hide()
+    ends = [2**31 - 1, -(2**31)]
+
+    def layer(generator: torch.Generator, x_scale: float, spread: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A bias of twelve numbers, each up to `spread` steps and never near a half, and the scales of the weight."""
+        w_scales = 0.002 + 0.02 * torch.rand(12, generator=generator, dtype=torch.float64)
+        whole = torch.randint(-spread, spread, (12,), generator=generator)
+        part = 0.15 + 0.2 * torch.rand(12, generator=generator, dtype=torch.float64)
+        sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6)
+        return ((whole + sign * part) * x_scale * w_scales).float(), w_scales
+
+    def nearest(bias: torch.Tensor, x_scale: float, w_scales: torch.Tensor) -> torch.Tensor:
+        """By exact fractions."""
+        pairs = zip(bias.tolist(), w_scales.tolist(), strict=True)
+        return torch.tensor([round(Fraction(b) / (Fraction(x_scale) * Fraction(s))) for b, s in pairs])
+
     with checks.check("3.3", "your codes are exact, and with them the sums become the outputs of nnq.Linear"):
         generator = torch.Generator().manual_seed(33)
         for what, x_scale, y_scale, spread in [
             ("a wide bias", 0.021, 0.13, 20_000),
             ("a narrow bias", 0.4, 0.057, 60),
+            ("a bias of up to a billion steps", 0.0073, 0.31, 10**9),
         ]:
-            w_scales = 0.002 + 0.02 * torch.rand(12, generator=generator, dtype=torch.float64)
-            whole = torch.randint(-spread, spread, (12,), generator=generator)
-            part = 0.15 + 0.2 * torch.rand(12, generator=generator, dtype=torch.float64)  # never near a half
-            sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6)
-            bias = ((whole + sign * part) * x_scale * w_scales).float()
+            bias, w_scales = layer(generator, x_scale, spread)
             exact = bias.double() / w_scales / x_scale
-            answer = bias_codes(bias, x_scale, w_scales, y_scale)
-            checks.tensor(answer, (12,), f"your codes for {what}")
+            right = nearest(bias, x_scale, w_scales)
+            with checks.untouched(bias=bias, w_scales=w_scales):
+                answer = bias_codes(bias, x_scale, w_scales, y_scale)
+            what = f"your tensor of codes for {what}"
+            checks.tensor(answer, (12,), what)
             assert not answer.is_floating_point(), (
-                f"your codes for {what} are {answer.dtype}; they are added to int32 sums and should be int32."
+                f"{what} has dtype {answer.dtype}; the codes are added to int32 sums and should be int32."
+            )
+            checks.tensor(answer, (12,), what, torch.int32)
+            small = right.abs() < 2**20
+            assert (
+                torch.equal(answer[~small].long(), right[~small])
+                or not torch.allclose(answer.double(), right.double(), rtol=1e-6, atol=0)
+                or not torch.equal(answer[small].long(), right[small])
+            ), (
+                f"{what} is off by up to {(answer.long() - right).abs().max()}, in large codes: float32 has 24 bits. Convert to float64 *before* you multiply or divide."
             )
             checks.close(
                 answer,
-                exact.round(),
-                f"your tensor of codes for {what}",
+                right,
+                what,
                 atol=0,
                 rtol=0,
                 mistakes={
                     "they are cut off instead of rounded.": exact.trunc(),
                     "they are rounded down instead of to the nearest.": exact.floor(),
+                    "they are rounded up instead of to the nearest.": exact.ceil(),
                     "that is the bias in steps of the output: divide by x_scale * w_scales, not by y_scale.": (
                         bias.double() / y_scale
                     ).round(),
@@ -638,52 +725,64 @@ def check_ex_3_3() -> None:
                     "all rows got the scale of the largest one; each has its own.": (
                         bias.double() / x_scale / w_scales.max()
                     ).round(),
-                    "they are clamped to 8 bits: the bias is added to an int32 sum and needs its room.": exact.round().clamp(
+                    "all rows got the scale of the first one; each has its own.": (
+                        bias.double() / x_scale / w_scales[0]
+                    ).round(),
+                    "they are clamped to 8 bits: the bias is added to an int32 sum and needs its room.": right.clamp(
                         -128, 127
                     ),
-                    "they wrapped around in 8 bits.": exact.round().long().to(torch.int8),
-                    "they wrapped around in 16 bits.": exact.round().long().to(torch.int16),
+                    "they are clamped to 16 bits: the bias is added to an int32 sum and needs its room.": right.clamp(
+                        -(2**15), 2**15 - 1
+                    ),
+                    "they wrapped around in 8 bits.": right.to(torch.int8),
+                    "they wrapped around in 16 bits.": right.to(torch.int16),
                 },
             )
-            checks.tensor(answer, (12,), f"your tensor of codes for {what}", torch.int32)
-        silent = bias_codes(torch.tensor([3.0, -3.0]), 0.01, torch.tensor([1e-8, 1e-8], dtype=torch.float64), 0.1)
-        assert silent.tolist() == [2**31 - 1, -(2**31)], (
-            f"a bias of 3 and of -3 on a weight row with scale 1e-8 should get the codes {2**31 - 1} and {-(2**31)}; yours are {silent.tolist()}. Clamp "
-            "before you turn them into int32, and in float64: float32 has no number 2**31 - 1."
-        )
+        for size, scale in [(3.0, 1e-8), (9.0, 1e-9), (1e30, 2.0**-23)]:
+            silent = bias_codes(torch.tensor([size, -size]), 0.01, torch.tensor([scale] * 2, dtype=torch.float64), 0.1)
+            what = f"a bias of {size:g} and of {-size:g} on a weight row with scale {scale:g}"
+            checks.tensor(silent, (2,), f"your tensor of codes for {what}", torch.int32)
+            assert silent.tolist() != [2**31 - 1, 1 - 2**31], (
+                f"{what} gets the codes {silent.tolist()}: int32 is not symmetric, it goes down to -(2**31)."
+            )
+            assert silent.tolist() == ends, (
+                f"{what} should get the codes {ends[0]} and {ends[1]}; yours are {silent.tolist()}. Clamp "
+                "before you turn them into int32, and in float64: float32 has no number 2**31 - 1."
+            )
+        still = bias_codes(torch.zeros(2), 0.1, torch.tensor([0.1, 2.0**-23], dtype=torch.float64), 3.0)
+        assert still.tolist() == [0, 0], f"a bias of 0 has the code 0; yours are {still.tolist()}."
+        for form, odd in samples.awkward(bias)[:3]:
+            same = bias_codes(odd, x_scale, w_scales, y_scale)
+            assert torch.equal(same.long(), right), f"your codes are other ones where the bias is {form}."
+        bias, w_scales = layer(generator, 0.021, 20_000)
         w_codes = torch.randint(-127, 128, (12, 50), generator=generator).to(torch.int8)
         x_codes = torch.randint(0, 128, (40, 50), generator=generator).to(torch.uint8)
-        layer = nnq.Linear(50, 12)
+        module = nnq.Linear(50, 12)
         zeros = torch.zeros(12, dtype=torch.int64)
-        layer.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
-        layer.scale, layer.zero_point = 0.9, 60
-        theirs = layer(torch._make_per_tensor_quantized_tensor(x_codes, x_scale, 50)).int_repr().long()
-        sums = (x_codes.long() - 50) @ w_codes.long().T + bias_codes(bias, x_scale, w_scales, 0.9)
-        ours = (sums * (x_scale * w_scales / 0.9)).round().add(60).clamp(0, 255).long()
+        module.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
+        module.scale, module.zero_point = 0.9, 60
+        theirs = module(torch._make_per_tensor_quantized_tensor(x_codes, 0.021, 50)).int_repr().long()
+        sums = (x_codes.long() - 50) @ w_codes.long().T + bias_codes(bias, 0.021, w_scales, 0.9)
+        ours = (sums * (0.021 * w_scales / 0.9)).round().add(60).clamp(0, 255).long()
         assert (ours - theirs).abs().max() <= 1, (
             f"with your bias the outputs are up to {(ours - theirs).abs().max()} codes away from nnq.Linear's."
         )
     ### BEGIN HIDDEN TESTS
-    from fractions import Fraction
-
     generator = torch.Generator().manual_seed(303)
-    for size in (1e-3, 1.0, 500.0):
-        bias = torch.randn(64, generator=generator) * size
-        w_scales = torch.rand(64, generator=generator, dtype=torch.float64) * 0.05 + 1e-4
-        x_scale = 0.0173
-        kept = bias.clone(), w_scales.clone()
-        answer = bias_codes(bias, x_scale, w_scales, 0.25)
-        assert answer.dtype == torch.int32 and answer.shape == (64,), "wrong dtype or shape."
-        assert torch.equal(bias, kept[0]) and torch.equal(w_scales, kept[1]), "an input was changed."
-        for code, b, s in zip(answer.tolist(), bias.tolist(), w_scales.tolist(), strict=True):
-            steps = Fraction(b) / (Fraction(x_scale) * Fraction(s))
-            assert abs(code - steps) <= Fraction(1, 2) + abs(steps) / 10**6, "a code is not the nearest whole number."
+    for x_scale, spread in [(0.0173, 30), (0.31, 40_000), (0.0021, 10**9), (0.6, 2**31 - 1)]:
+        bias, w_scales = layer(generator, x_scale, spread)
+        right = nearest(bias, x_scale, w_scales)
+        with checks.untouched(bias=bias, w_scales=w_scales):
+            answer = bias_codes(bias, x_scale, w_scales, 0.25)
+        assert answer.dtype == torch.int32 and answer.shape == (12,), "wrong dtype or shape."
+        assert torch.equal(answer.long(), right.clamp(ends[1], ends[0])), "a code is not the nearest whole number."
+        for form, odd in samples.awkward(bias)[:3]:
+            assert torch.equal(bias_codes(odd, x_scale, w_scales, 7.0), answer), f"other codes for {form}."
     zero = bias_codes(torch.zeros(3), 0.1, torch.tensor([0.1, 2.0**-23, 1.0], dtype=torch.float64), 3.0)
     assert zero.tolist() == [0, 0, 0], "a bias of 0 should have codes 0."
-    assert bias_codes(torch.tensor([9.0, -9.0]), 1e-3, torch.full((2,), 1e-9, dtype=torch.float64), 1.0).tolist() == [
-        2**31 - 1,
-        -(2**31),
-    ], "not clamped to int32."
+    for size, scale in [(9.0, 1e-9), (1e30, 2.0**-23)]:
+        loud = bias_codes(torch.tensor([size, -size]), 1e-3, torch.full((2,), scale, dtype=torch.float64), 1.0)
+        assert loud.dtype == torch.int32 and loud.tolist() == ends, "not clamped to int32."
     ### END HIDDEN TESTS
 
 

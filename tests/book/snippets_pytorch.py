@@ -295,8 +295,8 @@ SNIPPET_35 = Snippet(
     error=None,
     happens="Not by itself: with torchao's `Int8WeightOnlyConfig`, not compiled, a model multiplies as many float "
     "numbers as before, after an extra step that turns its weights into floats. That saves memory, not time.",
-    works="A kernel that reads the codes themselves, `torch._weight_int8pack_mm(x, codes, scales)`, has the same result "
-    "and fewer bytes to read. Or integer products, for which the inputs are quantized, too: "
+    works="A kernel that reads the codes themselves, `torch._weight_int8pack_mm(x, codes, scales)`, has the same "
+    "result and fewer bytes to read. Or integer products, for which the inputs are quantized, too: "
     "`quantize_dynamic(model, {nn.Linear})`. Whether either is faster must be measured; see the end of this page.",
     repaired=repaired_35,
     unit="02",

@@ -36,12 +36,12 @@ def summed_in_int16(x_codes, w_codes):
     return (x_codes.to(torch.int16) @ w_codes.to(torch.int16).T).to(torch.int32)
 
 
-@wrong("ex_3_1", "makes a tensor of floats")
+@wrong("ex_3_1", "makes floats (half (float16))")
 def summed_in_float16(x_codes, w_codes):
     return (x_codes.half() @ w_codes.half().T).to(torch.int32)
 
 
-@wrong("ex_3_1", "makes a tensor of floats")
+@wrong("ex_3_1", "makes floats (float (float32))")
 def summed_in_float32(x_codes, w_codes):
     return (x_codes.float() @ w_codes.float().T).round().to(torch.int32)
 
@@ -60,6 +60,66 @@ def left_in_int64(x_codes, w_codes):
 def transposed_when_it_must_be(x_codes, w_codes):
     square = w_codes.shape[0] == w_codes.shape[1]
     return x_codes.int() @ (w_codes if square else w_codes.T).int()
+
+
+@wrong("ex_3_1", "makes floats (astype (float64))")
+def numpy_in_float64(x_codes, w_codes):
+    return torch.from_numpy(
+        (x_codes.numpy().astype(np.float64) @ w_codes.numpy().astype(np.float64).T).astype(np.int32)
+    )
+
+
+@wrong("ex_3_1", "makes floats (astype (float32))", like="numpy_in_float64")
+def numpy_array_of_floats(x_codes, w_codes):
+    x, w = np.array(x_codes, dtype=np.float32), np.array(w_codes.tolist(), dtype=np.float64)
+    return torch.from_numpy(np.rint(x.astype(np.float64) @ w.T).astype(np.int32))
+
+
+@wrong("ex_3_1", "makes floats (float (float))")
+def lists_of_floats(x_codes, w_codes):
+    x, w = ([[float(code) for code in row] for row in codes.tolist()] for codes in (x_codes, w_codes))
+    sums = [[int(math.fsum(a * b for a, b in zip(row, out, strict=True))) for out in w] for row in x]
+    return torch.tensor(sums, dtype=torch.int32)
+
+
+@wrong("ex_3_1", "PyTorch cannot multiply these shapes")
+def never_transposed(x_codes, w_codes):
+    return x_codes.int() @ w_codes.int()
+
+
+@wrong("ex_3_1", "each product wrapped around")
+def products_in_int8(x_codes, w_codes):
+    products = x_codes[:, None].to(torch.int8) * w_codes  # (rows, out_features, in_features)
+    return products.sum(dim=2, dtype=torch.int32)
+
+
+@wrong("ex_3_1", "which cannot hold the sums")
+def left_in_int16(x_codes, w_codes):
+    return x_codes.short() @ w_codes.short().T
+
+
+@wrong("ex_3_1", "your function changed `x_codes`")
+def sorts_its_argument(x_codes, w_codes):
+    sums = x_codes.int() @ w_codes.int().T
+    x_codes.zero_()
+    return sums
+
+
+@wrong("ex_3_1", "should be a tensor")
+def a_list(x_codes, w_codes):
+    return (x_codes.int() @ w_codes.int().T).tolist()
+
+
+@wrong("ex_3_1", "view size is not compatible")
+def flat_memory(x_codes, w_codes):
+    return x_codes.view(-1).view(x_codes.shape).int() @ w_codes.int().T
+
+
+@right("ex_3_1")
+def whole_numbers_of_python(x_codes, w_codes):
+    columns = w_codes.tolist()
+    sums = [[sum(a * b for a, b in zip(row, out, strict=True)) for out in columns] for row in x_codes.tolist()]
+    return torch.as_tensor(np.array(sums, dtype=np.int32))
 
 
 @right("ex_3_1")
@@ -156,11 +216,139 @@ def multiplies_again(products, x_codes, x_zero, w_codes, w_zeros):
     return (x_codes.int() - x_zero) @ (w_codes.int() - w_zeros[:, None]).T
 
 
-@wrong("ex_3_2", "makes a tensor of floats")
+@wrong("ex_3_2", "makes floats")
 def through_means(products, x_codes, x_zero, w_codes, w_zeros):
     width = x_codes.shape[1]
     a, b = width * x_zero * w_codes.double().mean(1), width * x_codes.double().mean(1)[:, None] * w_zeros
     return (products - a - b + width * x_zero * w_zeros).round().to(torch.int32)
+
+
+@wrong("ex_3_2", "you multiply the matrices again (matmul)", like="multiplies_again")
+def multiplies_again_beside_the_products(products, x_codes, x_zero, w_codes, w_zeros):
+    x, w = x_codes.int(), w_codes.int()
+    return products + ((x - x_zero) @ (w - w_zeros[:, None]).T - x @ w.T)
+
+
+@wrong("ex_3_2", "you multiply the matrices again (mul)")
+def multiplies_again_in_three_dimensions(products, x_codes, x_zero, w_codes, w_zeros):
+    return ((x_codes[:, None].int() - x_zero) * (w_codes.int() - w_zeros[:, None])).sum(2, dtype=torch.int32)
+
+
+@wrong("ex_3_2", "you multiply the matrices again (dot)")
+def multiplies_again_in_numpy(products, x_codes, x_zero, w_codes, w_zeros):
+    x, w = x_codes.numpy().astype(np.int64) - x_zero, w_codes.numpy().astype(np.int64) - w_zeros.numpy()[:, None]
+    return torch.from_numpy(np.dot(x, w.T).astype(np.int32))
+
+
+@wrong("ex_3_2", "you multiply the matrices again (numbers one by one)")
+def multiplies_again_one_by_one(products, x_codes, x_zero, w_codes, w_zeros):
+    sums = torch.zeros_like(products)
+    for r, row in enumerate(x_codes):
+        for o, out in enumerate(w_codes):
+            sums[r, o] = sum((int(a) - x_zero) * (int(b) - w_zeros[o]) for a, b in zip(row, out, strict=True))
+    return sums
+
+
+@wrong("ex_3_2", "does not depend on `products` as it should")
+def multiplies_again_in_plain_python(products, x_codes, x_zero, w_codes, w_zeros):
+    sums = torch.zeros_like(products)
+    for r, row in enumerate(x_codes):
+        for o, out in enumerate(w_codes):
+            zero = int(w_zeros[o])
+            sums[r, o] = sum((int(a) - x_zero) * (int(b) - zero) for a, b in zip(row, out, strict=True))
+    return sums
+
+
+@wrong("ex_3_2", "your function changed `products`")
+def corrected_in_place(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    products -= a + b - c
+    return products
+
+
+@wrong("ex_3_2", "makes floats (add (float64))")
+def numpy_means(products, x_codes, x_zero, w_codes, w_zeros):
+    width = x_codes.shape[1]
+    a = np.rint(x_zero * width * w_codes.numpy().mean(axis=1)).astype(np.int32)
+    _, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - torch.from_numpy(a) - b + c
+
+
+@wrong("ex_3_2", "right for symmetric weights")
+def for_symmetric_weights(products, x_codes, x_zero, w_codes, w_zeros):
+    return products - corrections(x_codes, x_zero, w_codes, w_zeros)[0]
+
+
+@wrong("ex_3_2", "with keepdim=True")
+def without_keepdim(products, x_codes, x_zero, w_codes, w_zeros):
+    a, _, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a - x_codes.sum(1, dtype=torch.int32) * w_zeros + c
+
+
+@wrong("ex_3_2", "run along the outputs")
+def keepdim_only_where_it_must_be(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    if len(x_codes) == len(w_codes):
+        b = x_codes.sum(1, dtype=torch.int32) * w_zeros
+    return products - a - b + c
+
+
+@wrong("ex_3_2", "of the inputs and of the weights wrapped around in 8 bits")
+def both_sums_in_8_bits(products, x_codes, x_zero, w_codes, w_zeros):
+    w_sums, x_sums = w_codes.sum(1, dtype=torch.int8), x_codes.sum(1, dtype=torch.uint8)[:, None]
+    return products - x_zero * w_sums.int() - x_sums.int() * w_zeros + x_codes.shape[1] * x_zero * w_zeros
+
+
+@wrong("ex_3_2", "all three corrections have the wrong sign")
+def everything_the_other_way(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products + a + b - c
+
+
+@wrong("ex_3_2", "the zero point of the first one")
+def first_zero_point_for_all(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros[:1])
+    return products - a - b + c
+
+
+@wrong("ex_3_2", "has dtype torch.int64; expected is torch.int32")
+def sums_of_int64(products, x_codes, x_zero, w_codes, w_zeros):
+    x_sums, width = x_codes.sum(1, keepdim=True), x_codes.shape[1]
+    return products - x_zero * w_codes.sum(1) - x_sums * w_zeros + width * x_zero * w_zeros
+
+
+@wrong("ex_3_2", "the first term has the wrong sign")
+def first_term_added(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products + a - b + c
+
+
+@wrong("ex_3_2", "the second term has the wrong sign")
+def second_term_added(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a + b + c
+
+
+@wrong("ex_3_2", "counts the outputs")
+def counts_outputs(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros, len(w_codes))
+    return products - a - b + c
+
+
+@right("ex_3_2")
+def as_two_products_with_constant_matrices(products, x_codes, x_zero, w_codes, w_zeros):
+    width = x_codes.shape[1]
+    b = x_codes.int() @ w_zeros.expand(width, -1)
+    a = torch.full((1, width), x_zero, dtype=torch.int32) @ (w_codes.int() - w_zeros[:, None]).T
+    return products - a - b
+
+
+@right("ex_3_2")
+def with_numpy_sums(products, x_codes, x_zero, w_codes, w_zeros):
+    x, w, zeros = x_codes.numpy().astype(np.int64), w_codes.numpy().astype(np.int64), w_zeros.numpy()
+    b = np.outer(x.sum(axis=1), zeros)
+    total = products.numpy() - x_zero * w.sum(axis=1) - b + x.shape[1] * x_zero * zeros
+    return torch.from_numpy(total.astype(np.int32))
 
 
 @right("ex_3_2")
@@ -234,10 +422,60 @@ def without_a_clamp(bias, x_scale, w_scales, y_scale):
     return (bias.double() / (x_scale * w_scales)).round().to(torch.int64).to(torch.int32)
 
 
-@wrong("ex_3_3", "float32 has no number 2**31 - 1")
+@wrong("ex_3_3", "float32 has 24 bits", like="divided_in_float32")
 def clamped_in_float32(bias, x_scale, w_scales, y_scale):
     steps = (bias.double() / (x_scale * w_scales)).round().float()
     return steps.clamp(-(2**31), 2**31 - 1).long().to(torch.int32)
+
+
+@wrong("ex_3_3", "they are rounded up")
+def rounded_up_always(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales, torch.ceil)
+
+
+@wrong("ex_3_3", "they are rounded down")
+def rounded_down_always(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales, torch.floor)
+
+
+@wrong("ex_3_3", "float32 has 24 bits")
+def divided_in_float32(bias, x_scale, w_scales, y_scale):
+    return bias_steps((bias / (x_scale * w_scales).float()).double(), 1.0)
+
+
+@wrong("ex_3_3", "float32 has 24 bits", like="divided_in_float32")
+def scales_in_float32(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, (x_scale * w_scales.float()).double())
+
+
+@wrong("ex_3_3", "int32 is not symmetric")
+def clamped_like_weights(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).clamp(1 - 2**31, 2**31 - 1)
+
+
+@wrong("ex_3_3", "clamped to 16 bits")
+def sixteen_bits_of_bias(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).clamp(-(2**15), 2**15 - 1)
+
+
+@wrong("ex_3_3", "y_scale plays no part here")
+def with_every_scale(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales * y_scale)
+
+
+@wrong("ex_3_3", "scale of the first one")
+def first_scale_for_every_row(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales[0])
+
+
+@wrong("ex_3_3", "has dtype torch.int64; expected is torch.int32")
+def bias_left_in_int64(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).long()
+
+
+@wrong("ex_3_3", "your function changed `w_scales`")
+def scales_multiplied_in_place(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, w_scales.mul_(x_scale))
 
 
 @right("ex_3_3")
