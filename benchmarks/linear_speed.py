@@ -91,8 +91,8 @@ def as_page(report: dict) -> str:
         [
             "# Time of int8 Linear layers",
             "",
-            "Made by `make bench`; do not edit. One square layer without a bias, one thread, not compiled. Time / time of",
-            f"`nn.Linear` in float32: median of {report['repeats']} turns, with its interval of at least 95 %.",
+            "Made by `make bench`; do not edit. One square layer without a bias, one thread, not compiled. Time / time",
+            f"of `nn.Linear` in float32: median of {report['repeats']} turns, with its interval of at least 95 %.",
             "",
             f"Machine: {machine}. Date: {report['date']}.",
             "",

@@ -1,6 +1,7 @@
 """Unit 03, sections 1 to 3: what learners really answer when a layer must do without floats."""
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -522,7 +523,7 @@ def m0_as_a_fraction(multipliers):
     return halves, -exponents.to(torch.int64)
 
 
-@wrong("ex_3_4", "in float64", binds="fixed_point")
+@wrong("ex_3_4", "only the 24 bits of a float32", binds="fixed_point")
 def m0_in_float32(multipliers):
     halves, exponents = torch.frexp(multipliers.float())
     return (halves * 2**31).long().clamp(max=2**31 - 1), -exponents.to(torch.int64)
@@ -579,7 +580,7 @@ def clamped_to_int8(sums, m0, n, y_zero):
     return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(-128, 127).to(torch.uint8)
 
 
-@wrong("ex_3_4", "requantize makes a tensor of floats", binds="requantize")
+@wrong("ex_3_4", "`requantize` makes floats (double", binds="requantize")
 def multiplied_by_a_float(sums, m0, n, y_zero):
     return ((sums * (m0 * 2.0 ** -(31 + n.double()))).round() + y_zero).clamp(0, 255).to(torch.uint8)
 
@@ -587,6 +588,156 @@ def multiplied_by_a_float(sums, m0, n, y_zero):
 @wrong("ex_3_4", "expected is torch.uint8", binds="requantize")
 def left_wide(sums, m0, n, y_zero):
     return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(0, 255)
+
+
+def halves_and_exponents(multipliers):
+    halves, exponents = torch.frexp(multipliers)
+    return (halves * 2**31).round().long(), -exponents.long()
+
+
+@wrong("ex_3_4", "n must be one *smaller* then, not larger", binds="fixed_point")
+def carried_the_wrong_way(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return torch.where(m0 == 2**31, 2**30, m0), torch.where(m0 == 2**31, n + 1, n)
+
+
+@wrong("ex_3_4", "one smaller to make up for it", binds="fixed_point")
+def never_carried(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return torch.where(m0 == 2**31, 2**30, m0), n
+
+
+@wrong("ex_3_4", "m0 was clamped to 2**31 - 1", binds="fixed_point")
+def clamped_where_it_must_carry(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return m0.clamp(max=2**31 - 1), n
+
+
+@wrong("ex_3_4", "your m0 has dtype torch.int32", binds="fixed_point")
+def m0_in_int32(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return m0.to(torch.int32), n
+
+
+@wrong("ex_3_4", "your n has dtype torch.int32", binds="fixed_point")
+def n_as_frexp_returns_it(multipliers):
+    return integer.fixed_point(multipliers)[0], integer.fixed_point(multipliers)[1].to(torch.int32)
+
+
+@wrong("ex_3_4", "instead of cutting it off", binds="fixed_point")
+def m0_cut_off(multipliers):
+    halves, exponents = torch.frexp(multipliers)
+    return (halves * 2**31).long(), -exponents.long()
+
+
+@wrong("ex_3_4", "keep all 31 bits", binds="fixed_point")
+def m0_of_16_bits(multipliers):
+    m0, n = integer.fixed_point(multipliers)
+    return (m0 >> 15) << 15, n
+
+
+@wrong("ex_3_4", "a pair of tensors", binds="fixed_point")
+def only_m0(multipliers):
+    return integer.fixed_point(multipliers)[0]
+
+
+@wrong("ex_3_4", "your function changed `multipliers`", binds="fixed_point")
+def multipliers_scaled_in_place(multipliers):
+    answer = integer.fixed_point(multipliers)
+    multipliers.mul_(2**31)
+    return answer
+
+
+@wrong("ex_3_4", "as TFLite and gemmlowp do", binds="requantize")
+def like_gemmlowp(sums, m0, n, y_zero):
+    right, left = n.clamp(min=0), (-n).clamp(min=0)
+    product = (sums.long() << left) * m0
+    nudge = torch.where(product >= 0, 2**30, 1 - 2**30)
+    high = torch.div(product + nudge, 2**31, rounding_mode="trunc")  # SaturatingRoundingDoublingHighMul
+    mask = (1 << right) - 1
+    steps = (high >> right) + ((high & mask) > (mask >> 1) + (high < 0).long())  # RoundingDivideByPOT
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "again after n: what", binds="requantize")
+def two_rounding_shifts(sums, m0, n, y_zero):
+    right, left = n.clamp(min=0), (-n).clamp(min=0)
+    high = (((sums.long() << left) * m0) + 2**30) >> 31
+    steps = (high + ((1 << right) >> 1)) >> right
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "All 31 bits of m0 count", binds="requantize")
+def sixteen_bits_of_the_multiplier(sums, m0, n, y_zero):
+    short = (m0 + (1 << 15)) >> 16  # as TFLite's variant for 16-bit multipliers
+    steps = (sums.long() * short + (1 << (n + 14))) >> (n + 15)
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "went back into int32", binds="requantize")
+def back_to_int32(sums, m0, n, y_zero):
+    steps = scaled(sums, m0, n, 1 << (n + 30)).to(torch.int32)
+    return (steps.long() + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "without n", binds="requantize")
+def half_without_n(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << 30) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "it should be 31 + n", binds="requantize")
+def shifted_by_31_only(sums, m0, n, y_zero):
+    return (((sums.long() * m0 + 2**30) >> 31) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "multiplier of the first one", binds="requantize")
+def first_multiplier_for_all(sums, m0, n, y_zero):
+    return (scaled(sums, m0[:1], n[:1], 1 << (n[:1] + 30)) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "clamped to 0…127", binds="requantize")
+def clamped_to_7_bits(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(0, 127).to(torch.uint8)
+
+
+@wrong("ex_3_4", "`requantize` makes floats (", binds="requantize", like="multiplied_by_a_float")
+def numpy_floats(sums, m0, n, y_zero):
+    steps = np.rint(sums.numpy() * (m0.numpy() / 2.0 ** (31 + n.numpy())))
+    return torch.from_numpy(np.clip(steps + y_zero, 0, 255).astype(np.uint8))
+
+
+@wrong("ex_3_4", "the operator / of plain Python", binds="requantize")
+def floats_of_python(sums, m0, n, y_zero):
+    codes = torch.zeros(sums.shape, dtype=torch.uint8)
+    for r, row in enumerate(sums):
+        for o, one in enumerate(row):
+            codes[r, o] = min(max(round(int(one) * int(m0[o]) / 2 ** (31 + int(n[o]))) + y_zero, 0), 255)
+    return codes
+
+
+@wrong("ex_3_4", "your function changed `sums`", binds="requantize")
+def zero_point_in_place(sums, m0, n, y_zero):
+    answer = integer.requantize(sums, m0, n, y_zero)
+    sums += y_zero
+    return answer
+
+
+@right("ex_3_4", binds="requantize")
+def halves_to_even_one_by_one(sums, m0, n, y_zero):
+    codes = []
+    for row in sums.tolist():
+        for one, m, shift in zip(row, m0.tolist(), (n + 31).tolist(), strict=True):
+            whole, rest = divmod(one * m, 1 << shift)
+            whole += 2 * rest > 1 << shift or (2 * rest == 1 << shift and whole & 1)
+            codes.append(min(max(whole + y_zero, 0), 255))
+    return torch.tensor(codes, dtype=torch.uint8).reshape(sums.shape)
+
+
+@right("ex_3_4", binds="requantize")
+def in_numpy_with_integers(sums, m0, n, y_zero):
+    shift = n.numpy() + 31
+    steps = (sums.numpy().astype(np.int64) * m0.numpy() + (np.int64(1) << (shift - 1))) >> shift
+    return torch.from_numpy(np.clip(steps + y_zero, 0, 255).astype(np.uint8))
 
 
 @right("ex_3_4", binds="fixed_point")
@@ -685,7 +836,7 @@ def scales_packed_as_floats(w_codes, w_scales, bias, x_scale, x_zero, y_scale, y
     return {"weight": w_codes, "bias": bias, "multiplier": x_scale * w_scales / y_scale, "x_zero": x_zero}
 
 
-@wrong("ex_3_5", "belongs into pack", binds="integer_linear")
+@wrong("ex_3_5", "belongs into `pack`", binds="integer_linear")
 def floats_at_run_time(x_codes, packed):
     sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
     multipliers = packed["m0"] * 2.0 ** -(31 + packed["n"].double())
@@ -715,6 +866,93 @@ def wraps_at_the_end(x_codes, packed):
     sums = (x_codes.int() @ packed["weight"].int().T + packed["start"]).long()
     steps = (sums * packed["m0"] + (1 << (packed["n"] + 30))) >> (packed["n"] + 31)
     return (steps + packed["y_zero"]).to(torch.uint8)
+
+
+@wrong("ex_3_5", "upside down", binds="pack")
+def multiplier_upside_down(*args, **kwargs):
+    parts = packed_parts(*args, **kwargs)
+    halves, exponents = torch.frexp(kwargs["y_scale"] / (kwargs["x_scale"] * kwargs["w_scales"]))
+    return Whole(parts | {"m0": (halves * 2**31).round().long(), "n": -exponents.long()})
+
+
+@wrong("ex_3_5", "the scale of the input is missing", binds="pack")
+def multiplier_without_x_scale(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, multipliers=kwargs["w_scales"] / kwargs["y_scale"]))
+
+
+@wrong("ex_3_5", "scales of the weight are missing", binds="pack")
+def multiplier_without_w_scales(*args, **kwargs):
+    multipliers = torch.full_like(kwargs["w_scales"], kwargs["x_scale"] / kwargs["y_scale"])
+    return Whole(packed_parts(*args, **kwargs, multipliers=multipliers))
+
+
+@wrong("ex_3_5", "subtracted once a sum", binds="pack")
+def zero_point_once(*args, **kwargs):
+    parts = packed_parts(*args, **kwargs, correction=0)
+    return Whole(parts | {"b": parts["b"] - kwargs["x_zero"]})
+
+
+LAST = {}
+
+
+def runs_what_was_packed_last(x_codes, packed):
+    sums = x_codes.int() @ LAST["weight"].int().T + LAST["start"]
+    return integer.requantize(sums, LAST["m0"], LAST["n"], LAST["y_zero"])
+
+
+@wrong("ex_3_5", "on what was packed last", binds="pack")
+def everything_in_a_global(*args, **kwargs):
+    sys._getframe(1).f_globals["integer_linear"] = runs_what_was_packed_last
+    LAST.update(Whole(packed_parts(*args, **kwargs)))
+    return dict(LAST)
+
+
+Y_ZERO = 117
+
+
+@wrong("ex_3_5", "of a layer that came before", binds="integer_linear")
+def zero_point_of_the_notebook(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], Y_ZERO)
+
+
+@wrong("ex_3_5", "your function changed `packed`", binds="integer_linear")
+def adds_into_the_start(x_codes, packed):
+    start = packed["start"]
+    sums = x_codes.int() @ packed["weight"].int().T + start
+    answer = integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+    start += 1
+    return answer
+
+
+@wrong("ex_3_5", "your function changed `bias`", binds="pack")
+def bias_divided_in_place(*args, **kwargs):
+    packed = Whole(packed_parts(*args, **kwargs))
+    kwargs["bias"].div_(kwargs["x_scale"])
+    return packed
+
+
+@wrong("ex_3_5", "`integer_linear` makes floats (astype", binds="integer_linear")
+def numpy_floats_at_run_time(x_codes, packed):
+    x, w = x_codes.numpy().astype(np.float32), packed["weight"].numpy().astype(np.float32)
+    sums = torch.from_numpy((x @ w.T).astype(np.int32)) + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
+@wrong("ex_3_5", "expected is torch.uint8", binds="integer_linear")
+def codes_as_int32(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"]).int()
+
+
+@wrong("ex_3_5", "should return a dictionary", binds="pack")
+def packs_a_tuple(*args, **kwargs):
+    return tuple(packed_parts(*args, **kwargs).values())
+
+
+@wrong("ex_3_5", "what pack returned is None", binds="pack")
+def packs_and_forgets(*args, **kwargs):
+    Whole(packed_parts(*args, **kwargs))
 
 
 @right("ex_3_5", binds="pack")
@@ -780,6 +1018,49 @@ def seven_bits(sums, m0, n, y_zero):
 @wrong("ex_3_6", "ReLU needs integers only")
 def through_real_numbers(sums, m0, n, y_zero):
     return ((sums * (m0 * 2.0 ** -(31 + n.double()))).relu().round() + y_zero).clamp(max=255).to(torch.uint8)
+
+
+@wrong("ex_3_6", "negative codes wrapped around when they became uint8, before the clamp at y_zero")
+def wrapped_before_the_clamp(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).clamp(max=255).to(torch.uint8).clamp(min=y_zero)
+
+
+@wrong("ex_3_6", "before any clamp")
+def wrapped_before_both_clamps(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).to(torch.uint8).clamp(y_zero, 255)
+
+
+@wrong("ex_3_6", "a shift cuts off")
+def relu_without_rounding(sums, m0, n, y_zero):
+    return (((sums.long() * m0) >> (n + 31)) + y_zero).clamp(y_zero, 255).to(torch.uint8)
+
+
+@wrong("ex_3_6", "real 0 is the code 128")
+def relu_at_the_middle(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmin=128)
+
+
+@wrong("ex_3_6", "your function changed `sums`")
+def relu_in_place(sums, m0, n, y_zero):
+    return integer.requantize(sums.relu_(), m0, n, y_zero)
+
+
+@wrong("ex_3_6", "expected is torch.uint8")
+def relu_in_int64(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).clamp(y_zero, 255)
+
+
+@wrong("ex_3_6", "ReLU needs integers only", like="through_real_numbers")
+def relu_of_numpy_floats(sums, m0, n, y_zero):
+    real = np.maximum(sums.numpy() * (m0.numpy() * 2.0 ** -(31.0 + n.numpy())), 0)
+    return torch.from_numpy(np.minimum(np.rint(real) + y_zero, 255).astype(np.uint8))
+
+
+@right("ex_3_6")
+def relu_of_the_steps_in_numpy(sums, m0, n, y_zero):
+    shift = n.numpy() + 31
+    steps = (sums.numpy().astype(np.int64) * m0.numpy() + (np.int64(1) << (shift - 1))) >> shift
+    return torch.from_numpy(np.clip(steps + y_zero, y_zero, 255).astype(np.uint8))
 
 
 @right("ex_3_6")
