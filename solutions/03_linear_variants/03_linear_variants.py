@@ -1743,7 +1743,48 @@ def check_ex_3_7() -> None:
         corners = [length * a * b for a in x for b in w]
         return all(-(2 ** (bits - 1)) <= total < 2 ** (bits - 1) for total in corners)
 
-    with checks.check("3.7", "your longest sums fit, and one product more does not, for ten pairs of ranges"):
+    def longest(products: list[int], bits: int, floats: bool = False) -> int | None:
+        """The answer if only these products could occur; None if none of them is large or small enough to end a sum."""
+        top = 2 ** (bits - 1)
+        ends = [(top - 1, p) if p > 0 else (top, -p) for p in products if p]
+        return min((int(end / p) if floats else end // p for end, p in ends), default=None)
+
+    def mistakes(x: tuple[int, int], w: tuple[int, int], bits: int) -> dict[str, int | None]:
+        """A sentence for each known mistake, and the number that it gives for these ranges."""
+        top, products = 2 ** (bits - 1), [a * b for a in x for b in w]
+        widest, right = max(map(abs, products)), longest(products, bits)
+        mean = abs(sum(x) / 2) * (abs(w[0]) + abs(w[1])) / 2
+        return {
+            "The accumulator has a sign: it ends at 2**(bits-1) - 1.": (2 * top - 1) // widest,
+            "The accumulator has a sign: with bits bits it ends at 2**(bits-1) - 1, not at 2**bits - 1.": longest(
+                products, bits + 1
+            ),
+            "You looked at the product of the two largest codes alone: do not forget -128, which has no positive partner.": longest(
+                [x[1] * w[1]], bits
+            ),
+            "You looked at two corners, min times min and max times max: a small code times a large one may be worse.": longest(
+                [x[0] * w[0], x[1] * w[1]], bits
+            ),
+            "You looked at the positive end only: the most negative product makes the sums that reach the negative end.": longest(
+                [max(max(products), 0)], bits
+            ),
+            "You looked at the negative end only: the largest product counts against 2**(bits-1) - 1.": longest(
+                [min(min(products), 0)], bits
+            ),
+            "The two ends are not alike: the most negative product counts against 2**(bits-1), not against 2**(bits-1) - 1.": (
+                (top - 1) // widest
+            ),
+            "The two ends are not alike: the largest product counts against 2**(bits-1) - 1, not against 2**(bits-1).": (
+                top // widest
+            ),
+            "That is the average case; a sum must fit in the worst case.": int((top - 1) // mean) if mean else None,
+            "A float has 53 bits: divide integers with //, not with / and int().": longest(products, bits, floats=True),
+            "That is one too many.": right + 1,
+            "That is one too few: a sum that ends exactly at the end of the range is still right.": right - 1,
+        }
+
+    with checks.check("3.7", "your longest sums fit, and one product more does not, for fourteen pairs of ranges"):
+        answers = {}
         for x, w, bits in [
             ((0, 255), (-128, 127), 32),
             ((0, 255), (-127, 127), 32),
@@ -1754,7 +1795,11 @@ def check_ex_3_7() -> None:
             ((0, 15), (-8, 7), 16),
             ((-8, 7), (-8, 7), 8),
             ((0, 256), (-128, 0), 16),
+            ((-100, -20), (-90, -10), 20),
+            ((-100, 3), (5, 90), 20),
+            ((-7, 200), (-150, 9), 24),
             ((0, 1), (0, 1), 64),
+            ((-1, 0), (0, 1), 64),
         ]:
             answer = longest_sum(*x, *w, bits)
             what = f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer"
@@ -1762,28 +1807,23 @@ def check_ex_3_7() -> None:
             assert isinstance(answer, int) and not isinstance(answer, bool), (
                 f"{what} is {answer!r}, a {type(answer).__name__}; it should be an int (divide with //)."
             )
+            answers[x, w, bits] = answer
+        for (x, w, bits), answer in answers.items():
             if fits(answer, x, w, bits) and not fits(answer + 1, x, w, bits):
                 continue
-            widest = max(abs(a) for a in x) * max(abs(b) for b in w)
-            top = 2 ** (bits - 1) - 1
-            mean = abs(sum(x) / 2) * (abs(w[0]) + abs(w[1])) / 2 or 1
-            sentence = ""
-            if answer == (2**bits - 1) // widest:
-                sentence = " The accumulator has a sign: it ends at 2**(bits-1) - 1."
-            elif answer == top // (max(x) * max(w) or 1):
-                sentence = " You looked at the positive end only: do not forget -128, which makes the sums that reach the negative end."
-            elif answer in (top // widest, top // widest + 1):
-                sentence = " The two ends are not alike: the largest product counts against 2**(bits-1) - 1, the most negative one against 2**(bits-1)."
-            elif answer == int(top // mean):
-                sentence = " That is the average case; a sum must fit in the worst case."
+            known = [  # a mistake must explain every answer, not this one alone
+                sentence
+                for sentence in mistakes(x, w, bits)
+                if all(mistakes(*case)[sentence] in (None, found) for case, found in answers.items())
+            ]
             raise AssertionError(
-                f"{what} is {answer}; "
+                f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer is {answer}; "
                 + (
                     "a sum of that many products can overflow."
                     if not fits(answer, x, w, bits)
                     else "one product more would still fit."
                 )
-                + sentence
+                + (f" {known[0]}" if len(known) == 1 else "")
             )
     ### BEGIN HIDDEN TESTS
     import random

@@ -1077,14 +1077,18 @@ def maximum_after_the_clamp(sums, m0, n, y_zero):
 # 3.7 the accumulator budget
 
 
-@wrong("ex_3_7", "do not forget -128")
+@wrong("ex_3_7", "the product of the two largest codes alone")
 def largest_codes_only(x_min, x_max, w_min, w_max, bits):
-    return (2 ** (bits - 1) - 1) // (x_max * w_max or 1)
+    product = x_max * w_max
+    if product == 0:
+        return 1
+    return (2 ** (bits - 1) - 1) // product if product > 0 else 2 ** (bits - 1) // -product
 
 
-@wrong("ex_3_7", "do not forget -128")
+@wrong("ex_3_7", "do not forget -128, which has no positive partner", like="largest_codes_only")
 def symmetric_weights(x_min, x_max, w_min, w_max, bits):
-    return exact_length(max(x_min, -x_max), x_max, max(w_min, -w_max), w_max, bits)
+    products = x_max * w_max, max(x_min, -x_max) * w_max
+    return exact_length(*products, 1, 1, bits) if any(products) else 1
 
 
 @wrong("ex_3_7", "it ends at 2**(bits-1) - 1")
@@ -1092,7 +1096,7 @@ def without_a_sign(x_min, x_max, w_min, w_max, bits):
     return (2**bits - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
 
 
-@wrong("ex_3_7", "the two ends are not alike")
+@wrong("ex_3_7", "counts against 2**(bits-1), not against 2**(bits-1) - 1")
 def absolute_values(x_min, x_max, w_min, w_max, bits):
     return (2 ** (bits - 1) - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
 
@@ -1114,12 +1118,40 @@ def divided(x_min, x_max, w_min, w_max, bits):
     return 2 ** (bits - 1) / max(abs(x * w) for x in (x_min, x_max) for w in (w_min, w_max))
 
 
-@wrong("ex_3_7", "can overflow")
+@wrong("ex_3_7", "two corners")
+def corners_of_equal_ends(x_min, x_max, w_min, w_max, bits):
+    products = [p for p in (x_min * w_min, x_max * w_max) if p]
+    return min((2 ** (bits - 1) - (p > 0)) // abs(p) for p in products) if products else 1
+
+
+@wrong("ex_3_7", "negative end only")
+def negative_end(x_min, x_max, w_min, w_max, bits):
+    lowest = min(x * w for x in (x_min, x_max) for w in (w_min, w_max))
+    return 2 ** (bits - 1) // -lowest if lowest < 0 else 1
+
+
+@wrong("ex_3_7", "counts against 2**(bits-1) - 1, not against 2**(bits-1)")
+def absolute_values_at_the_negative_end(x_min, x_max, w_min, w_max, bits):
+    return 2 ** (bits - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
+
+
+@wrong("ex_3_7", "divide integers with //, not with / and int()")
+def divided_as_floats(x_min, x_max, w_min, w_max, bits):
+    products = [x * w for x in (x_min, x_max) for w in (w_min, w_max)]
+    return min(int((2 ** (bits - 1) - (p > 0)) / abs(p)) for p in products if p)
+
+
+@wrong("ex_3_7", "not at 2**bits - 1")
+def one_bit_too_many(x_min, x_max, w_min, w_max, bits):
+    return exact_length(x_min, x_max, w_min, w_max, bits + 1)
+
+
+@wrong("ex_3_7", "That is one too many")
 def one_too_many(x_min, x_max, w_min, w_max, bits):
     return exact_length(x_min, x_max, w_min, w_max, bits) + 1
 
 
-@wrong("ex_3_7", "would still fit")
+@wrong("ex_3_7", "That is one too few")
 def carefully_one_less(x_min, x_max, w_min, w_max, bits):
     return exact_length(x_min, x_max, w_min, w_max, bits) - 1
 
