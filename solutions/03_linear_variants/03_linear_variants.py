@@ -2245,8 +2245,16 @@ def check_ex_3_9() -> None:
         return sum(array.nbytes for array in arrays) - no_bias
 
     with checks.check("3.9", "your bytes are those of the real layers, in six variants, to the last byte"):
-        for d_in, d_out, bias, group in [(128, 24, True, 32), (96, 40, False, 16), (256, 10, True, 128)]:
+        for d_in, d_out, bias, group in [
+            (128, 96, True, 32),
+            (96, 44, False, 16),
+            (256, 10, True, 128),
+            (64, 192, True, 64),
+        ]:
             n, b, g = d_in * d_out, 4 * d_out if bias else 0, d_out * (d_in // group)
+            across = d_in * max(d_out // group, 1)  # groups along the outputs
+            row_of_bias = "the bias has one number for each output, not for each input."
+            along = "a group is a part of a row, along the inputs: d_in // group of them in each of the d_out rows."
             no_bias = "bias=False: there is no bias to count." if not bias else "the bias was forgotten."
             a_byte = "the bias stays float32: 4 bytes each."
             forgotten = "the scales and zero points were forgotten."
@@ -2265,6 +2273,9 @@ def check_ex_3_9() -> None:
                     "each row has a zero point, too, an int64, although it is 0.": n + 8 * d_out + 12 + b,
                     "PyTorch keeps these scales as float64, not float32.": n + 12 * d_out + 12 + b,
                     "there is a scale for each row (output), not for each input.": n + 16 * d_in + 12 + b,
+                    "all rows share one output scale and zero point; you counted them for each row.": n
+                    + 28 * d_out
+                    + b,
                 },
                 "torchao int8": {
                     forgotten: n + b,
@@ -2279,6 +2290,8 @@ def check_ex_3_9() -> None:
                     + 5 * (d_in // group)
                     + b,
                     "each group has a zero point, too, of one byte.": n + 4 * g + b,
+                    along: n + 5 * across + b,
+                    "a scale is a float32, a zero point an int8: 5 bytes a group, not 16.": n + 16 * g + b,
                     "unpacked means a byte for each code, although only 4 bits are used.": n // 2 + 5 * g + b,
                 },
                 "groups, packed": {
@@ -2288,6 +2301,9 @@ def check_ex_3_9() -> None:
                     + 4 * (d_in // group)
                     + b,
                     "each group has an offset, too, a float16.": n // 2 + 2 * g + b,
+                    along: n // 2 + 4 * across + b,
+                    "scale and offset are float16 here: 4 bytes a group, not 5.": n // 2 + 5 * g + b,
+                    "scale and offset are float16 here: 4 bytes a group, not 8.": n // 2 + 8 * g + b,
                     "packed means two codes in a byte.": n + 4 * g + b,
                 },
             }
@@ -2295,19 +2311,26 @@ def check_ex_3_9() -> None:
                 expected = real_bytes(d_in, d_out, variant, bias, group)
                 what = f'your number for linear_bytes({d_in}, {d_out}, "{variant}", bias={bias}, group={group})'
                 answer = linear_bytes(d_in, d_out, variant, bias, group)
+                checks.given(answer, what)
+                assert isinstance(answer, int) and not isinstance(answer, bool), (
+                    f"{what} is {answer!r}, a {type(answer).__name__}; bytes are whole numbers, and it should be an int (divide with //)."
+                )
                 mistakes = mistakes | {
-                    no_bias: expected - b if bias else expected + 4 * d_out,
+                    row_of_bias: expected - b + 4 * d_in if bias else -1,
                     a_byte: expected - b + b // 4 if bias else -1,
                 }
+                if variant in ("float", "per tensor"):
+                    mistakes[no_bias] = expected - b if bias else expected + 4 * d_out
                 checks.number(answer, expected, what, mistakes={k: float(v) for k, v in mistakes.items()}, rtol=1e-9)
-                assert float(answer) == int(answer), f"{what} should be a whole number."
     ### BEGIN HIDDEN TESTS
     kinds = ["float", "per tensor", "per channel", "torchao int8", "groups, unpacked", "groups, packed"]
     for d_in, d_out, bias, group in [(128, 33, True, 64), (32, 7, False, 32), (320, 65, True, 16), (512, 2, False, 64)]:
         for variant in kinds:
-            assert linear_bytes(d_in, d_out, variant, bias=bias, group=group) == real_bytes(
-                d_in, d_out, variant, bias, group
-            ), f"wrong for {d_in} inputs, {d_out} outputs, {variant}."
+            answer = linear_bytes(d_in, d_out, variant, bias=bias, group=group)
+            assert type(answer) is int, "the answer should be an int."
+            assert answer == real_bytes(d_in, d_out, variant, bias, group), (
+                f"wrong for {d_in} inputs, {d_out} outputs, {variant}."
+            )
     assert linear_bytes(64, 24, "groups, unpacked") == real_bytes(64, 24, "groups, unpacked", True, 32), (
         "wrong defaults."
     )
@@ -2866,7 +2889,7 @@ import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
@@ -2889,67 +2912,144 @@ def check_ex_3_8() -> None:
     def block() -> nn.Sequential:
         return nn.Sequential(lin(), nn.BatchNorm1d(8), nn.ReLU())
 
-    shared = lin()
+    class OwnReLU(nn.ReLU):
+        """A subclass, which fuse_modules does not know."""
+
+        __module__ = "torch.nn"  # symbolic_trace looks into all other modules
+
+    class OwnNorm(nn.BatchNorm1d):
+        """A subclass, which fuse_modules does not know."""
+
+        __module__ = "torch.nn"
+
+    shared, two_names = lin(), nn.ReLU()
     one_norm = nn.BatchNorm1d(8)
-    # model, pairs that may be fused, and what goes wrong if others are
+    odd = nn.modules.linear.NonDynamicallyQuantizableLinear(8, 8)
+    # title, model, pairs that may be fused
     cases = [
         (
             "a Sequential of Linear and ReLU",
             nn.Sequential(lin(), nn.ReLU(), lin(), nn.ReLU(), lin()),
             [("0", "1"), ("2", "3")],
-            "only a Linear with what comes right behind it.",
         ),
         (
             "nested Sequentials with BatchNorm",
             nn.Sequential(block(), nn.Sequential(lin(), nn.BatchNorm1d(8)), lin()),
             [("0.0", "0.1"), ("0.0", "0.2"), ("1.0", "1.1")],
-            "use the full names, as in named_modules.",
         ),
         (
             "a model that uses one ReLU module twice",
             Wired(lambda m, x: m.relu(m.b(m.relu(m.a(x)))), a=lin(), b=lin(), relu=nn.ReLU()),
             [],
-            "the ReLU is called twice; fused once, it would be missing at its other place.",
         ),
         (
             "a Sequential that uses one Linear module twice",
             nn.Sequential(shared, nn.ReLU(), shared, nn.BatchNorm1d(8), lin(), nn.ReLU()),
             [("4", "5")],
-            "the Linear is called twice, and only one of its calls has a BatchNorm or ReLU behind it.",
         ),
         (
             "a model whose second Linear is also added to the result",
             Wired(lambda m, x: m.norm(m.b(m.relu(m.a(x)))) + m.b2(x), a=lin(), relu=nn.ReLU(), b=lin(), norm=nn.BatchNorm1d(8), b2=lin()),
             [("a", "relu"), ("b", "norm")],
-            "only a Linear with what reads its result.",
         ),
         (
             "a residual, x + relu(linear(x)) with linear(x) read twice",
             Wired(lambda m, x: (lambda y: m.relu(y) + y)(m.a(x)), a=lin(), relu=nn.ReLU()),
             [],
-            "the result of the Linear is read by somebody else, too.",
         ),
         (
             "a model whose modules are defined in another order than they are called",
             Wired(lambda m, x: m.b(m.relu(m.a(x))), b=lin(), relu=nn.ReLU(), a=lin()),
             [("a", "relu")],
-            "modules are listed in the order of their definition; what counts is who calls whom.",
         ),
         (
             "a model with a functional relu before its ReLU module, and a GELU",
             Wired(lambda m, x: m.gelu(m.b(m.relu(F.relu(m.a(x))))), a=lin(), relu=nn.ReLU(), b=lin(), gelu=nn.GELU()),
             [],
-            "a function stands between them, or there is no fused module for this pair.",
         ),
         (
             "a model that applies the ReLU before the BatchNorm",
             nn.Sequential(lin(), nn.ReLU(), nn.BatchNorm1d(8), lin(), nn.Dropout(0.5), nn.ReLU()),
             [("0", "1")],
-            "a BatchNorm behind a ReLU cannot be folded into the Linear, and nothing is fused across a Dropout.",
+        ),
+        (
+            "a model with subclasses of Linear, ReLU and BatchNorm1d",
+            nn.Sequential(odd, nn.ReLU(), lin(), OwnReLU(), lin(), OwnNorm(8), lin(), nn.ReLU6(), lin(), nn.ReLU()),
+            [("8", "9")],
+        ),
+        (
+            "a model that returns what its Linear returns beside the ReLU's result",
+            Wired(lambda m, x: torch.cat([m.relu(m.a(x)), m.norm(m.b(x))]) + m.c(x).sum(), a=lin(), relu=nn.ReLU(), b=lin(), norm=nn.BatchNorm1d(8), c=lin()),
+            [("a", "relu"), ("b", "norm")],
+        ),
+        (
+            "a model in which a method reads the Linear's result, too",
+            Wired(lambda m, x: (lambda y: m.relu(y) * y.mean())(m.a(x)) + m.relu2(m.b(x)), a=lin(), relu=nn.ReLU(), b=lin(), relu2=nn.ReLU()),
+            [("b", "relu2")],
+        ),
+        (
+            "a model whose BatchNorm is read by a ReLU and by a sum",
+            Wired(lambda m, x: (lambda y: m.relu(y) + y)(m.norm(m.a(x))), a=lin(), norm=nn.BatchNorm1d(8), relu=nn.ReLU()),
+            [("a", "norm")],
+        ),
+        (
+            "a model with one ReLU module under two names",
+            Wired(lambda m, x: m.last(m.b(m.first(m.a(x)))), a=lin(), first=two_names, b=lin(), last=two_names),
+            [],
+        ),
+        (
+            "a model with a ReLU that reads a sum of two Linear layers",
+            Wired(lambda m, x: m.relu(m.a(x) + m.b(x)), a=lin(), b=lin(), relu=nn.ReLU()),
+            [],
         ),
     ]  # fmt: skip
+    of_zoo = {
+        "a model with frozen parameters": [("0", "1")],
+        "Sequentials inside Sequentials": [("0.0.0", "0.0.1"), ("0.0.2", "0.1"), ("1.0", "1.1")],
+        "a model with two equal matrices that are not tied": [("0", "1")],
+        "a model with buffers": [("body.0", "body.1")],
+        "a model with a convolution": [("body.0", "body.1")],
+    }
+    cases += [(title, model, of_zoo.get(title, [])) for title, model, _ in samples.zoo(38)]
 
-    def judge(title: str, model: nn.Module, right: list[tuple[str, str]], reason: str) -> None:
+    def in_words(model: nn.Module, name: str) -> str:
+        return f"the {type(model.get_submodule(name)).__name__} `{name}`"
+
+    def why_not(model: nn.Module, pair: tuple[str, str]) -> str:
+        """Which rule a pair breaks."""
+        names = dict(model.named_modules(remove_duplicate=False))
+        for name in pair:
+            if name not in names:
+                return f"there is no module `{name}`: use the full names, as in named_modules."
+        first, second = (names[name] for name in pair)
+        if type(first) in (nn.BatchNorm1d, nn.ReLU):
+            return "each pair begins with the name of the Linear, also the second one: under this name the fused module goes on."
+        if type(first) is not nn.Linear and isinstance(first, nn.Linear):
+            return f"{in_words(model, pair[0])} is a subclass, and only what is exactly an nn.Linear can be fused."
+        if type(first) is not nn.Linear:
+            return f"{in_words(model, pair[0])} is no Linear: use the full names, as in named_modules."
+        if type(second) not in (nn.BatchNorm1d, nn.ReLU):
+            if isinstance(second, nn.BatchNorm1d | nn.ReLU):
+                return f"{in_words(model, pair[1])} is a subclass: only what is exactly an nn.BatchNorm1d or nn.ReLU can be fused."
+            return f"there is no fused module for a Linear and a {type(second).__name__}."
+        nodes = list(torch.fx.symbolic_trace(model).graph.nodes)
+        calls = [[n for n in nodes if n.op == "call_module" and names[n.target] is part] for part in (first, second)]
+        for name, found in zip(pair, calls, strict=True):
+            if len(found) > 1:
+                return f"{in_words(model, name)} is called {('twice', 'three times')[len(found) > 2]}; fused once, its other call would compute something else."
+        (start,), (end,) = calls
+        between = end.all_input_nodes[0]
+        if between.op == "call_module" and type(names[between.target]) is nn.BatchNorm1d and between is not start:
+            if len(between.users) > 1:
+                return f"the result of the BatchNorm `{between.target}` is read by somebody else, too."
+            between = between.all_input_nodes[0]
+        if between is not start or len(end.all_input_nodes) > 1:
+            return f"`{pair[1]}` does not read what `{pair[0]}` returns, but what `{between.target if isinstance(between.target, str) else between.target.__name__}` returns."
+        if len(start.users) > 1:
+            return f"the result of the Linear `{pair[0]}` is read by somebody else, too."
+        return "a ReLU comes before the BatchNorm there."
+
+    def judge(title: str, model: nn.Module, right: list[tuple[str, str]]) -> None:
         torch.manual_seed(38)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -2957,23 +3057,30 @@ def check_ex_3_8() -> None:
                 nn.init.uniform_(module.running_var, 0.5, 3)
                 nn.init.uniform_(module.weight, 0.5, 2)
         model.eval()
-        answer = fuse_list(model)
+        with checks.untouched(model=model):
+            answer = fuse_list(model)
         checks.given(answer, "what fuse_list returned")
         assert isinstance(answer, list | tuple) and all(isinstance(p, list | tuple) for p in answer), (
             "what fuse_list returned should be a list of pairs, each a list of two names."
         )
+        assert all(isinstance(name, str) for pair in answer for name in pair), (
+            "what fuse_list returned should hold names (str), not modules."
+        )
         assert not any(len(pair) == 3 for pair in answer), (
             f"for {title} you fuse three names at once: fuse_modules does not know this triple. Two pairs, the BatchNorm first."
         )
+        assert all(len(pair) == 2 for pair in answer), f"for {title} your list has an element that is no pair."
         pairs = [tuple(pair) for pair in answer]
         missing = [pair for pair in right if pair not in pairs]
         extra = [pair for pair in pairs if pair not in right]
-        assert not extra, f"for {title} you fuse {list(extra[0])}: {reason}"
+        assert not extra, f"for {title} you fuse {list(extra[0])}: {why_not(model, extra[0])}"
         assert not missing, f"for {title} the pair {list(missing[0])} is missing in your list."
         assert len(pairs) == len(set(pairs)), f"for {title} a pair is twice in your list."
         x = torch.randn(32, 8)
+        if not answer:
+            return
         try:
-            fused = tq.fuse_modules(copy.deepcopy(model), [list(pair) for pair in answer]) if answer else model
+            fused = tq.fuse_modules(copy.deepcopy(model), [list(pair) for pair in answer])
         except AssertionError as error:
             raise AssertionError(
                 f"for {title} fuse_modules refuses the order of your list, BatchNorm must come before ReLU: {error}"
@@ -2986,13 +3093,17 @@ def check_ex_3_8() -> None:
     with checks.check("3.8", "fuse_modules takes your lists, and no fused model computes anything else than before"):
         for case in cases:
             judge(*case)
-        checks.raises(
-            ValueError,
-            lambda: fuse_list(block().train()),
-            "a model in training mode must raise a ValueError: its BatchNorm has no fixed statistics.",
-        )
+        for what, model in [
+            ("its BatchNorm has no fixed statistics", block()),
+            ("also one without a BatchNorm", lin()),
+        ]:
+            with checks.untouched(model=model.train()):
+                checks.raises(
+                    ValueError,
+                    lambda model=model: fuse_list(model),
+                    f"a model in training mode must raise a ValueError: {what}.",
+                )
     ### BEGIN HIDDEN TESTS
-    odd = nn.modules.linear.NonDynamicallyQuantizableLinear(8, 8)
     tests = [
         (Wired(lambda m, x: m.relu(m.a(x)), relu=nn.ReLU(), b=block(), a=lin()), [("a", "relu")]),
         (nn.Sequential(odd, nn.ReLU(), lin(), nn.ReLU6()), []),
@@ -3010,19 +3121,21 @@ def check_ex_3_8() -> None:
                 module.running_mean.uniform_(-1, 1)
                 module.running_var.uniform_(0.5, 3)
         model.eval()
-        answer = [tuple(pair) for pair in fuse_list(model)]
+        with checks.untouched(model=model):
+            answer = [tuple(pair) for pair in fuse_list(model)]
         assert sorted(answer) == sorted(right), f"{answer} instead of {right}."
         if answer:
             x, fused = torch.randn(16, 8), tq.fuse_modules(model, [list(pair) for pair in answer])
             assert torch.allclose(fused(x), model(x), atol=1e-4), "the fused model computes something else."
-    try:
-        fuse_list(nn.Sequential(lin(), nn.ReLU()).train())
-    except ValueError:
-        refused = True
-    else:
+    for model in (nn.Sequential(lin(), nn.ReLU()).train(), block().train(), lin().train()):
         refused = False
-    assert refused, "a model in training mode is accepted."
-    for title, model, right, _ in cases:
+        with checks.untouched(model=model):
+            try:
+                fuse_list(model)
+            except ValueError:
+                refused = True
+        assert refused, "a model in training mode is accepted."
+    for title, model, right in cases:
         assert sorted(tuple(pair) for pair in fuse_list(model.eval())) == sorted(right), f"wrong for {title}."
     ### END HIDDEN TESTS
 
