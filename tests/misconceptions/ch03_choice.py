@@ -95,11 +95,55 @@ def bias_always_counted(d_in, d_out, variant, bias=True, group=32):
     return bytes_of(d_in, d_out, variant, True, group)
 
 
-@wrong("ex_3_9", "were forgotten")
+@wrong("ex_3_9", "those of the output, were forgotten")
 def bits_as_advertised(d_in, d_out, variant, bias=True, group=32):
-    return {"float": 4.0, "groups, packed": 0.5, "groups, unpacked": 0.5}.get(
-        variant, 1.0
-    ) * d_in * d_out + 4 * d_out * bias
+    bits = {"float": 32, "groups, packed": 4, "groups, unpacked": 8}.get(variant, 8)
+    return bits * d_in * d_out // 8 + 4 * d_out * bias
+
+
+@wrong("ex_3_9", "along the inputs: d_in // group of them in each of the d_out rows")
+def groups_along_the_outputs(d_in, d_out, variant, bias=True, group=32):
+    size = {"groups, unpacked": 5, "groups, packed": 4}.get(variant, 0)
+    return bytes_of(d_in, d_out, variant, bias, group, groups=size * d_in * max(d_out // group, 1))
+
+
+@wrong("ex_3_9", "not for each input.")
+def bias_for_each_input(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, offset=4 * d_in if bias else 0)
+
+
+@wrong("ex_3_9", "it should be an int (divide with //)")
+def bytes_as_a_float(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group) / 1
+
+
+@wrong("ex_3_9", "a Tensor; bytes are whole numbers")
+def bytes_as_a_tensor(d_in, d_out, variant, bias=True, group=32):
+    return torch.tensor(bytes_of(d_in, d_out, variant, bias, group))
+
+
+@wrong("ex_3_9", "you counted them for each row")
+def output_scale_for_each_row(d_in, d_out, variant, bias=True, group=32):
+    change = {"rows": 28 * d_out, "once": 0} if variant == "per channel" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "4 bytes a group, not 5")
+def packed_with_torchaos_scales(d_in, d_out, variant, bias=True, group=32):
+    groups = d_out * (d_in // group)
+    change = {"groups": 5 * groups} if variant == "groups, packed" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "5 bytes a group, not 16")
+def groups_with_pytorchs_scales(d_in, d_out, variant, bias=True, group=32):
+    change = {"groups": 16 * d_out * (d_in // group)} if variant == "groups, unpacked" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "float32 takes 4")
+def one_byte_for_every_weight(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, **({"codes": d_in * d_out} if variant == "float" else {}))
 
 
 @right("ex_3_9")
@@ -167,7 +211,7 @@ def pairs_of(
     return pairs
 
 
-@wrong("ex_3_8", "the ReLU is called twice")
+@wrong("ex_3_8", "the ReLU `relu` is called twice")
 def across_a_shared_module(model):
     return pairs_of(model, shared=True)
 
@@ -200,7 +244,7 @@ def triples(model):
     return list(by_linear.values())
 
 
-@wrong("ex_3_8", "the ReLU is called twice")
+@wrong("ex_3_8", "['b', 'relu']: the ReLU `relu` is called twice")
 def neighbours_in_named_modules(model):
     if model.training:
         raise ValueError("call model.eval() first.")
@@ -222,7 +266,7 @@ def nothing_is_safe(model):
     return []
 
 
-@wrong("ex_3_8", "Dropout")
+@wrong("ex_3_8", "`5` does not read what `3` returns, but what `4` returns")
 def in_the_order_of_calls(model):
     """Who comes next, not who reads whom; looks past a Dropout, which does nothing in eval mode."""
     pairs = pairs_of(model)
@@ -236,6 +280,113 @@ def in_the_order_of_calls(model):
         if type(module) is nn.Linear and type(other) is nn.ReLU and alone and reads == 1 and [name, after] not in pairs:
             pairs.append([name, after])
     return pairs
+
+
+@wrong("ex_3_8", "each pair begins with the name of the Linear")
+def pairs_of_neighbours(model):
+    linear = {}
+    for first, second in pairs_of(model):
+        linear.setdefault(first, []).append(second)
+    return [pair for first, others in linear.items() for pair in map(list, pairwise([first, *others]))]
+
+
+@wrong("ex_3_8", "use the full names, as in named_modules")
+def short_names(model):
+    return [[name.rpartition(".")[2] for name in pair] for pair in pairs_of(model)]
+
+
+@wrong("ex_3_8", "is a subclass, and only what is exactly an nn.Linear can be fused")
+def any_kind_of_linear(model):
+    return pairs_of(model, kind=lambda m, t: isinstance(m, t) if t is nn.Linear else type(m) is t)
+
+
+@wrong("ex_3_8", "is a subclass: only what is exactly an nn.BatchNorm1d or nn.ReLU")
+def any_kind_of_follower(model):
+    return pairs_of(model, kind=lambda m, t: type(m) is t if t is nn.Linear else isinstance(m, t))
+
+
+@wrong("ex_3_8", "there is no fused module for a Linear and a GELU")
+def whatever_follows(model):
+    activations = (nn.ReLU, nn.GELU, nn.ReLU6)
+    kinds = {nn.Linear: nn.Linear, nn.BatchNorm1d: nn.BatchNorm1d, nn.ReLU: activations}
+    return pairs_of(model, kind=lambda m, t: isinstance(m, kinds[t]) and type(m).__name__ != "OwnReLU")
+
+
+@wrong("ex_3_8", "the result of the Linear `a` is read by somebody else, too", like="across_a_residual")
+def readers_that_are_modules(model):
+    """Functions, methods and the output are not counted as readers."""
+    if model.training:
+        raise ValueError("call model.eval() first.")
+    calls, pairs = calls_of(model), []
+    once = lambda i: sum(call[1] is calls[i][1] for call in calls) == 1  # noqa: E731
+    for i, (name, module, _) in enumerate(calls):
+        last = i
+        for wanted in (nn.BatchNorm1d, nn.ReLU) if type(module) is nn.Linear and once(i) else ():
+            readers = [j for j, call in enumerate(calls) if last in call[2] and call[1] is not None]
+            if len(readers) == 1 and type(calls[readers[0]][1]) is wanted and once(readers[0]):
+                pairs.append([name, calls[readers[0]][0]])
+                last = readers[0]
+    return pairs
+
+
+@wrong("ex_3_8", "the result of the BatchNorm `norm` is read by somebody else")
+def only_the_linear_is_asked_for_readers(model):
+    pairs = pairs_of(model)
+    calls = calls_of(model)
+    for i, (name, module, _) in enumerate(calls):
+        if type(module) is nn.BatchNorm1d and any(pair[1] == name for pair in pairs):
+            first = next(pair[0] for pair in pairs if pair[1] == name)
+            after = [call[0] for call in calls if i in call[2] and type(call[1]) is nn.ReLU]
+            pairs += [[first, one] for one in after if [first, one] not in pairs]
+    return pairs
+
+
+@wrong("ex_3_8", "called twice; fused once", like="across_a_shared_module")
+def counted_by_name(model):
+    """A module with two names counts as two."""
+    if model.training:
+        raise ValueError("call model.eval() first.")
+    calls = calls_of(model)
+    names = {id(m): [n for n, other in model.named_modules(remove_duplicate=False) if other is m] for _, m, _ in calls}
+    pairs = pairs_of(model)
+    for i, (name, module, _) in enumerate(calls):
+        readers = [call for call in calls if i in call[2]]
+        if type(module) is nn.Linear and len(readers) == 1 and len(names[id(readers[0][1])]) == 2:
+            pairs.append([name, readers[0][0]])
+    return pairs
+
+
+@wrong("ex_3_8", "should hold names (str), not modules")
+def modules_for_names(model):
+    return [[model.get_submodule(name) for name in pair] for pair in pairs_of(model)]
+
+
+@wrong("ex_3_8", "your function changed `model`")
+def fuses_at_once(model):
+    pairs = pairs_of(model)
+    if pairs:
+        tq.fuse_modules(model, pairs, inplace=True)
+    return pairs
+
+
+@wrong("ex_3_8", "a list of pairs")
+def names_in_one_row(model):
+    return [name for pair in pairs_of(model) for name in pair]
+
+
+@wrong("ex_3_8", "must raise a ValueError: also one without a BatchNorm")
+def refuses_training_only_with_batchnorm(model):
+    if model.training and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise ValueError("call model.eval() first.")
+    return pairs_of(model, refuse=False)
+
+
+@wrong("ex_3_8", "your function changed `model`", like="fuses_at_once")
+def switches_to_eval(model):
+    if model.training:
+        model.eval()
+        raise ValueError("it was in training mode.")
+    return pairs_of(model)
 
 
 @right("ex_3_8")
