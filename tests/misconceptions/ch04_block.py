@@ -642,7 +642,7 @@ class RoundTripBetweenTheHalves(OneBlock):
         return self.add2.add(x, self.f(self.n2(x)))
 
 
-@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticBlock")
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticBlock", like="RoundTripBetweenTheHalves")
 class StubsInEveryBlock(OneBlock):
     def __init__(self, block):
         super().__init__(block)
@@ -734,7 +734,7 @@ class NoDequantAtTheEnd(Stack):
         self.dequant = nn.Identity()
 
 
-@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticStack")
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticStack", like="RoundTripBetweenTheHalves")
 class CrossesBetweenBlocks(Stack):
     def __init__(self, blocks):
         super().__init__(blocks)
@@ -759,7 +759,7 @@ class NormsStayFloat(Stack):
     kind = FloatNorms
 
 
-@wrong("ex_4_6", "differs from the float model", binds="StaticStack")
+@wrong("ex_4_6", "every step runs the first block", binds="StaticStack")
 class SameBlockAgain(Stack):
     def forward(self, x, mask=None):
         x = self.quant(x)
@@ -833,7 +833,7 @@ class AddsInPlace(OneBlock):
         return h
 
 
-@wrong("ex_4_6", "`+` has no int8 kernel", binds="StaticBlock")
+@wrong("ex_4_6", "`+` has no int8 kernel", binds="StaticBlock", like="PlusForTheResidual")
 class AddsTheSecondInPlace(OneBlock):
     def forward(self, x, mask=None):
         h = self.add1.add(x, self.a(self.n1(x), mask))
@@ -873,3 +873,144 @@ class BlockFromTheHelpers(quantizable.Int8ResidualBlock):
         width, d_ff = block.ffn.up.in_features, block.ffn.up.out_features
         super().__init__(ModelConfig(d_model=width, d_ff=d_ff, n_heads=block.attention.n_heads))
         self.load_state_dict(block.state_dict())
+        self.norm1.eps, self.norm2.eps = block.norm1.eps, block.norm2.eps
+
+
+@right("ex_4_6", binds="StaticBlock")
+class SpareFunctional(OneBlock):
+    """What is never called does no harm."""
+
+    def __init__(self, block):
+        super().__init__(block)
+        self.spare = FloatFunctional()
+
+
+@wrong("ex_4_6", "another eps than the given ones", binds="StaticBlock")
+class NormsMadeAnew(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.n1, self.n2 = (nn.LayerNorm(norm.normalized_shape) for norm in (block.norm1, block.norm2))
+        self.n1.load_state_dict(block.norm1.state_dict())
+        self.n2.load_state_dict(block.norm2.state_dict())
+
+
+@wrong("ex_4_6", "as many heads as the first one", binds="StaticStack")
+class HeadsOfTheFirstBlock(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        for block in self.blocks:
+            block.a.n_heads = self.blocks[0].a.n_heads
+
+
+@wrong("ex_4_6", "`add2` is never called", binds="StaticBlock", like="OneFunctionalForBothAdds")
+class FirstAddTwice(OneBlock):
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.add1.add(x, self.f(self.n2(x)))
+
+
+@wrong("ex_4_6", "is no part of the module", binds="StaticBlock")
+class SumsOfTheClass(OneBlock):
+    plus = (FloatFunctional(), FloatFunctional())
+
+    def __init__(self, block):
+        super().__init__(block)
+        del self.add1, self.add2
+
+    def forward(self, x, mask=None):
+        x = self.plus[0].add(x, self.a(self.n1(x), mask))
+        return self.plus[1].add(x, self.f(self.n2(x)))
+
+
+class EmptiedList(Stack):
+    def __init__(self, blocks):
+        if not isinstance(blocks, list):
+            blocks = list(blocks)
+        copied = []
+        while blocks:
+            copied.append(blocks.pop(0))
+        super().__init__(copied)
+
+
+wrong("ex_4_6", "changes the list `blocks`", binds="StaticStack")(EmptiedList)
+
+
+@wrong("ex_4_6", "is a generator", binds="StaticStack")
+class AsksForTheLength(Stack):
+    def __init__(self, blocks):
+        super().__init__([blocks[i] for i in range(len(blocks))])
+
+
+@wrong("ex_4_6", "computes something else if `blocks` is a generator", binds="StaticStack")
+class GoesThroughTwice(Stack):
+    def __init__(self, blocks):
+        self_count = sum(1 for _ in blocks)
+        super().__init__(blocks)
+        self.count = self_count
+
+
+@wrong("ex_4_6", "in training mode StaticBlock computes something else", binds="StaticBlock")
+class WithDropout(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.drop(self.a(self.n1(x), mask)))
+        return self.add2.add(x, self.drop(self.f(self.n2(x))))
+
+
+@wrong("ex_4_6", "was switched to eval mode", binds="StaticBlock")
+class SwitchesTheGivenBlock(OneBlock):
+    def __init__(self, block):
+        super().__init__(block.eval())
+
+
+@wrong("ex_4_6", "requires_grad", binds="StaticBlock")
+class FreezesTheGivenBlock(OneBlock):
+    def __init__(self, block):
+        super().__init__(block.requires_grad_(False))
+
+
+@wrong("ex_4_6", "a qconfig is left", binds="StaticBlock")
+class LeavesAQconfigInTheGivenBlock(OneBlock):
+    def __init__(self, block):
+        block.norm1.qconfig = block.norm2.qconfig = None
+        super().__init__(block)
+        del self.n1.qconfig, self.n2.qconfig
+
+
+@wrong("ex_4_6", "has set a qconfig", binds="StaticStack")
+class RecipeOfItsOwn(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.blocks.qconfig = tq.get_default_qconfig("x86")
+
+
+@wrong("ex_4_6", "uses a causal mask whatever mask", binds="StaticStack")
+class MakesTheMaskItself(Stack):
+    def forward(self, x, mask=None):
+        return super().forward(x, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril())
+
+
+@wrong("ex_4_6", "in the reversed order", binds="StaticStack")
+class BlocksBackwards(Stack):
+    def __init__(self, blocks):
+        super().__init__(reversed(list(blocks)))
+
+
+@wrong("ex_4_6", "the last block is left out", binds="StaticStack")
+class LastBlockLeftOut(Stack):
+    def forward(self, x, mask=None):
+        x = self.quant(x)
+        for block in self.blocks[: max(1, len(self.blocks) - 1)]:
+            x = block(x, mask)
+        return self.dequant(x)
+
+
+@wrong("ex_4_6", "view size is not compatible", binds="StaticBlock")
+class FlattensWithAView(OneBlock):
+    def forward(self, x, mask=None):
+        normed = self.n1(x.view(-1, x.shape[-1])).view(x.shape)
+        x = self.add1.add(x, self.a(normed, mask))
+        return self.add2.add(x, self.f(self.n2(x)))
