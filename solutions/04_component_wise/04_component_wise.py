@@ -3606,6 +3606,7 @@ def sensitivity(
     model : Module
         Float, in eval mode: ids (documents, time) to logits (documents, time, vocabulary); is not changed.
     parts : list of str
+        Each name once; none at all gives an empty list.
     quantize_ : callable
         ``quantize_(model, part, calibration)`` quantizes a part of the model it is given, in place, and returns None.
     calibration : Tensor, int64, (rows, time)
@@ -3667,6 +3668,7 @@ def check_ex_4_7() -> None:
             for layer in self.parts.values():
                 layer.weight, layer.bias = draw(width, width), draw(width)
             self.head = draw(vocabulary, width)
+            self.table.requires_grad_(False)  # one part is frozen
             self.drop = Drop()
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -3687,10 +3689,13 @@ def check_ex_4_7() -> None:
         step = float(seen[0]) / (3 + 2 * names.index(part))
         layer.register_forward_hook(lambda _m, _i, y: (y.clamp(-float(seen[0]), float(seen[0])) / step).round() * step)
 
-    def bits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    def all_bits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             chances = model(ids[:, :-1]).double().softmax(dim=-1)  # (documents, time, vocabulary)
-        return -chances.gather(2, ids[:, 1:, None])[..., 0].log2().mean(dim=1)
+        return -chances.gather(2, ids[:, 1:, None])[..., 0].log2()  # (documents, time)
+
+    def bits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        return all_bits(model, ids).mean(dim=1)
 
     def case(seed: int, order: list[str], documents: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -3720,15 +3725,29 @@ def check_ex_4_7() -> None:
     def mean_of(differences: dict[str, torch.Tensor]) -> dict[str, float]:
         return {part: d.mean().item() for part, d in differences.items()}
 
+    def calls_nothing(error: Exception) -> bool:
+        """Whether somebody has called None as a model, or asked it for what models have."""
+        text = str(error)
+        return text == "'NoneType' object is not callable" or any(
+            text == f"'NoneType' object has no attribute '{name}'" for name in dir(nn.Module)
+        )
+
     def ask(seed: int, order: list[str], documents: int) -> None:
         model, calibration, ids = case(seed, order, documents)
-        before, asked = copy.deepcopy(model), []
+        before, parts, asked = copy.deepcopy(model), list(order), []
 
         def listening(candidate: nn.Module, part: str, examples: torch.Tensor) -> None:
             asked.append((candidate.training, part, examples))
             quantize_(candidate, part, examples)
 
-        answer = sensitivity(model, list(order), listening, calibration, ids)
+        with checks.untouched(parts=parts, calibration=calibration, windows=ids):
+            try:
+                answer = sensitivity(model, parts, listening, calibration, ids)
+            except (TypeError, AttributeError) as error:
+                assert not calls_nothing(error), (
+                    "quantize_ returns None, and you use what it returns as a model: it changes the copy that you give it, so go on with that copy."
+                )
+                raise
         changed = witness.unchanged(before, model)
         assert not changed, (
             f"your function changed the model that it was given ({changed}): quantize a copy of it, copy.deepcopy(model), a new one for each part."
@@ -3739,6 +3758,11 @@ def check_ex_4_7() -> None:
         assert sorted(row[0] for row in answer) == sorted(order), (
             f"the parts in your list are {[row[0] for row in answer]}; each of {order} should stand there once."
         )
+        for row in answer:
+            kinds = {type(number).__name__ for number in row[1:] if not isinstance(number, float)}
+            assert not kinds, f"mean and standard error should be Python numbers, not {kinds.pop()}: call .item()."
+        if not order:
+            return
         assert len(asked) >= len(order) and {part for _, part, _ in asked} == set(order), (
             "quantize_ was not called for each part."
         )
@@ -3779,8 +3803,8 @@ def check_ex_4_7() -> None:
         }
         same = lambda other: all(abs(found[part] - other[part]) < 1e-5 for part in order)  # noqa: E731
         if not same(right):
-            for sentence, wrong in mistakes.items():
-                assert not same(wrong), f"your means are wrong: {sentence}"
+            fits = [sentence for sentence, wrong in mistakes.items() if same(wrong)]
+            assert len(fits) != 1, f"your means are wrong: {fits[0]}"
         assert all(torch.equal(examples, calibration) for *_, examples in asked), (
             "quantize_ was not given the calibration ids as they are: hand on the whole tensor `calibration`, all its rows and columns."
         )
@@ -3801,6 +3825,7 @@ def check_ex_4_7() -> None:
             fresh = Toy(seed, order).eval()
             quantize_(fresh, part, calibration)
             unpaired = ((bits(fresh, ids).var() + bits(before, ids).var()) / count).sqrt().item()
+            of_bytes = (all_bits(fresh, ids) - all_bits(before, ids)).flatten()
             checks.number(
                 error,
                 (d.std() / count**0.5).item(),
@@ -3817,6 +3842,15 @@ def check_ex_4_7() -> None:
                     "divide the standard deviation by the root of the number of documents, not by the number.": (
                         d.std() / count
                     ).item(),
+                    "this divides by the root of documents - 1; the standard deviation has taken care of the 1, so divide by the root of the number of documents.": (
+                        d.std() / (count - 1) ** 0.5
+                    ).item(),
+                    "this is the error over all bytes, as if they were independent of each other: bytes of one document are not. Take the mean of each document first (a row), then the spread of these means.": (
+                        of_bytes.std() / len(of_bytes) ** 0.5
+                    ).item(),
+                    "this is the spread over all bytes: take the mean of each document first (a row), then the spread of these means.": (
+                        of_bytes.std() / count**0.5
+                    ).item(),
                 },
                 rtol=1e-3,
             )
@@ -3826,8 +3860,17 @@ def check_ex_4_7() -> None:
     ):
         ask(471, names, 6)
         ask(472, names[::-1], 9)
+        ask(473, ["bow", "drum"], 2)
+        ask(474, ["quiver"], 3)
+        ask(475, [], 3)
     ### BEGIN HIDDEN TESTS
-    for seed, order, documents in [(4711, names[1:] + names[:1], 7), (4712, ["bow"], 3), (4713, names[::2], 12)]:
+    for seed, order, documents in [
+        (4711, names[1:] + names[:1], 7),
+        (4712, ["bow"], 3),
+        (4713, names[::2], 12),
+        (4714, [], 4),
+    ]:
+        ask(seed, order, documents)
         model, calibration, ids = case(seed, order, documents)
         kept = copy.deepcopy(model)
         given = []
@@ -5995,7 +6038,7 @@ tables.show(
 )
 
 # %% [markdown]
-# The two engines make two slightly different models of one and the same float model. With so few documents one cannot tell their costs apart. But they are not the same model, so quality has to be measured once more on the target.
+# The two engines make two different models of one and the same float model. With so few documents one cannot tell their costs apart. But they are not the same model, so quality has to be measured once more on the target.
 #
 # **GPU.** Which of these operations have a kernel for graphics processors? Ask PyTorch's dispatcher, the table that knows for each operation which kernels exist:
 

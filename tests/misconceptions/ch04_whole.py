@@ -75,7 +75,7 @@ def quantizes_in_place(model, parts, quantize_, calibration, windows):
     return in_order(rows)
 
 
-@wrong("ex_4_7", "your function changed the model")
+@wrong("ex_4_7", "your function changed the model", like="quantizes_in_place")
 def restores_only_the_state_dict(model, parts, quantize_, calibration, windows):
     kept, reference, rows = copy.deepcopy(model.state_dict()), by_row(model, windows), []
     for part in parts:
@@ -131,7 +131,7 @@ def measures_the_float_model(model, parts, quantize_, calibration, windows):
     return in_order(rows)
 
 
-@wrong("ex_4_7", "'NoneType' object")
+@wrong("ex_4_7", "quantize_ returns None")
 def uses_what_quantize_returns(model, parts, quantize_, calibration, windows):
     rows = []
     for part in parts:
@@ -165,7 +165,7 @@ def calibrates_on_the_first_row(model, parts, quantize_, calibration, windows):
     return with_calibration(model, parts, quantize_, calibration, windows, calibration[:1])
 
 
-@wrong("ex_4_7", "hand on the whole tensor")
+@wrong("ex_4_7", "hand on the whole tensor", like="calibrates_on_the_first_row")
 def calibrates_without_the_last_byte(model, parts, quantize_, calibration, windows):
     return with_calibration(model, parts, quantize_, calibration, windows, calibration[:, :-1])
 
@@ -208,6 +208,100 @@ def divides_by_all_documents(model, parts, quantize_, calibration, windows):
         windows,
         lambda d: (d.mean().item(), (d.std(correction=0) / len(d) ** 0.5).item()),
     )
+
+
+@wrong("ex_4_7", "as if they were independent of each other")
+def error_over_bytes(model, parts, quantize_, calibration, windows):
+    reference, rows = metrics.next_byte_bits(model, windows), []
+    for part in parts:
+        trial = copied_and_quantized(model, part, quantize_, calibration)
+        rows.append((part, *paired((metrics.next_byte_bits(trial, windows) - reference).flatten())))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "this is the spread over all bytes")
+def spread_of_bytes_by_documents(model, parts, quantize_, calibration, windows):
+    reference, rows = metrics.next_byte_bits(model, windows), []
+    for part in parts:
+        d = metrics.next_byte_bits(copied_and_quantized(model, part, quantize_, calibration), windows) - reference
+        rows.append((part, d.mean().item(), (d.std() / len(windows) ** 0.5).item()))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "has taken care of the 1")
+def takes_one_off_twice(model, parts, quantize_, calibration, windows):
+    return summed_up_by(
+        model,
+        parts,
+        quantize_,
+        calibration,
+        windows,
+        lambda d: (d.mean().item(), d.std().item() / math.sqrt(len(d) - 1)),
+    )
+
+
+@wrong("ex_4_7", "your mean for the part")
+def median_of_the_documents(model, parts, quantize_, calibration, windows):
+    return summed_up_by(model, parts, quantize_, calibration, windows, lambda d: (d.quantile(0.5).item(), paired(d)[1]))
+
+
+@wrong("ex_4_7", "your function changed `parts`, which belongs to its caller: it has now")
+def empties_the_list(model, parts, quantize_, calibration, windows):
+    rows = []
+    while parts:
+        rows += right_answer(model, [parts.pop()], quantize_, calibration, windows)
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "your function changed `parts`, which belongs to its caller: [0]")
+def sorts_the_list_of_the_caller(model, parts, quantize_, calibration, windows):
+    parts.sort()
+    return right_answer(model, parts, quantize_, calibration, windows)
+
+
+@wrong("ex_4_7", "should be Python numbers")
+def returns_tensors(model, parts, quantize_, calibration, windows):
+    return summed_up_by(
+        model, parts, quantize_, calibration, windows, lambda d: (d.mean(), d.std() / math.sqrt(len(d)))
+    )
+
+
+@wrong("ex_4_7", "quantize_ returns None", like="uses_what_quantize_returns")
+def evaluates_what_quantize_returns(model, parts, quantize_, calibration, windows):
+    rows = []
+    for part in parts:
+        trial = quantize_(copy.deepcopy(model), part, calibration).eval()
+        rows.append((part, *paired(by_row(trial, windows) - by_row(model, windows))))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "requires_grad")
+def thaws_the_given_model(model, parts, quantize_, calibration, windows):
+    model.requires_grad_(True)
+    return right_answer(model, parts, quantize_, calibration, windows)
+
+
+@wrong("ex_4_7", "was switched to training mode")
+def leaves_the_given_model_in_training_mode(model, parts, quantize_, calibration, windows):
+    answer = right_answer(model, parts, quantize_, calibration, windows)
+    model.train()
+    return answer
+
+
+@wrong("ex_4_7", "your function changed the model", like="quantizes_in_place")
+def copies_only_the_shell(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        trial = copy.copy(model)
+        quantize_(trial, part, calibration)
+        rows.append((part, *paired(by_row(trial, windows) - reference)))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "list index out of range")
+def needs_a_first_part(model, parts, quantize_, calibration, windows):
+    best = right_answer(model, parts, quantize_, calibration, windows)
+    return best if best[0][1] >= best[-1][1] else best[::-1]
 
 
 @right("ex_4_7")
