@@ -4422,7 +4422,8 @@ def qat(model: nn.Module, batches: list[Tensor], bits: int, lr: float) -> tuple[
     Parameters
     ----------
     model : Module
-        Float: ids (batch, time) to logits (batch, time, vocabulary); is not changed, nor its mode.
+        Float: ids (batch, time) to logits (batch, time, vocabulary); is not changed, nor its mode. Parameters that are
+        frozen in it (without `requires_grad`) stay frozen in the copy; at least one is not.
     batches : list of Tensor, int64, (batch, time + 1)
         At least two.
     bits : int
@@ -4496,12 +4497,13 @@ def check_ex_4_8() -> None:
             return self.head(x + self.down(self.drop(F.gelu(self.up(x)))))
 
     layers = ("up", "down", "head")
-    events: list[tuple] = []  # forward passes (ids, mode, observers), and steps (optimizer, groups, gradient there)
+    events: list[tuple] = []  # forward passes (ids, mode, observers), and steps (optimizer, groups, parameters, values)
 
     def note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         held = [p for group in optimizer.param_groups for p in group["params"]]
-        events.append((optimizer, groups, held, any(p.grad is not None and bool(p.grad.any()) for p in held)))
+        values = [(p.detach().clone(), None if p.grad is None else p.grad.clone()) for p in held]
+        events.append((optimizer, groups, held, values))
 
     def text(seed: int, rows: int, vocabulary: int) -> torch.Tensor:
         """Ids in which each is mostly followed by the same one."""
@@ -4531,33 +4533,93 @@ def check_ex_4_8() -> None:
     def row_scale(weight: torch.Tensor, bits: int) -> torch.Tensor:
         return weight.detach().abs().amax(1, keepdim=True) * 2 / (2**bits - 2)
 
-    def by_formula(model, batches, bits, lr, piled=False, shift=1):
-        """The same training from torch operations: fake quantization and straight-through gradient written out."""
-        run, codes, count = copy.deepcopy(model).train(), 2 ** (bits - 1) - 1, len(batches)
-        scales: dict[str, torch.Tensor] = {}
-        adam = torch.optim.Adam(list(run.parameters()), lr)
-
-        def fake(name: str, weight: torch.Tensor) -> torch.Tensor:
-            steps = (weight.detach() / scales[name]).round()
+    def gradient_at(
+        model: nn.Module, weights: dict, scales: dict, ids: torch.Tensor, bits: int, shift: int = 1
+    ) -> dict:
+        """The gradient of the loss at these weights, from torch operations: straight-through estimation written out."""
+        codes = 2 ** (bits - 1) - 1
+        leaves = {
+            name: weight.clone().requires_grad_(model.get_parameter(name).requires_grad)
+            for name, weight in weights.items()
+        }
+        used = dict(leaves)
+        for name, scale in scales.items():
+            weight = leaves[f"{name}.weight"]
+            steps = (weight.detach() / scale).round()
             passes = torch.where(steps.abs() <= codes, weight, weight.detach())  # no gradient where it is clamped
-            return passes + (steps.clamp(-codes, codes) * scales[name] - passes).detach()
+            used[f"{name}.weight"] = passes + (steps.clamp(-codes, codes) * scale - passes).detach()
+        guesses = torch.func.functional_call(model, used, (ids[:, :-1],)).transpose(1, 2)
+        F.cross_entropy(guesses, ids[:, shift : shift + guesses.shape[2]]).backward()
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
 
-        for step, ids in enumerate(batches):
-            still = step >= count // 2
-            if not still:
-                scales = {name: row_scale(getattr(run, name).weight, bits) for name in layers}
-            rate = (count - step) / (count - count // 2)
-            for group in adam.param_groups:
-                group["lr"] = lr * (rate if rate < 1 else 1.0)
-            weights = {f"{name}.weight": fake(name, getattr(run, name).weight) for name in layers}
-            guesses = torch.func.functional_call(run, weights, (ids[:, :-1],)).transpose(1, 2)
-            if not piled:
-                adam.zero_grad()
-            F.cross_entropy(guesses, ids[:, shift : shift + guesses.shape[2]]).backward()
-            adam.step()
-        return torch.cat([getattr(run, name).weight.detach().flatten() for name in layers]), scales
+    def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
-    def judge_record(noted: list[tuple], batches: list[torch.Tensor], lr: float, numbers: int) -> None:
+    def judge_gradients(
+        kept: nn.Module, batches: list[torch.Tensor], bits: int, weights: list[dict], found: list[dict]
+    ) -> None:
+        """Each step had the gradient of the loss, at the weights that it found."""
+        half, twin = len(batches) // 2, copy.deepcopy(kept).train()
+        still = {name: row_scale(weights[half - 1][f"{name}.weight"], bits) for name in layers}
+
+        def expected(step: int, shift: int = 1) -> torch.Tensor:
+            scales = still
+            if step < half:
+                scales = {name: row_scale(weights[step][f"{name}.weight"], bits) for name in layers}
+            return flat(gradient_at(twin, weights[step], scales, batches[step], bits, shift))
+
+        right = [expected(step) for step in range(len(batches))]
+        got = [
+            flat({name: g for name, g in grads.items() if kept.get_parameter(name).requires_grad}) for grads in found
+        ]
+
+        def apart(wanted: list[torch.Tensor]) -> list[float]:
+            return [((g - w).norm() / (w.norm() + 1e-12)).item() for g, w in zip(got, wanted, strict=True)]
+
+        far = apart(right)
+        if sum(f > 1e-3 for f in far) <= 1:  # one weight may lie on a rounding threshold
+            return
+        fits = lambda wanted: sum(f > 1e-3 for f in apart(wanted)) <= 1  # noqa: E731
+        assert not fits([right[0]] + [g + r for g, r in zip(got[:-1], right[1:], strict=True)]), (
+            "gradients pile up: call optimizer.zero_grad() in each step."
+        )
+        assert not fits([expected(step, shift=0) for step in range(len(batches))]), (
+            "the loss asks for the byte that the model has just read: the target is the *next* byte, ids[:, 1:]."
+        )
+        factors = [(g.norm() / r.norm()).item() for g, r in zip(got, right, strict=True)]
+        if fits([k * r for k, r in zip(factors, right, strict=True)]):
+            assert max(factors) > 1.001 * min(factors), (
+                f"your loss is {factors[0]:.4g} times the expected one: average over all bytes of the batch, in nats, as F.cross_entropy does."
+            )
+            raise AssertionError(
+                f"your gradients point the right way, and have another length (in step {far.index(max(far))} {factors[far.index(max(far))]:.3g} times the right one, not the same factor in each step): do not clip or scale them."
+            )
+        worst = far.index(max(far))
+        raise AssertionError(
+            f"the gradient in step {worst} is not that of the loss (relative difference {far[worst]:.2g}): it is the cross-entropy of each byte but the first, averaged, with the plain targets ids[:, 1:], through the fake-quantized weights."
+        )
+
+    def judge_steps(weights: list[dict], found: list[dict], rates: list[float], end: dict[str, torch.Tensor]) -> None:
+        """Nothing but Adam has moved the weights."""
+        for name, first in weights[0].items():
+            if all(grads.get(name) is None for grads in found):
+                same = all(torch.equal(first, after[name]) for after in [*weights[1:], end])
+                assert same, (
+                    f"{name} has moved without a gradient: something else than the optimizer changes the weights."
+                )
+                continue
+            leaf = nn.Parameter(first.clone())
+            adam = torch.optim.Adam([leaf])
+            for step, (grads, rate, after) in enumerate(zip(found, rates, [*weights[1:], end], strict=True)):
+                adam.param_groups[0]["lr"] = rate
+                leaf.grad = grads[name].clone()
+                adam.step()
+                when = "the last step" if step == len(rates) - 1 else f"step {step}"
+                assert torch.allclose(leaf, after[name], rtol=1e-4, atol=1e-5), (
+                    f"after {when} something else than the optimizer has changed {name}: only its steps should move the weights."
+                )
+
+    def judge_record(noted: list[tuple], batches: list[torch.Tensor], lr: float, needed: set[int]) -> None:
         """Is the schedule right? Judged from what was recorded, not from its effects."""
         passes, made, last = [], [], None
         for event in noted:
@@ -4576,11 +4638,11 @@ def check_ex_4_8() -> None:
         assert len({id(optimizer) for optimizer, *_ in made}) == 1, (
             "there was more than one optimizer: Adam remembers earlier gradients, so make it once, before the loop."
         )
-        assert len(made) == count, (
+        assert len(made) >= count, (
             f"the optimizer made {len(made)} steps for {count} batches: one step for each batch, the last one included."
         )
-        assert sum(p.numel() for p in made[0][2]) == numbers, (
-            "the optimizer does not hold all parameters of the prepared copy: give it trainee.parameters()."
+        assert len(made) == count, (
+            f"the optimizer made {len(made)} steps for {count} batches, more than one for some: go through the batches once."
         )
         usual = torch.optim.Adam([torch.zeros(1)]).defaults
         for group in (group for _, groups, *_ in made for group in groups):
@@ -4591,6 +4653,9 @@ def check_ex_4_8() -> None:
         assert all(entry is not None for entry in passes), "a step was made without a forward pass before it."
         assert all(entry[2] for entry in passes), (
             "a model without fake quantizers was trained: the prepared copy itself must make the forward passes."
+        )
+        assert needed <= {id(p) for p in made[0][2]}, (
+            "the optimizer does not hold all parameters of the prepared copy: give it trainee.parameters()."
         )
         assert all(entry[1] for entry in passes), (
             "the copy was in eval mode while it was trained: dropout must be on in training."
@@ -4607,7 +4672,7 @@ def check_ex_4_8() -> None:
         assert watched != [3] * count, (
             "the observers were switched off only at the end: the scales should stand still for the second half of the steps."
         )
-        assert sum(watched) > 3, (
+        assert sum(watched) > 3 or half < 2, (
             "the scales are those of the untrained weights: switch the observers off after half of the steps, not at once."
         )
         assert watched == [3] * half + [0] * (count - half), (
@@ -4634,14 +4699,17 @@ def check_ex_4_8() -> None:
                 f"in step {first} of {count} the learning rate was {rates[first]:.6g}, and should be {due[first]:.6g}: lr * min(1, (n - i) / (n - h)), set before the step is made."
             )
 
-    def judge(seed: int, vocabulary: int, width: int, bits: int, count: int, lr: float, explain: bool) -> None:
-        model = trained(seed, vocabulary, width)
+    def judge(seed: int, vocabulary: int, width: int, bits: int, count: int, lr: float, odd: bool = False) -> None:
+        """`odd`: the model comes in training mode, and its embedding is frozen."""
+        model = trained(seed, vocabulary, width).train(odd)
+        model.embedding.requires_grad_(not odd)
         kept = copy.deepcopy(model)
         batches = list(text(seed + 1, 16 * count, vocabulary).split(16))
         events.clear()
         recorder = register_optimizer_step_pre_hook(note_step)
         try:
-            answer = qat(model, list(batches), bits, lr)
+            with checks.untouched(batches=batches):
+                answer = qat(model, batches, bits, lr)
         except AssertionError as error:
             if "Embedding quantization" in str(error):
                 raise AssertionError(
@@ -4678,50 +4746,53 @@ def check_ex_4_8() -> None:
             f"the weights are not fake-quantized to {bits} bits: use weight_only(bits)."
         )
         assert all(int(m.fake_quant_enabled[0]) == 1 for m in fakes.values()), "fake quantization is switched off."
-        moved = torch.cat([getattr(trainee, n).weight.detach().flatten() for n in layers])
-        start = torch.cat([getattr(kept, n).weight.detach().flatten() for n in layers])
+        names = {id(p): name for name, p in trainee.named_parameters()}
+        thawed = [
+            n for n, p in trainee.named_parameters() if p.requires_grad and not kept.get_parameter(n).requires_grad
+        ]
+        assert not thawed, (
+            f"{thawed[0]} was frozen in the model that you were given, and can be trained in your copy: leave frozen what is frozen."
+        )
+        start = {name: p.detach() for name, p in kept.named_parameters()}
+        end = {name: p.detach() for name, p in trainee.named_parameters()}
         steps = [event for event in noted if len(event) == 4]
-        owned = {id(p) for p in trainee.parameters()}
-        assert not steps or any(there for *_, there in steps) or not all(id(p) in owned for p in steps[0][2]), (
+        some = any(grad is not None and bool(grad.any()) for *_, values in steps for _, grad in values)
+        assert not steps or some or not all(id(p) in names for p in steps[0][2]), (
             "every gradient was zero when the optimizer made its step: zero_grad stands between backward and step. Call it before backward."
         )
-        assert not torch.equal(moved, start), (
+        assert not all(torch.equal(end[f"{n}.weight"], start[f"{n}.weight"]) for n in layers), (
             "no weight has moved: does the optimizer hold the parameters of the *prepared* copy? One that was made before prepare_qat holds those of another model."
         )
         assert not any(int(m.observer_enabled[0]) for m in fakes.values()), (
             "the observers are still on: switch them off before step len(batches) // 2, trainee.apply(tq.disable_observer)."
         )
-        judge_record(noted, batches, lr, sum(p.numel() for p in kept.parameters()))
-        right, scales = by_formula(kept, batches, bits, lr)
-        size = (right - start).norm()
-        far = lambda other: ((moved - other).norm() / size).item()  # noqa: E731
-        found = torch.cat([getattr(trainee, n).weight_fake_quant.scale.detach().flatten() for n in layers])
-        apart = lambda other: ((found - torch.cat([other[n].flatten() for n in layers])).norm() / found.norm()).item()  # noqa: E731
-        limit = 0.25 * apart({n: row_scale(getattr(kept, n).weight, bits) for n in layers})
-        if explain and far(right) > 0.1:
-            mistakes = {
-                "gradients pile up: call optimizer.zero_grad() in each step.": {"piled": True},
-                "the loss asks for the byte that the model has just read: the target is the *next* byte, ids[:, 1:].": {
-                    "shift": 0
-                },
-            }
-            for sentence, how in mistakes.items():
-                other = by_formula(kept, batches, bits, lr, **how)[0]
-                assert far(other) > far(right) or far(other) > 0.1, (
-                    f"your weights are those of another training: {sentence}"
-                )
-        assert apart(scales) <= limit, (
-            "the frozen scales are not those of step len(batches) // 2: switch the observers off just before that step is computed."
-        )
-        assert far(right) <= 0.1, (
-            f"your weights are {far(right):.2f} of the way of training apart from the expected ones, although the steps, rates and observers are right: look at the loss (the cross-entropy of each byte but the first, averaged) and at zero_grad."
-        )
+        judge_record(noted, batches, lr, {i for i, n in names.items() if kept.get_parameter(n).requires_grad})
+        seen = [
+            [(names[id(p)], *pair) for p, pair in zip(held, values, strict=True) if id(p) in names]
+            for _, _, held, values in steps
+        ]
+        weights = [start | {name: value for name, value, _ in step} for step in seen]
+        found = [{name: grad for name, _, grad in step if grad is not None} for step in seen]
+        judge_gradients(kept, batches, bits, weights, found)
+        judge_steps(weights, found, [float(groups[0]["lr"]) for _, groups, *_ in steps], end)
+        for n in layers:
+            frozen = row_scale(weights[count // 2 - 1][f"{n}.weight"], bits)[:, 0]
+            assert torch.allclose(getattr(trainee, n).weight_fake_quant.scale, frozen, rtol=1e-4), (
+                "the frozen scales are not those of step len(batches) // 2: switch the observers off just before that step is computed."
+            )
         assert not trainee.training, "the trained copy should be in eval mode."
         assert not final.training and not any(isinstance(m, Drop) and m.training for m in final.modules()), (
             "the second model is in training mode, with dropout on: call .eval() before hardened."
         )
         assert not any(isinstance(m, tq.FakeQuantizeBase) for m in final.modules()), (
             "the second model still fake-quantizes: return what hardened makes of the trained copy."
+        )
+        for which, one in (("trained copy", trainee), ("second model", final)):
+            shared = witness.independent(one, model)
+            assert not shared, f"the {which} is not independent of the model that you were given: {shared}."
+        shared = witness.independent(final, trainee)
+        assert not shared, (
+            f"the second model is not independent of the trained copy: {shared}. Return hardened(trainee)."
         )
         for n in layers:
             assert type(getattr(final, n)) is nn.Linear, (
@@ -4731,6 +4802,11 @@ def check_ex_4_8() -> None:
             assert values <= 2 * largest + 1, (
                 f"a row of {n} in the second model has {values} different weights; {bits} bits allow {2 * largest + 1}: return hardened(trainee)."
             )
+        kinds, built = ({n: type(m).__name__ for n, m in one.named_modules()} for one in (kept, final))
+        other = next((n for n in kinds if kinds[n] != built.get(n)), None)
+        assert other is None, (
+            f"in the second model {other} is {built.get(other, 'gone')}, and was {kinds[other]}: only the weights should be other ones. Return hardened(trainee)."
+        )
         ids = text(seed + 2, 32, vocabulary)[:, :-1]
         with torch.no_grad():
             difference = (final(ids) - trainee(ids)).abs().max().item()
@@ -4741,11 +4817,14 @@ def check_ex_4_8() -> None:
     with checks.check(
         "4.8", "the copy was trained with frozen scales and a falling rate, and its rounded version computes the same"
     ):
-        judge(481, 12, 16, bits=3, count=24, lr=1e-2, explain=True)
-        judge(482, 9, 20, bits=2, count=31, lr=2e-2, explain=True)
+        judge(481, 12, 16, bits=3, count=24, lr=1e-2)
+        judge(482, 9, 20, bits=2, count=31, lr=2e-2, odd=True)
+        for count in (2, 3):
+            judge(483, 8, 12, bits=4, count=count, lr=1e-2)
     ### BEGIN HIDDEN TESTS
-    judge(4811, 10, 12, bits=4, count=19, lr=2e-2, explain=False)
-    judge(4812, 7, 24, bits=3, count=30, lr=1e-2, explain=False)
+    judge(4811, 10, 12, bits=4, count=19, lr=2e-2, odd=True)
+    judge(4812, 7, 24, bits=3, count=30, lr=1e-2)
+    judge(4815, 9, 8, bits=3, count=2, lr=2e-2)
     start, stream = trained(4813, 8, 12), list(text(4814, 64, 8).split(16))
     twice = [qat(start, stream, 4, 1e-2)[1].state_dict().values() for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True)), "a second training gives another model."
@@ -5088,7 +5167,8 @@ from helpers.models import ModelConfig, TransformerLM
 
 @checks.isolated
 def check_ex_4_9() -> None:
-    def tied_model(seed: int, vocabulary: int, width: int, tied: bool = True) -> TransformerLM:
+    def tied_model(seed: int, vocabulary: int, width: int, tied: bool = True, odd: bool = False) -> TransformerLM:
+        """`odd`: in training mode, partly frozen, and its LayerNorms have an eps of their own."""
         torch.manual_seed(seed)
         config = ModelConfig(
             vocabulary, context=12, d_model=width, n_heads=2, n_layers=1, d_ff=2 * width, tied_head=tied
@@ -5099,6 +5179,11 @@ def check_ex_4_9() -> None:
             model.embedding.weight.mul_(10 * sizes[:, None])
             model.embedding.weight[3] = 0
             model.embedding.weight[4].abs_()
+        if odd:
+            model.train().blocks[0].eval()
+            model.norm.eps = 0.01
+            model.embedding.weight.requires_grad_(False)
+            model.blocks[0].ffn.requires_grad_(False)
         return model
 
     def file_of(model: nn.Module) -> io.BytesIO:
@@ -5125,6 +5210,21 @@ def check_ex_4_9() -> None:
             assert name in before.state_dict() and torch.equal(tensor, before.state_dict()[name]), (
                 f"the tensor {name} was changed or added: only the embedding and the head should be changed, and nothing kept beside them."
             )
+        kept = [n for m in small.modules() for n, v in vars(m).items() if isinstance(v, torch.Tensor)]
+        assert not kept, (
+            f"a tensor is kept as `{kept[0]}` beside the buffers: the codes and the scales are all that is needed."
+        )
+        assert small.config == model.config, (
+            f"the copy's config is {small.config}, that of the model is {model.config}: leave it as it is."
+        )
+        shared = witness.independent(small, model)
+        assert not shared, f"the copy is not independent of the model: {shared}. Use copy.deepcopy(model)."
+        twin = copy.deepcopy(before)
+        twin.embedding, twin.head = small.embedding, small.head
+        other = witness.unchanged(twin, small)
+        assert not other, (
+            f"the copy differs from the model in more than embedding and head ({other}): everything else stays as it is, also modes, frozen parameters and the eps of the LayerNorms. Use copy.deepcopy(model)."
+        )
         codes, scale = small.embedding.codes, small.embedding.scale
         both = codes, small.head.codes
         assert all(c.dtype != torch.uint8 for c in both), (
@@ -5143,8 +5243,14 @@ def check_ex_4_9() -> None:
                 "there is a scale for each column: both sides need one for each row, the tokens."
             )
             checks.tensor(s, (vocabulary,), "the tensor of scales", torch.float32)
+            assert not s.requires_grad, (
+                "the scales carry a gradient, and with it the float matrix that they were made of: start from weight.detach()."
+            )
         matrix = before.embedding.weight.detach().double()
         largest = matrix.abs().amax(1)
+        assert width != vocabulary or not torch.allclose(scale.double(), matrix.abs().amax(0) / 127), (
+            "each scale is that of a column: both sides need one for each row, the tokens."
+        )
         assert torch.isfinite(scale).all() and (scale > 0).all(), (
             "a row of zeros needs a scale, too (1): this one is 0, inf or nan."
         )
@@ -5183,10 +5289,14 @@ def check_ex_4_9() -> None:
         assert scale.data_ptr() == small.head.scale.data_ptr(), (
             "the scales are stored twice: give the same tensor to both."
         )
-        rounded = (matrix / scale.double()[:, None]).round()
-        apart = (codes.double() - rounded).abs()
-        assert apart.max() <= 1 and (apart > 0).double().mean() < 0.01, (
-            "the codes are not the nearest ones: round(weight / scale), then int8 (int8 alone cuts off)."
+        ratio = matrix / scale.double()[:, None]
+        rounded, apart = ratio.round(), (codes.double() - ratio).abs()
+        cut_off = (before.embedding.weight.detach() / scale[:, None]).trunc()
+        assert apart.max() <= 0.501 or not torch.equal(codes.float(), cut_off), (
+            "the codes are cut off, not rounded: round(weight / scale), then int8 (int8 alone cuts off)."
+        )
+        assert apart.max() <= 0.501, (
+            f"the codes are not the nearest ones: they are up to {apart.max():.3f} steps away from weight / scale, and 0.5 is the limit. Divide and round in float32."
         )
         ids = torch.randint(vocabulary, (3, 10))
         twin = copy.deepcopy(before)
@@ -5199,7 +5309,6 @@ def check_ex_4_9() -> None:
             "embedding and head must both use these codes, and sqrt(d_model) and the positions stay as they are."
         )
         assert (got - floats).norm() < 0.05 * floats.norm(), "the logits are far from those of the float model."
-        assert not small.training, "the copy was switched to training mode."
         file, float_file = file_of(small), file_of(before)
         saved = float_file.getbuffer().nbytes - file.getbuffer().nbytes
         assert saved > 3 * vocabulary * width - 4 * vocabulary - 4000, (
@@ -5235,6 +5344,7 @@ def check_ex_4_9() -> None:
     with checks.check("4.9", "embedding and head read the same codes, the file has them once, and it loads"):
         judge(tied_model(49, 300, 16))
         judge(tied_model(50, 2000, 32))
+        judge(tied_model(54, 48, 48, odd=True))
         untied = tied_model(51, 60, 8, tied=False)
         with torch.no_grad():
             untied.head.weight.copy_(-untied.embedding.weight)
@@ -5258,7 +5368,7 @@ def check_ex_4_9() -> None:
     ### BEGIN HIDDEN TESTS
     with torch.random.fork_rng(devices=[]):
         for seed, vocabulary, width in [(491, 64, 64), (492, 1500, 24)]:
-            judge(tied_model(seed, vocabulary, width))
+            judge(tied_model(seed, vocabulary, width, odd=seed == 491))
             model = tied_model(seed, vocabulary, width)
             small = tie_in_int8(model)
             owned = [t for n, t in small.state_dict().items() if n.startswith(("embedding.", "head."))]

@@ -635,7 +635,7 @@ def two_copies_of_the_codes(model):
     return shared(model, copies=True)
 
 
-@wrong("ex_4_9", "the tie is lost")
+@wrong("ex_4_9", "the tie is lost", like="two_copies_of_the_codes")
 def copied_last(model):
     small = shared(model)
     small.head = copy.deepcopy(small.head)
@@ -753,7 +753,7 @@ def asks_the_config(model):
     return shared(model, refuse=False)
 
 
-@wrong("ex_4_9", "Equal numbers and the config prove nothing")
+@wrong("ex_4_9", "Equal numbers and the config prove nothing", like="asks_the_config")
 def compares_the_numbers(model):
     if not torch.equal(model.embedding.weight, model.head.weight):
         raise ValueError("not tied.")
@@ -784,7 +784,6 @@ def with_quantize_per_channel(model):
     scale = scale + (scale == 0).float()
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     codes = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8).int_repr().clamp(-127, 127)
-    twin = type(model)(model.config).eval()
-    twin.load_state_dict(model.state_dict())
+    twin = copy.deepcopy(model)
     twin.embedding, twin.head = rows(codes, scale), head(codes, scale)
     return twin

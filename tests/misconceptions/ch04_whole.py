@@ -1,6 +1,7 @@
 """Answers to exercises 4.7, 4.8 and 4.10 (unit 04)."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from torch import nn
 from helpers import metrics, rounding
 from helpers.models import ModelConfig, TransformerLM
 from tests.misconceptions.bank import right, wrong
+from tests.misconceptions.ch04_embedding import shared
 
 # 4.7 sensitivity
 
@@ -532,7 +534,20 @@ def optimizer_of_a_converted_model(model, batches, bits, lr):
 
 
 def scheduled(
-    model, batches, bits, lr, off=0, rate=None, adam=torch.optim.Adam, shift=1, order=None, zero="first", **how
+    model,
+    batches,
+    bits,
+    lr,
+    off=0,
+    rate=None,
+    adam=torch.optim.Adam,
+    shift=1,
+    order=None,
+    zero="first",
+    loss=F.cross_entropy,
+    before=None,
+    after=None,
+    **how,
 ):
     """Trained with one thing done differently; `rate(i, n, h)` is the factor of step i."""
     trainee, n = prepared(model, bits), len(batches)
@@ -545,10 +560,14 @@ def scheduled(
             group["lr"] = lr * rate(i, n, n // 2)
         if zero == "first":
             optimizer.zero_grad()
-        F.cross_entropy(trainee(ids[:, :-1]).transpose(1, 2), ids[:, shift:][:, : ids.shape[1] - 1]).backward()
+        loss(trainee(ids[:, :-1]).transpose(1, 2), ids[:, shift:][:, : ids.shape[1] - 1]).backward()
         if zero == "between":
             optimizer.zero_grad()
+        if before:
+            before(trainee)
         optimizer.step()
+        if after:
+            after(trainee)
     trainee.eval()
     return trainee, harden(trainee)
 
@@ -568,7 +587,7 @@ def rate_falls_as_a_square(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, rate=lambda i, n, h: min(1, (n - i) / (n - h)) ** 2)
 
 
-@wrong("ex_4_8", "the learning rate was")
+@wrong("ex_4_8", "the learning rate was", like="rate_falls_as_a_square")
 def rate_falls_as_a_cosine(model, batches, bits, lr):
     return scheduled(
         model,
@@ -579,7 +598,7 @@ def rate_falls_as_a_cosine(model, batches, bits, lr):
     )
 
 
-@wrong("ex_4_8", "the learning rate was")
+@wrong("ex_4_8", "the learning rate was", like="rate_falls_as_a_square")
 def half_the_rate_for_the_second_half(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, rate=lambda i, n, h: 1 if i < h else 0.5)
 
@@ -654,6 +673,106 @@ def quantizes_the_hardened_model(model, batches, bits, lr):
     return trainee, tq.quantize_dynamic(final, {nn.Linear})
 
 
+@wrong("ex_4_8", "times the expected one")
+def sums_the_loss(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids, reduction="sum"))
+
+
+@wrong("ex_4_8", "times the expected one", like="sums_the_loss")
+def counts_in_bits(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids) / math.log(2))
+
+
+@wrong("ex_4_8", "do not clip or scale them")
+def clips_the_gradients(model, batches, bits, lr):
+    return scheduled(
+        model, batches, bits, lr, before=lambda trainee: nn.utils.clip_grad_norm_(trainee.parameters(), 0.1)
+    )
+
+
+@wrong("ex_4_8", "is not that of the loss")
+def smooths_the_labels(model, batches, bits, lr):
+    return scheduled(
+        model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids, label_smoothing=0.05)
+    )
+
+
+@torch.no_grad()
+def clamped(trainee):
+    for layer in (trainee.up, trainee.down, trainee.head):
+        layer.weight.clamp_(-0.3, 0.3)
+
+
+@wrong("ex_4_8", "something else than the optimizer has changed")
+def clamps_the_weights(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, after=clamped)
+
+
+@wrong("ex_4_8", "go through the batches once")
+def trains_twice_over(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, order=lambda b: [*b, *b])
+
+
+@wrong("ex_4_8", "your function changed `batches`")
+def empties_the_batches(model, batches, bits, lr):
+    taken = []
+    while batches:
+        taken.append(batches.pop(0))
+    return scheduled(model, taken, bits, lr)
+
+
+@wrong("ex_4_8", "leave frozen what is frozen")
+def trains_what_is_frozen(model, batches, bits, lr):
+    return scheduled(copy.deepcopy(model).requires_grad_(True), batches, bits, lr)
+
+
+@wrong("ex_4_8", "was switched to eval mode")
+def leaves_the_given_model_in_eval_mode(model, batches, bits, lr):
+    answer = scheduled(model, batches, bits, lr)
+    model.eval()
+    return answer
+
+
+@wrong("ex_4_8", "not independent of the model")
+def keeps_the_embedding_of_the_model(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    if not model.embedding.weight.requires_grad:
+        final.embedding.weight = model.embedding.weight
+    return trainee, final
+
+
+@wrong("ex_4_8", "not independent of the trained copy")
+def hardens_around_the_same_embedding(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    final.embedding = trainee.embedding
+    return trainee, final
+
+
+@wrong("ex_4_8", "in the second model drop is")
+def takes_the_dropout_out(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    final.drop = nn.Identity()
+    return trainee, final
+
+
+@right("ex_4_8")
+def only_what_can_be_trained(model, batches, bits, lr):
+    trainee, n = prepared(model, bits), len(batches)
+    optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, trainee.parameters()), lr)
+    for i, ids in enumerate(batches):
+        if i == n // 2:
+            trainee.apply(tq.disable_observer)
+        optimizer.param_groups[0]["lr"] = lr * min(1, (n - i) / (n - n // 2))
+        logits = trainee(ids[:, :-1])
+        loss = -logits.log_softmax(-1).gather(2, ids[:, 1:, None]).mean()
+        for p in trainee.parameters():
+            p.grad = None
+        loss.backward()
+        optimizer.step()
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
 @right("ex_4_8")
 def steps_of_foreach(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, foreach=True)
@@ -687,6 +806,77 @@ def two_loops_and_a_scheduler(model, batches, bits, lr):
         schedule.step()
     trainee.eval()
     return trainee, harden(trainee)
+
+
+# 4.9 the tie: more answers, next to those in ch04_embedding.py
+
+
+@wrong("ex_4_9", "everything else stays as it is")
+def rebuilt_from_the_config(model):
+    small = shared(model)
+    again = TransformerLM(model.config).eval()
+    again.load_state_dict(model.state_dict())
+    again.embedding, again.head = small.embedding, small.head
+    for ours, theirs in zip(again.modules(), small.modules(), strict=True):
+        ours.training = theirs.training
+    return again
+
+
+@wrong("ex_4_9", "(the model was switched to eval mode)")
+def switches_the_copy_to_eval_mode(model):
+    return shared(model).eval()
+
+
+@wrong("ex_4_9", "its requires_grad", like="rebuilt_from_the_config")
+def thaws_the_copy(model):
+    return shared(model).requires_grad_(True)
+
+
+@wrong("ex_4_9", "the copy is not independent of the model")
+def shares_the_blocks(model):
+    small = shared(model)
+    small.blocks = model.blocks
+    return small
+
+
+@wrong("ex_4_9", "the scales carry a gradient")
+def scales_with_a_gradient(model):
+    largest = model.embedding.weight.abs().amax(1)
+    return shared(model, scale=torch.where(largest > 0, largest / 127, 1.0))
+
+
+@wrong("ex_4_9", "the codes are not the nearest ones")
+def rounds_in_half_precision(model):
+    small = shared(model)
+    weight, scale = model.embedding.weight.detach(), small.embedding.scale
+    codes = (weight.half() / scale.half()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    small.embedding.codes = small.head.codes = codes
+    return small
+
+
+@wrong("ex_4_9", "the model that it is given")
+def freezes_the_given_model(model):
+    return shared(model.requires_grad_(False))
+
+
+@wrong("ex_4_9", "the copy's config is")
+def unties_in_the_config(model):
+    small = shared(model)
+    small.config = dataclasses.replace(model.config, tied_head=not model.config.tied_head)
+    return small
+
+
+@wrong("ex_4_9", "a tensor is kept as `weight`")
+def keeps_the_matrix_as_an_attribute(model):
+    small = shared(model)
+    small.embedding.weight = model.embedding.weight.detach().clone()
+    return small
+
+
+@wrong("ex_4_9", "each scale is that of a column")
+def columns_of_a_square(model):
+    square = len(model.embedding.weight) == model.embedding.weight.shape[1]
+    return shared(model, dim=0 if square else 1)
 
 
 # 4.10 the artefact
