@@ -5655,10 +5655,13 @@ def check_ex_4_10() -> None:
 
     def model_of(seed: int, **changes: int | bool) -> torch.nn.Module:
         torch.manual_seed(seed)
-        model = course_models.TransformerLM(course_models.ModelConfig(**small | changes)).eval()
+        model = course_models.TransformerLM(course_models.ModelConfig(**small | changes)).train(seed % 2 == 1)
         with torch.no_grad():
             for parameter in model.parameters():  # biases and norms that one would miss
                 parameter.add_(0.1 * torch.randn(parameter.shape))
+            model.embedding.weight[3] = 0
+            model.blocks[0].ffn.down.weight[5] = 0
+        model.blocks[0].attention.requires_grad_(False)
         return model
 
     def ids_for(model: torch.nn.Module) -> torch.Tensor:
@@ -5675,6 +5678,7 @@ def check_ex_4_10() -> None:
             found[name] = p.detach().clone()
             if p.dim() == 2:
                 scales = p.detach().abs().amax(1) / 127
+                scales[scales == 0] = 1
                 codes = torch.quantize_per_channel(p.detach(), scales, torch.zeros(len(p)), 0, torch.qint8).int_repr()
                 found[name] = codes.float() * scales[:, None]
         return found
@@ -5720,7 +5724,13 @@ def check_ex_4_10() -> None:
         assert "config" in metadata, (
             "the configuration is not in the file's metadata: without it nobody can rebuild the model, and outside of this file the hash does not cover it."
         )
-        assert json.loads(metadata["config"]) == model.config.to_dict(), "the configuration in the file is another one."
+        try:
+            written = json.loads(metadata["config"])
+        except ValueError:
+            raise AssertionError(
+                f"the configuration in the metadata is not JSON ({metadata['config'][:40]}…): use json.dumps(model.config.to_dict())."
+            ) from None
+        assert written == model.config.to_dict(), "the configuration in the file is another one than the model's."
         matrices = [name for name, p in model.named_parameters() if p.dim() == 2]
         for name in matrices:
             assert name not in stored, f"{name} is stored in float: only its codes and scales belong into the file."
@@ -5743,6 +5753,43 @@ def check_ex_4_10() -> None:
             "the tied head is stored a second time: it is the embedding, and one copy is enough."
         )
         assert not extra, f"{extra[0]} does not belong into the file."
+        for name, p in model.named_parameters():
+            look_at_numbers(name, p.detach(), stored)
+
+    def look_at_numbers(name: str, weight: torch.Tensor, stored: dict[str, torch.Tensor]) -> None:
+        """Codes and scales as int8_rows makes them; what is no matrix as it was."""
+        if weight.dim() != 2:
+            assert torch.equal(stored[name], weight), f"the numbers of {name} in the file are not the model's."
+            return
+        codes, scale = stored[f"{name}.codes"], stored[f"{name}.scale"]
+        assert scale.shape == (len(weight), 1), (
+            f"{name}.scale has the shape {tuple(scale.shape)}; expected is {(len(weight), 1)}, as int8_rows makes it: who reads the file multiplies codes * scale."
+        )
+        largest = weight.abs().amax(dim=1, keepdim=True)
+        assert (scale[largest == 0] == 1).all(), (
+            f"a row of zeros in {name} has the scale {scale[largest == 0][:1].tolist()}, and should have 1: use int8_rows."
+        )
+        assert torch.allclose(scale[largest > 0], largest[largest > 0] / 127, rtol=1e-5, atol=0), (
+            f"{name}.scale is not the largest magnitude of each row divided by 127: use int8_rows."
+        )
+        apart = (weight.double() / scale.double() - codes.double()).abs().max()
+        assert apart <= 0.501, f"{name}.codes are up to {apart:.3g} steps away from weight / scale: use int8_rows."
+
+    def loaded_from(path: Path) -> object:
+        """What load_artefact makes of a good artefact; its usual errors with a sentence."""
+        try:
+            return load_artefact(path)
+        except (RuntimeError, KeyError) as error:
+            text = " ".join(str(error).split())
+            assert (
+                not text.endswith('Missing key(s) in state_dict: "head.weight".') and "head.weight.codes" not in text
+            ), (
+                "load_artefact finds no head.weight: the head of a tied model is not in the file. Give the embedding's matrix to load_state_dict under the name head.weight, too."
+            )
+            assert "size mismatch" not in text and "key(s) in state_dict" not in text, (
+                f"load_artefact builds a model of another configuration, and the weights do not fit ({text[:160]}…): make ModelConfig from the JSON in the file's metadata."
+            )
+            raise
 
     def compare(model: torch.nn.Module, loaded: object) -> None:
         assert isinstance(loaded, course_models.TransformerLM), "load_artefact should return a TransformerLM."
@@ -5783,10 +5830,10 @@ def check_ex_4_10() -> None:
         raise AssertionError(f"{what} is loaded without a word: compare the SHA-256 of the whole file first.")
 
     def rewritten(raw: bytes, without: str = "", **changes: int) -> bytes:
-        """The file with another configuration, or without the tensors of one parameter."""
+        """The file with another configuration, or without one tensor."""
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         config = json.loads(header["__metadata__"]["config"]) | changes
-        tensors = {n: t for n, t in safetensors.torch.load(raw).items() if not without or not n.startswith(without)}
+        tensors = {n: t for n, t in safetensors.torch.load(raw).items() if n != without}
         return safetensors.torch.save(tensors, header["__metadata__"] | {"config": json.dumps(config)})
 
     def damage(folder: Path, model: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -5806,7 +5853,28 @@ def check_ex_4_10() -> None:
             assert content != raw
             path.write_bytes(content)
             refuses(path, what)
-        for lost in ("blocks.0.norm1.weight", "blocks.0.ffn.up.weight"):
+        lose_each(path, raw)
+        path.write_bytes(raw)
+        path.with_suffix(".sha256").write_text(line)
+        compare(model, load_artefact(path))
+        for content, what in (
+            ("", "without a hash"),
+            ("\n", "with an empty line"),
+            ("0" * 64 + line[64:], "with another hash"),
+            (line[:40] + line[64:], "with only the first 40 digits of the hash"),
+            (line[1:], "whose hash lacks its first digit"),
+        ):
+            path.with_suffix(".sha256").write_text(content)
+            refuses(path, f"a hash file {what}")
+        path.with_suffix(".sha256").unlink()
+        refuses(path, "a missing hash file", (FileNotFoundError,))
+        path.with_suffix(".sha256").write_text(line)
+        path.unlink()
+        refuses(path, "a missing file", (FileNotFoundError,))
+
+    def lose_each(path: Path, raw: bytes) -> None:
+        """A file that lacks a tensor, with its right hash, must not be loaded."""
+        for lost in safetensors.torch.load(raw):
             content = rewritten(raw, lost)
             path.write_bytes(content)
             path.with_suffix(".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
@@ -5814,20 +5882,15 @@ def check_ex_4_10() -> None:
                 load_artefact(path)
             except Exception:  # any refusal will do: the hash is right, and the writer was wrong
                 continue
+            assert not lost.endswith(".scale"), (
+                f"a file without {lost} is loaded without a word: no number may stand in for a scale that is missing."
+            )
+            assert not lost.startswith("head"), (
+                f"a file without {lost} is loaded without a word, although its configuration says that the head is not tied: every matrix of an untied model must be there."
+            )
             raise AssertionError(
                 f"a file without {lost} is loaded without a word, and random numbers take its place: every parameter must come from the file (no strict=False; for a tied model put the embedding under head.weight, too)."
             )
-        path.write_bytes(raw)
-        path.with_suffix(".sha256").write_text(line)
-        compare(model, load_artefact(path))
-        for content in ("", "0" * 64 + f"  {path.name}\n"):
-            path.with_suffix(".sha256").write_text(content)
-            refuses(path, "a hash file " + ("with another hash" if content else "without a hash"))
-        path.with_suffix(".sha256").unlink()
-        refuses(path, "a missing hash file", (FileNotFoundError,))
-        path.with_suffix(".sha256").write_text(line)
-        path.unlink()
-        refuses(path, "a missing file", (FileNotFoundError,))
 
     def interrupt(folder: Path, model: torch.nn.Module, other: torch.nn.Module) -> None:
         """If saving stops in the middle, the old artefact is still there, or the new one is complete."""
@@ -5920,6 +5983,25 @@ def check_ex_4_10() -> None:
             "only one of the two files is replaced: the hash, too, goes to another name first."
         )
 
+    def there_and_back(folder: Path, model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, Path]:
+        """Save, look at all that was written, load; in a folder whose name holds dots and blanks."""
+        path = folder / f"my.safetensors of {name}" / name
+        path.parent.mkdir()
+        kept = copy.deepcopy(model)
+        save_artefact(model, path)
+        changed = witness.unchanged(kept, model)
+        assert not changed, f"save_artefact changed the model ({changed})."
+        inspect(model, path)
+        third = sorted({f.name for f in path.parent.iterdir()} - {path.name, path.with_suffix(".sha256").name})
+        assert not third, (
+            f"a third file, {third[0]}, lies beside the two of the artefact: it is not covered by the hash, or was left over. Write two files, and remove what you wrote on the way."
+        )
+        loaded = loaded_from(path)
+        compare(model, loaded)
+        shared = witness.independent(loaded_from(path), loaded)
+        assert not shared, f"loading twice does not give two models: {shared}. Read the file anew in each call."
+        return loaded, path
+
     def print_of_saved(folder: Path, model: torch.nn.Module) -> str:
         path = folder / "fresh.safetensors"
         save_artefact(model, path)
@@ -5934,18 +6016,13 @@ def check_ex_4_10() -> None:
     ):
         folder, paths, prints = Path(name), [], []
         for i, changes in enumerate(({}, {"tied_head": False, "n_layers": 1, "n_heads": 2})):
-            model = model_of(410 + i, **changes)
-            kept = copy.deepcopy(model)
-            path = folder / f"model{i}.safetensors"
-            save_artefact(model, path)
-            changed = witness.unchanged(kept, model)
-            assert not changed, f"save_artefact changed the model ({changed})."
-            inspect(model, path)
-            loaded = load_artefact(path)
-            compare(model, loaded)
+            loaded, path = there_and_back(
+                folder, model_of(410 + i, **changes), ("model.safetensors", "v1.2.safetensors")[i]
+            )
             paths.append(str(path))
             prints.append(print_of(loaded))
-        damage(folder, model_of(412), model_of(413))
+        damage(folder, model_of(412, n_layers=1), model_of(413))
+        damage(folder, model_of(416, n_layers=1, tied_head=False), model_of(417))
         interrupt(folder, model_of(414), model_of(415))
         root = str(Path(checks.__file__).resolve().parent.parent)
         received = subprocess.run(
@@ -5965,15 +6042,10 @@ def check_ex_4_10() -> None:
         for i, changes in enumerate(
             ({"d_ff": 7, "n_heads": 3}, {"tied_head": False, "vocab_size": 9}, {"n_layers": 3})
         ):
-            model = model_of(4100 + i, **changes)
-            kept = copy.deepcopy(model)
-            path = folder / f"hidden{i}.safetensors"
-            save_artefact(model, path)
-            assert witness.unchanged(kept, model) == "", "the model was changed."
-            inspect(model, path)
-            compare(model, load_artefact(path))
+            _, path = there_and_back(folder, model_of(4100 + i, **changes), f"hidden.{i}.safetensors")
             assert print_of(load_artefact(path)) == print_of(load_artefact(path)), "loading twice gives two models."
-        damage(folder, model_of(4110), model_of(4111, n_layers=1))
+        damage(folder, model_of(4110, n_layers=1), model_of(4111, n_layers=1))
+        damage(folder, model_of(4114, n_layers=1, tied_head=False), model_of(4115, n_layers=1))
         interrupt(folder, model_of(4112, n_layers=1), model_of(4113))
     ### END HIDDEN TESTS
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -884,6 +885,7 @@ def columns_of_a_square(model):
 
 def rows_of(weight):
     scale = weight.detach().abs().amax(dim=1, keepdim=True) / 127
+    scale[scale == 0] = 1
     return (weight.detach() / scale).round().to(torch.int8), scale
 
 
@@ -943,12 +945,12 @@ def saves_the_whole_model(model, path):
     note_of(path).write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
 
 
-@wrong("ex_4_10", "the file is a pickle", binds="save_artefact")
+@wrong("ex_4_10", "the file is a pickle", binds="save_artefact", like="saves_the_whole_model")
 def pickles_the_numbers(model, path):
     write(path, pickle.dumps({name: tensor.tolist() for name, tensor in numbers_of(model).items()}))
 
 
-@wrong("ex_4_10", "there is no file model0.sha256", binds="save_artefact")
+@wrong("ex_4_10", "there is no file model.sha256", binds="save_artefact")
 def writes_no_hash(model, path):
     save_file(numbers_of(model), path, metadata=header_of(model))
 
@@ -1113,14 +1115,14 @@ def loads_without_a_hash(path):
     return rebuilt(path)
 
 
-@wrong("ex_4_10", "is loaded without a word", binds="load_artefact")
+@wrong("ex_4_10", "is loaded without a word", binds="load_artefact", like="loads_without_a_hash")
 def checks_only_the_length_of_the_hash(path):
     if len(note_of(path).read_text().split()[0]) != 64:
         raise ValueError(f"{path.name} has no hash.")
     return rebuilt(path)
 
 
-@wrong("ex_4_10", "compare the hash before you read anything", binds="load_artefact")
+@wrong("ex_4_10", "compare the hash before you read anything", binds="load_artefact", like="compares_last_and_catches")
 def reads_before_it_checks(path):
     model = rebuilt(path)
     verified(path)
@@ -1166,6 +1168,166 @@ def forgets_the_scales(path):
     with torch.no_grad():
         model.blocks[0].ffn.up.weight.copy_(stored["blocks.0.ffn.up.weight.codes"].float())
     return model
+
+
+@wrong("ex_4_10", "a third file, config.json", binds="save_artefact")
+def writes_the_configuration_twice(model, path):
+    write(path, save(numbers_of(model), metadata=header_of(model)))
+    (path.parent / "config.json").write_text(header_of(model)["config"])
+
+
+@wrong("ex_4_10", "is not JSON", binds="save_artefact")
+def writes_the_configuration_as_python(model, path):
+    write(path, save(numbers_of(model), metadata={"config": str(model.config.to_dict())}))
+
+
+@wrong("ex_4_10", "the configuration in the file is another one", binds="save_artefact")
+def writes_the_usual_configuration(model, path):
+    write(path, save(numbers_of(model), metadata={"config": json.dumps(ModelConfig().to_dict())}))
+
+
+@wrong("ex_4_10", "expected is (40, 1)", binds="save_artefact")
+def writes_flat_scales(model, path):
+    numbers = {n: t.flatten() if n.endswith(".scale") else t for n, t in numbers_of(model).items()}
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "a row of zeros in embedding.weight has the scale", binds="save_artefact")
+def gives_zero_rows_the_scale_zero(model, path):
+    numbers = numbers_of(model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            numbers[f"{name}.scale"] = p.detach().abs().amax(dim=1, keepdim=True) / 127
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "largest magnitude of each row divided by 127", binds="save_artefact")
+def writes_one_scale_for_all_rows(model, path):
+    numbers = numbers_of(model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            scale = (p.detach().abs().max() / 127).expand(len(p), 1).clone()
+            scale[p.detach().abs().amax(1) == 0] = 1
+            numbers[f"{name}.codes"] = (p.detach() / scale).round().to(torch.int8)
+            numbers[f"{name}.scale"] = scale
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "steps away from weight / scale", binds="save_artefact")
+def cuts_the_codes_off(model, path):
+    numbers = numbers_of(model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            numbers[f"{name}.codes"] = (p.detach() / numbers[f"{name}.scale"]).to(torch.int8)
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "there is no file v1.2.sha256", binds="save_artefact")
+def names_the_hash_by_the_first_dot(model, path):
+    write(path, save(numbers_of(model), metadata=header_of(model)))
+    note_of(path).rename(path.parent / f"{path.name.split('.')[0]}.sha256")
+
+
+@wrong("ex_4_10", "No such file or directory", binds="save_artefact")
+def replaces_the_suffix_in_the_whole_path(model, path):
+    content = save(numbers_of(model), metadata=header_of(model))
+    part = path.with_suffix(".new")
+    part.write_bytes(content)
+    part.replace(path)
+    note = Path(str(path).replace("safetensors", "sha256"))
+    part.write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    part.replace(note)
+
+
+@wrong("ex_4_10", "save_artefact changed the model", binds="save_artefact")
+def switches_the_model_to_eval_mode(model, path):
+    write(path, save(numbers_of(model.eval()), metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "only the first 40 digits of the hash is loaded", binds="load_artefact")
+def accepts_the_beginning_of_a_hash(path):
+    words = note_of(path).read_text().split()
+    if not words or not hashlib.sha256(path.read_bytes()).hexdigest().startswith(words[0]):
+        raise ValueError(f"{path.name} is damaged.")
+    return rebuilt(path)
+
+
+@wrong("ex_4_10", "lacks its first digit is loaded", binds="load_artefact")
+def accepts_a_part_of_a_hash(path):
+    words = note_of(path).read_text().split()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not words or len(words[0]) < 60 or words[0] not in digest:
+        raise ValueError(f"{path.name} is damaged.")
+    return rebuilt(path)
+
+
+def rebuilt_from(stored, config, path):
+    state = {n: t for n, t in stored.items() if not n.endswith((".codes", ".scale"))}
+    for n in [n.removesuffix(".codes") for n in stored if n.endswith(".codes")]:
+        state[n] = stored[f"{n}.codes"].float() * stored.get(f"{n}.scale", torch.ones(1))
+    if config.tied_head:
+        state["head.weight"] = state["embedding.weight"]
+    return state
+
+
+def parts_of(path):
+    verified(path)
+    with safe_open(str(path), framework="pt") as file:
+        return load_file(path), ModelConfig(**json.loads(file.metadata()["config"]))
+
+
+@wrong("ex_4_10", "may stand in for a scale", binds="load_artefact")
+def puts_one_for_a_lost_scale(path):
+    stored, config = parts_of(path)
+    model = TransformerLM(config)
+    model.load_state_dict(rebuilt_from(stored, config, path))
+    return model.eval()
+
+
+@wrong("ex_4_10", "says that the head is not tied", binds="load_artefact")
+def ties_what_has_no_head(path):
+    stored, config = parts_of(path)
+    if any(n.endswith(".codes") and n.replace(".codes", ".scale") not in stored for n in stored):
+        raise ValueError(f"{path.name} lacks a scale.")
+    state = rebuilt_from(stored, config, path)
+    state.setdefault("head.weight", state["embedding.weight"])
+    model = TransformerLM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@wrong("ex_4_10", "load_artefact finds no head.weight", binds="load_artefact")
+def forgets_the_head(path):
+    stored, config = parts_of(path)
+    state = rebuilt_from(stored, config, path)
+    if config.tied_head:
+        del state["head.weight"]
+    model = TransformerLM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@wrong("ex_4_10", "builds a model of another configuration", binds="load_artefact")
+def builds_the_usual_configuration(path):
+    stored, config = parts_of(path)
+    model = TransformerLM(ModelConfig())
+    model.load_state_dict(rebuilt_from(stored, config, path))
+    return model.eval()
+
+
+@wrong("ex_4_10", "embedding.weight of the loaded model is not what was saved", binds="load_artefact")
+def multiplies_in_half_precision(path):
+    stored, config = parts_of(path)
+    stored = {n: t.half().float() if n.endswith(".scale") else t for n, t in stored.items()}
+    model = TransformerLM(config)
+    model.load_state_dict(rebuilt_from(stored, config, path))
+    return model.eval()
+
+
+@wrong("ex_4_10", "loading twice does not give two models", binds="load_artefact")
+@functools.lru_cache
+def keeps_what_it_has_loaded(path):
+    return loads_from_bytes(path)
 
 
 @right("ex_4_10", binds="save_artefact")
