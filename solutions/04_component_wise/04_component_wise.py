@@ -58,6 +58,7 @@ from helpers import (
     latency,
     metrics,
     plots,
+    profiling,
     quantizable,
     rounding,
     tables,
@@ -142,63 +143,75 @@ plots.show(
 # With a vocabulary as in large models, a small Transformer is mostly embedding. So it deserves a scheme of its own (section 2), even if our model gains little from it.
 #
 # Now the tensors that each component *makes* when it runs. A static int8 model needs a range for each of them. Two numbers say how hard that is: the range itself, and how much of it is used. If a tensor runs from $a$ to $b$, 8 bits cut it into
-# steps of $s = (b - a) / 255$, and rounding makes an error of about $s / \sqrt{12}$ (root mean square, RMS). So we can *predict* the SQNR of a tensor from its RMS and its range, without quantizing anything:
+# steps of $s = (b - a) / 255$. If a number lies anywhere in its step, with equal chances, rounding makes an error of $s / \sqrt{12}$ (root mean square, RMS). So we can *predict* the SQNR of a tensor from its RMS and its range, without quantizing anything:
 #
 # $$\text{SQNR} \approx 20 \log_{10} \frac{\text{RMS}}{s / \sqrt{12}} \ \text{dB}$$
+#
+# The table shows the prediction beside the SQNR that is measured when the tensor is really rounded, for the tensor of each component with the worst prediction. *Filled* is the part of the range that the middle 99 % of its numbers take up.
 
 # %%
-tensors = components.recorded(course_model, calibration)
+made_tensors = components.recorded(course_model, calibration)
 picture_rows, tensor_rows = [], []
-for name, made in tensors.items():
+for name, made in made_tensors.items():
     for number, values in enumerate(made):
         flat = values.flatten().double()
         low, high = min(flat.min().item(), 0.0), max(flat.max().item(), 0.0)
         middle = np.quantile(flat.numpy()[:: max(1, len(flat) // 100_000)], [0.005, 0.995])
         predicted = 20 * math.log10(flat.square().mean().sqrt().item() * 12**0.5 * 255 / (high - low))
         picture_rows.append((name, number, len(made), low, high, *middle, predicted))
-for name in tensors:
+for name, made in made_tensors.items():
     mine = [row for row in picture_rows if row[0] == name]
     if mine:
         worst = min(mine, key=lambda row: row[7])
+        values, (low, high) = made[worst[1]], worst[3:5]
+        rounded = affine.fake_quantize(values, *affine.qparams(low, high, 0, 255), 0, 255)
+        filled = [(row[6] - row[5]) / (row[4] - row[3]) for row in mine]
         tensor_rows.append(
             {
                 "component": name,
                 "tensors": len(mine),
                 "narrowest range": "{3:.2f} to {4:.2f}".format(*min(mine, key=lambda row: row[4] - row[3])),
                 "widest range": "{3:.2f} to {4:.2f}".format(*max(mine, key=lambda row: row[4] - row[3])),
-                "predicted dB, best": f"{max(row[7] for row in mine):.0f}",
-                "predicted dB, worst": f"{worst[7]:.0f}",
+                "filled": f"{min(filled):.0%} to {max(filled):.0%}",
+                "predicted dB, best": f"{max(row[7] for row in mine):.1f}",
+                "predicted dB, worst": f"{worst[7]:.1f}",
+                "measured dB, the same tensor": f"{metrics.sqnr_db(values, rounded):.1f}",
+                "its numbers below half a step": f"{(values.abs() < (high - low) / 510).float().mean():.0%}",
             }
         )
 tables.show(tensor_rows)
+
+# %% [markdown]
+# The prediction is within a tenth of a decibel for most rows, and several decibels too low for one: the probabilities. Most of those lie below half a step (the last column; half of them are exact zeros, because nobody looks into the future). Such a number becomes 0, so its error is *the number itself*, which is smaller than what
+# the formula expects; an exact zero has no error at all. GELU outputs have some of the same. So the formula holds where few numbers lie below half a step, and is pessimistic where many do. Section 5 comes back to it.
 
 # %%
 fig, ax = plots.figure(width=8.5, height=5.2)
 order = [row["component"] for row in tensor_rows]
 for name, number, count, low, high, inner_low, inner_high, _ in picture_rows:
     y = order.index(name) + (number - (count - 1) / 2) * min(0.18, 0.8 / count)
-    ax.plot([low, high], [y, y], color=plots.GREY, linewidth=0.9, marker="|", markersize=4)
-    ax.plot([inner_low, inner_high], [y, y], color=plots.BLUE, linewidth=3, solid_capstyle="butt")
+    largest = max(-low, high)
+    ax.plot([low / largest, high / largest], [y, y], color=plots.GREY, linewidth=0.9, marker="|", markersize=4)
+    ax.plot([inner_low / largest, inner_high / largest], [y, y], color=plots.BLUE, linewidth=3, solid_capstyle="butt")
 ax.set_yticks(range(len(order)), order)
 ax.invert_yaxis()
-ax.set_xscale("symlog", linthresh=1)
-ax.set_xticks([-100, -10, -1, 0, 1, 10, 100], ["−100", "−10", "−1", "0", "1", "10", "100"])
 ax.axvline(0, color=plots.GREY, linewidth=0.6, linestyle=":")
-ax.set_xlabel("value (linear between −1 and 1, logarithmic outside)")
+ax.set_xlabel("value / largest magnitude of the same tensor")
 plots.show(
     fig,
-    caption="Range of every tensor on four training documents, one line for each block, the first block on top. Thin: smallest to largest value. Thick: the middle 99 %. (The norms and the residual stream have nine lines each, two for a block and one for the end or the beginning.)",
-    alt="Thin and thick horizontal lines for each component. Probabilities lie between 0 and 1. GELU outputs reach far above 0 and hardly below it. The lines of the residual stream become longer from block to block, and its thin lines reach many times farther than its thick ones.",
+    caption="Range of every tensor on four training documents, divided by its own largest magnitude; one line for each block, the first block on top. Thin: smallest to largest value. Thick: the middle 99 %. (The norms and the residual stream have nine lines each, two for a block and one for the end or the beginning.)",
+    alt="Thin and thick horizontal lines for each component; each thin line reaches 1 or −1. Probabilities and GELU outputs lie at 0 and to the right of it. The thick lines of embedding, norm, query, key, value and head take up about half of the thin ones or more. "
+    "In the later lines of the residual stream, and in those of down, the thick part is a short piece around 0.",
 )
 
 # %% [markdown]
 # Three kinds of tensors can be told apart before anything is quantized:
 #
-# - **Well-behaved:** queries, keys, values. The thick line fills a good part of the thin one.
+# - **Well-behaved:** token vectors, norms, queries, keys, values, and the logits of the head. The thick line fills about half of the thin one, or more.
 # - **One-sided:** probabilities, never negative, and GELU outputs, which may be negative but never by much (no lower than −0.17). A symmetric scheme would waste nearly half of its codes on numbers that do not occur.
 # - **Stretched:** the residual stream, and what `down` writes into it. A few values reach far beyond all others. One scale for them is coarse; section 7 measures what that costs, and finds out where these values are.
 #
-# The same three kinds as histograms. The counts are logarithmic, because the interesting values are the rare ones:
+# The others (scores, mix, `out`, `up`) lie between the first kind and the third. The same three kinds as histograms. The counts are logarithmic, because the interesting values are the rare ones:
 
 # %%
 fig, axes = plots.figure(columns=3, width=9.5, height=2.7)
@@ -207,7 +220,7 @@ for ax, (name, title) in zip(
     [("key", "key, last block"), ("gelu", "GELU, last block"), ("residual", "residual stream, last block")],
     strict=True,
 ):
-    values = tensors[name][-1].flatten().numpy()
+    values = made_tensors[name][-1].flatten().numpy()
     ax.stairs(*np.histogram(values, bins=120), fill=True, color=plots.BLUE)
     ax.set_yscale("log")
     for edge in (values.min(), values.max()):
@@ -230,10 +243,10 @@ judged = data.windows("held_out", 12)  # ids (documents, time): only for reporti
 float_bits = metrics.next_byte_bits(course_model, judged)  # (documents, time - 1)
 
 
-def cost(model: nn.Module) -> tuple[float, float]:
-    """Bits per byte more than the float model needs: mean over documents, and its standard error."""
-    difference = (metrics.next_byte_bits(model, judged) - float_bits).mean(dim=1)  # (documents,)
-    return difference.mean().item(), difference.std().item() / len(difference) ** 0.5
+def cost(model: nn.Module, ids: Tensor = judged, reference: Tensor = float_bits) -> tuple[float, float]:
+    """Bits per byte more than the float model (`reference`) needs on `ids`: mean over documents, and its standard error."""
+    by_document = (metrics.next_byte_bits(model, ids) - reference).mean(dim=1)  # (documents,)
+    return by_document.mean().item(), by_document.std().item() / len(by_document) ** 0.5
 
 
 per_document = float_bits.mean(dim=1)
@@ -252,8 +265,8 @@ print(f"with a standard error of {per_document.std() / len(judged) ** 0.5:.3f} i
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
-bare = nn.Embedding(1000, 128)
-asked = tq.quantize_dynamic(bare, {nn.Embedding}, dtype=torch.qint8)
+bare_embedding = nn.Embedding(1000, 128)
+asked = tq.quantize_dynamic(bare_embedding, {nn.Embedding}, dtype=torch.qint8)
 print(
     "bare:",
     type(asked).__module__,
@@ -261,17 +274,17 @@ print(
     "- file",
     metrics.file_bytes(asked),
     "bytes, before",
-    metrics.file_bytes(bare),
+    metrics.file_bytes(bare_embedding),
 )
 print("inside a model: ", end="")
-errors.show_error(lambda: tq.quantize_dynamic(nn.Sequential(bare), {nn.Embedding}, dtype=torch.qint8))
+errors.show_error(lambda: tq.quantize_dynamic(nn.Sequential(bare_embedding), {nn.Embedding}, dtype=torch.qint8))
 
 # %% [markdown]
 # Two separate reasons. `quantize_dynamic` replaces *children*: the module that you hand over is the root, and the root is never replaced, whatever you ask for. And an embedding takes no `qint8`: it wants *float qparams*. The message names a qconfig that has them:
 
 # %%
-in_a_model = tq.quantize_dynamic(nn.Sequential(bare), {nn.Embedding: tq.float_qparams_weight_only_qconfig})
-print("bytes of the file:", metrics.file_bytes(in_a_model), "instead of", metrics.file_bytes(bare))
+in_a_model = tq.quantize_dynamic(nn.Sequential(bare_embedding), {nn.Embedding: tq.float_qparams_weight_only_qconfig})
+print("bytes of the file:", metrics.file_bytes(in_a_model), "instead of", metrics.file_bytes(bare_embedding))
 stored = in_a_model[0].weight()
 print(stored.dtype, stored.qscheme())
 for row in range(2):
@@ -674,7 +687,7 @@ check_ex_4_1()
 # %% [markdown]
 # ### Half of that: 4 bits
 #
-# No computer has a 4-bit address. Two codes share a byte, so somebody must pack and unpack them: 4 bits are called a *nibble*. PyTorch's layout of a row with $n$ columns is
+# A processor reads whole bytes. So two codes share a byte, and somebody must pack and unpack them: 4 bits are called a *nibble*. PyTorch's layout of a row with $n$ columns is
 #
 # | bytes | content |
 # |---|---|
@@ -995,8 +1008,8 @@ print(f"(one step is about {four_bit[0].weight().q_per_channel_scales().mean():.
 # Now question 3 and 4, for the course model. *Per tensor* is the control: the same bits, but one scale for all rows. The head stays float in all cases: only the embedding is replaced.
 
 # %%
-table = course_model.embedding.weight.detach()
-used = torch.bincount(data.encode(data.split_text("training")), minlength=256) > 0  # tokens that ever occur
+token_table = course_model.embedding.weight.detach()
+in_use = torch.bincount(data.encode(data.split_text("training")), minlength=256) > 0  # tokens that ever occur
 
 
 def with_table(rows: Tensor) -> nn.Module:
@@ -1006,19 +1019,21 @@ def with_table(rows: Tensor) -> nn.Module:
     return twin
 
 
-packed_4 = torch.ops.quantized.embedding_bag_4bit_prepack(table)
-one_scale = affine.fake_quantize(table, *affine.qparams(table.min().item(), table.max().item(), 0, 15), 0, 15)
+packed_4 = torch.ops.quantized.embedding_bag_4bit_prepack(token_table)
+one_scale = affine.fake_quantize(
+    token_table, *affine.qparams(token_table.min().item(), token_table.max().item(), 0, 15), 0, 15
+)
 in_8_bits = tq.quantize_dynamic(
     quantizable.quantizable(course_model), {nn.Embedding: tq.float_qparams_weight_only_qconfig}
 )
 variants = {
     "8 bits, a scale for each row": (
         in_8_bits,
-        table.numel() + 8 * len(table),
+        token_table.numel() + 8 * len(token_table),
         in_8_bits.embedding.weight().dequantize(),
     ),
     "4 bits, a scale for each row": (None, packed_4.numel(), torch.ops.quantized.embedding_bag_4bit_unpack(packed_4)),
-    "4 bits, one scale (control)": (None, table.numel() // 2 + 4, one_scale),
+    "4 bits, one scale (control)": (None, token_table.numel() // 2 + 4, one_scale),
 }
 shown = []
 for name, (model, size, rounded) in variants.items():
@@ -1027,18 +1042,21 @@ for name, (model, size, rounded) in variants.items():
         {
             "embedding": name,
             "bytes": f"{size:,}",
-            "times smaller": f"{4 * table.numel() / size:.2f}",
-            "bits a number": f"{8 * size / table.numel():.3f}",
-            "SQNR in dB, all rows": f"{metrics.sqnr_db(table, rounded):.1f}",
-            "rows in use": f"{metrics.sqnr_db(table[used], rounded[used]):.1f}",
+            "times smaller": f"{4 * token_table.numel() / size:.2f}",
+            "bits a number": f"{8 * size / token_table.numel():.3f}",
+            "SQNR in dB, all rows": f"{metrics.sqnr_db(token_table, rounded):.1f}",
+            "rows in use": f"{metrics.sqnr_db(token_table[in_use], rounded[in_use]):.1f}",
             "Δ bits per byte ± standard error": f"{mean:+.4f} ± {error:.4f}",
         }
     )
 tables.show(shown)
 print(
-    f"tokens that occur in the training text: {int(used.sum())} of {len(used)}; RMS of a number in their rows: ", end=""
+    f"tokens that occur in the training text: {int(in_use.sum())} of {len(in_use)}; RMS of a number in their rows: ",
+    end="",
 )
-print(f"{table[used].square().mean().sqrt():.2f}, in all other rows: {table[~used].square().mean().sqrt():.2f}")
+print(
+    f"{token_table[in_use].square().mean().sqrt():.2f}, in all other rows: {token_table[~in_use].square().mean().sqrt():.2f}"
+)
 float_file, int8_file = metrics.file_bytes(course_model), metrics.file_bytes(in_8_bits)
 print(f"the file: {float_file:,} bytes in float, {int8_file:,} with the 8-bit embedding ({int8_file - float_file:+,})")
 
@@ -1061,7 +1079,7 @@ axes[0].imshow(course_model.positions[:128, :128].numpy(), aspect="auto", vmin=-
 axes[0].set_xlabel("column")
 axes[0].set_ylabel("position")
 axes[0].set_title("the first 128 rows and columns")
-added = {"positions": course_model.positions, "token vectors in use, times 16": table[used] * 16}
+added = {"positions": course_model.positions, "token vectors in use, times 16": token_table[in_use] * 16}
 for (name, values), colour, style in zip(
     added.items(), (plots.BLUE, plots.ORANGE), ("stepfilled", "step"), strict=True
 ):
@@ -1388,7 +1406,7 @@ axes[1].margins(x=0.2, y=0.2)
 plots.show(
     fig,
     caption="Left: SQNR of the table against its bits. Right: what the whole model loses, with mean ± 2 standard errors over documents.",
-    alt="Left, dots that follow the dotted line of 6.02 dB for each bit closely. Right, three squares: a clear loss at 2 bits, and at 8 bits a loss that cannot be told from zero.",
+    alt="Left, dots that lie within about a decibel of the dotted line of 6.02 dB for each bit from 4 bits on, and more than three decibels below it at 2 bits. Right, three squares: a clear loss at 2 bits, and at 8 bits a loss that cannot be told from zero.",
 )
 tables.show(
     [{"bits": b, "SQNR in dB": f"{decibels[b - 2]:.1f}", "Δ bits per byte ± standard error": f"{m:+.4f} ± {e:.4f}"} for b, (m, e) in costs.items()]
@@ -1543,7 +1561,7 @@ with torch.no_grad():
         print(f"{name:32} change at positions 0 to 4: {(after - before)[:, :-1].abs().max():.4f}")
 
 # %% [markdown]
-# So: use it with `batch_first=False` only. And know what you get. Even then the two products inside attention are computed in float: its source dequantizes query, key and value before them.
+# So: use it with `batch_first=False` only. And know what you get. Even then everything between the projections is float: its source dequantizes query, key and value, and quantizes again behind the second product. Scores and probabilities get no scale, and nobody learns whether they would bear 8 bits.
 #
 # ### Training with it is refused
 #
@@ -1565,8 +1583,9 @@ for name, network in [
 # | dynamic quantization of the attention | its weights are in no Linear layer | four plain `nn.Linear` layers: q, k, v, out |
 # | running it in eval mode | a fast path that reads weights | a forward pass of our own |
 # | static quantization with `batch_first=True` | a `view` without a transpose | we transpose, and test it |
-# | int8 products inside attention | PyTorch dequantizes before them | `FloatFunctional.matmul` |
-# | training | the subclass of `nn.Linear` | plain `nn.Linear` again |
+# | scores, probabilities and mix in 8 bits, a scale for each | PyTorch dequantizes query, key and value, and stays in float to the end of the attention | two `FloatFunctional.matmul` and a `QuantStub` (what they compute inside, section 5 measures) |
+# | training with `nn.TransformerEncoderLayer` or `nn.MultiheadAttention` | the subclass of `nn.Linear` | plain `nn.Linear` again |
+# | training with `quantizable.MultiheadAttention` | `prepare_qat` asks for an observer that it has not put in (`activation_post_process`) | modules of our own |
 #
 # The course model was built from four plain Linear layers from the start. So `quantize_dynamic` reaches all of its matrices. What is missing for *static* quantization are the places for quantizers. We add them now, part by part.
 # %% [markdown]
@@ -1578,7 +1597,7 @@ for name, network in [
 #
 # The four questions of section 1, for each part. *Bytes* are the float32 weights of all four blocks, *range* is the smallest and largest number that a part makes on some training text. *SQNR* compares that tensor with itself in 8 bits, one scale a block. *Cost* is what happens when this part alone is rounded (weights with one scale a
 # row, tensors with one scale each, everything else in float): the mean difference in bits per byte between the rounded and the float model on the same documents, ± its standard error. (The pairs are documents, so what makes a document hard cancels.) *Saves* is what its weights lose when float32 becomes int8 codes; the scales that they need are counted in section 7. A tensor
-# saves nothing on disk, but its product can be made of integers.
+# saves nothing on disk. But whether it bears 8 bits decides whether its products could be made of integers.
 
 
 # %%
@@ -1655,9 +1674,39 @@ print("x + y:   ", end="")
 errors.show_error(lambda: codes + codes, width=70)
 
 # %% [markdown]
-# - For **products and sums of two activations** there is `FloatFunctional`: a small module with methods `matmul`, `add` and others. In a float model, `f.matmul(a, b)` is `a @ b`. `prepare` hangs an observer on its result, and `convert` makes a `QFunctional` of it, which calls an int8 kernel and writes its result with the scale that was measured. So
-#   *every place needs one of its own*: it holds the one scale of this place.
-# - For **softmax** there is no int8 kernel here. So it is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
+# All three refuse. For **products and sums of two activations** there is `FloatFunctional`: a small module with methods `matmul`, `add` and others. In a float model, `f.matmul(a, b)` is `a @ b`. `prepare` hangs an observer on its result, and `convert` makes a `QFunctional` of it, which calls `torch.ops.quantized.matmul`: codes go in, and codes come
+# out, with the scale that was measured. So *every place needs one of its own*: it holds the one scale of this place. For **softmax**, too, there is a function in `torch.ops.quantized`. Do these three compute with integers? PyTorch's profiler knows what runs inside, for each engine of this computer:
+
+# %% tags=["varies"]
+float_steps = {
+    "aten::dequantize": "dequantize",
+    "aten::bmm": "float product",
+    "aten::_softmax": "float softmax",
+    "aten::quantize_per_tensor": "quantize",
+}
+calls = {
+    "quantized.matmul": lambda: torch.ops.quantized.matmul(codes, codes.transpose(1, 2), 0.05, 128),
+    "quantized.add": lambda: torch.ops.quantized.add(codes, codes, 0.05, 128),
+    "quantized.softmax": lambda: torch.ops.quantized.softmax(codes, -1, 1 / 256, 0),
+}
+engine_rows = []
+for name in int8.engines():
+    with int8.using(name):
+        seen_inside = {call: profiling.operation_times(run) for call, run in calls.items()}
+    engine_rows.append(
+        {"engine": name}
+        | {
+            call: ", ".join(word for step, word in float_steps.items() if step in found) or "none of these"
+            for call, found in seen_inside.items()
+        }
+    )
+tables.show(engine_rows)
+print("does convert know nn.Softmax?", nn.Softmax in tq.get_default_static_quant_module_mappings())
+
+# %% [markdown]
+# - A **sum** is made of codes. A **product** of two activations is not: it is a *float product between codes*. On each of these engines PyTorch turns both factors into floats, multiplies those, and quantizes the result. That is what the library's own attention was blamed for in section 4; the difference is that here the result is rounded to 8 bits, at a scale of its own.
+#   Then why build it? Because the model that comes out has shown, in bits per byte, that all its tensors bear 8 bits. A processor with an integer product of activations can use that; this one gains no time by it, and loses the conversions. (Unit 05 measures that, and takes them out again.)
+# - For **softmax** there is an int8 function. It, too, converts inside on the x86 engines, and on qnnpack it does not. But `convert` does not put it anywhere, and it takes no mask. So here softmax is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
 # - The **mask** goes between them, and there is a good reason. A mask in front of an observer makes its scale useless, as the table shows. A mask behind it, but still on *quantized* scores, raises no error and is no mask: minus infinity becomes the smallest code, which is an ordinary score, and some of the future leaks in. How much depends on how low that code lies (the line below the table):
 
 # %%
@@ -1776,12 +1825,31 @@ tables.show(
 # %% [markdown]
 # Three lessons, and only the first is the one that one expects.
 #
-# 1. **Without a mask** (as in an encoder) a long row has no large probability. Then a fixed scale of 1/256 wastes most of its codes, and a measured one helps much.
+# 1. **Random scores without a mask:** a long row has no large probability. Then a fixed scale of 1/256 wastes most of its codes, and a measured one helps much. (A *trained* attention without a mask, as in an encoder, may look at few places all the same; it was not measured here.)
 # 2. **With a causal mask** measuring the largest value buys nothing: the first position can only look at itself, so a probability of exactly 1 is always there. Look at the dotted lines: they lie on the solid ones.
-# 3. **In the trained model** most probabilities become 0 on long rows, whatever the scale, and it hardly hurts. They were nearly 0 before: a trained attention looks at few places. So count the mass, not the number.
+# 3. **In the trained model** most probabilities become 0 on long rows, at both scales, and it hardly hurts. They were nearly 0 before: this trained attention looks at few places. So count the mass, not the number. (This is also why the SQNR of section 1 was better than predicted.)
 #
-# The scale must come from calibration all the same, because code cannot know which of the three cases it is in. And if the few large values of one tensor may be cut off a little, so that the many small ones get finer steps, an observer can decide that, too: `HistogramObserver` does. In our whole model
-# it is used for the probabilities, because it was measured to help there.
+# The scale must come from calibration all the same, because whoever writes the module cannot know which of the three cases it will meet. And if the few large values of one tensor may be cut off a little, so that the many small ones get finer steps, an observer can decide that, too: `HistogramObserver` does. In the whole model of `helpers.quantizable`
+# it watches the probabilities. Does it help there? The same model twice, only these four observers are others:
+
+
+# %%
+def with_observer(observer: type[nn.Module]) -> nn.Module:
+    """The course model in static int8 (section 7); `observer` sets the scale of the probabilities of all blocks."""
+    prepared = quantizable.prepare(quantizable.quantizable(course_model))
+    for name, module in prepared.named_modules():
+        if name.endswith(".attention.quant"):
+            module.activation_post_process = observer(quant_min=0, quant_max=255)
+    prepared(ranging)
+    return quantizable.convert(prepared)
+
+
+whole_range, histogram = with_observer(tq.MinMaxObserver), with_observer(tq.HistogramObserver)
+more, error = difference(metrics.next_byte_bits(whole_range, judging), metrics.next_byte_bits(histogram, judging))
+print(f"minimum and maximum instead of the histogram: {more:+.4f} ± {error:.4f} bits per byte")
+
+# %% [markdown]
+# A difference below two standard errors is not shown. The histogram costs nothing once the model is converted, so the helpers keep it; that it helps is not a result of this unit.
 #
 # ### Exercise 4.4: a quantizable attention
 # *Difficulty 4 of 5 · 40 minutes · 3 points*
@@ -1790,7 +1858,7 @@ tables.show(
 #
 # $$q = W_q x + b_q,\quad k = W_k x + b_k,\quad v = W_v x + b_v,\qquad p = \mathrm{softmax}\Big(\frac{q k^T}{\sqrt{d_h}} + \text{mask}\Big),\qquad y = W_o \,\mathrm{merge}(p\,v) + b_o$$
 #
-# for each head, where $d_h$ is the width of one head, and *merge* puts the heads of a position side by side again. By hand, for one head of width 4: $q = (2, 0, 0, 0)$ and two keys $(1, 0, 0, 0)$ and $(3, 0, 0, 0)$ give the scores 2 and 6, divided by $\sqrt 4$: 1 and 3, and probabilities of about 0.12 and 0.88. If the mask
+# for each head, where $q$ is a query here (no code), $d_h$ is the width of one head, and *merge* puts the heads of a position side by side again. By hand, for one head of width 4: $q = (2, 0, 0, 0)$ and two keys $(1, 0, 0, 0)$ and $(3, 0, 0, 0)$ give the scores 2 and 6, divided by $\sqrt 4$: 1 and 3, and probabilities of about 0.12 and 0.88. If the mask
 # forbids the second, they are 1 and 0.
 #
 # Where is int8, and where is float? Here is the whole path; `x` arrives quantized, `y` leaves quantized:
@@ -1798,11 +1866,11 @@ tables.show(
 # | step | after `convert` |
 # |---|---|
 # | q, k, v: three `nn.Linear` | int8 |
-# | scores: `FloatFunctional.matmul` | int8, a scale of its own |
+# | scores: `FloatFunctional.matmul` | from codes to codes, with a scale of its own |
 # | `DeQuantStub` | from here on float |
 # | divide by $\sqrt{d_h}$, mask with minus infinity, softmax | float |
-# | `QuantStub` | from here on int8, a scale of its own |
-# | mix: another `FloatFunctional.matmul` | int8, a scale of its own |
+# | `QuantStub` | from here on codes, with a scale of its own |
+# | mix: another `FloatFunctional.matmul` | from codes to codes, with a scale of its own |
 # | merge, and `out`: an `nn.Linear` | int8 |
 #
 # The float attention must stay as it is: `copy.deepcopy` its layers.
@@ -2295,7 +2363,7 @@ tables.show(table)
 # %% [markdown]
 # (`gelu` is the tensor behind GELU; LayerNorm's gains and offsets are few and stay float.)
 #
-# Here is what can be saved. And GELU has a peculiar output: nothing is below about −0.17, whatever goes in. So the range that arrives and the range that leaves have little in common.
+# Two thirds of what a block can save is in `up` and `down`. And GELU has a peculiar output: nothing is below about −0.17, whatever goes in. So the range that arrives and the range that leaves have little in common.
 #
 # ### What does a quantized GELU do?
 #
@@ -2313,10 +2381,12 @@ exact_output = F.gelu(up_output)
 out_low, out_high = exact_output.min().item(), exact_output.max().item()
 own_scale = (out_high - out_low) / 255
 own = torch.quantize_per_tensor(F.gelu(arriving.dequantize()), own_scale, round(-out_low / own_scale), torch.quint8)
+print(f"different codes that arrive: {arriving.int_repr().unique().numel()}")
 for name, result in (("GELU of codes", leaving), ("dequantize, GELU, quantize", own)):
-    used = result.int_repr().unique().numel()
+    reach = 1 + int((out_high - out_low) / result.q_scale())
     print(
-        f"{name:27} codes that occur: {used:3}, relative error {relative_error(result.dequantize(), exact_output):.4f}"
+        f"{name:27} step {result.q_scale():.4f}: {reach:3} codes from GELU's smallest to its largest output, "
+        f"{result.int_repr().unique().numel():3} of them occur, relative error {relative_error(result.dequantize(), exact_output):.4f}"
     )
 
 # The same two ways on a grid of numbers, around the dip of GELU. A range as wide as one wants shows it better.
@@ -2347,9 +2417,31 @@ plots.show(
 )
 
 # %% [markdown]
-# The left staircase wastes all codes that stand for numbers below −0.17: GELU never gives one. The more negative the input, the larger the waste. The right one begins at GELU's smallest output, so its steps are finer. (Both grids have 7 bits, as for what a Linear reads on most PCs. In both the input was rounded before, and nothing brings that back.)
+# The left staircase wastes all codes that stand for numbers below −0.17: GELU never gives one. The more negative the input, the larger the waste. The right one begins at GELU's smallest output, so its steps are finer. That does not make more outputs: each code that arrives gives one output, so neither way can have more different outputs than different inputs. The finer steps put them
+# nearer to where they belong. (Both grids of the picture have 7 bits, as for what a Linear reads on most PCs. In both the input was rounded before, and nothing brings that back.)
 #
-# So GELU belongs between a `DeQuantStub` and a `QuantStub`, like softmax. What does that cost in time? A table with one output for each of the 256 codes would give the same result without a float. We tried it when this course was made, and in PyTorch it was slower than the two conversions.
+# So GELU belongs between a `DeQuantStub` and a `QuantStub`, like softmax. What does that cost in time? A table with one output for each of the 256 codes gives the same result without a float. Is it faster?
+
+# %% tags=["varies"]
+every_code = torch.arange(256).sub(arriving.q_zero_point()) * arriving.q_scale()
+output_codes = torch.quantize_per_tensor(F.gelu(every_code), own.q_scale(), own.q_zero_point(), torch.quint8).int_repr()
+
+
+def by_conversions() -> Tensor:
+    """Float GELU between a dequantize and a quantize."""
+    return torch.quantize_per_tensor(F.gelu(arriving.dequantize()), own.q_scale(), own.q_zero_point(), torch.quint8)
+
+
+def by_table() -> Tensor:
+    """The codes themselves are looked up."""
+    return output_codes[arriving.int_repr().int()]
+
+
+print("the same codes:", bool((by_table() == by_conversions().int_repr()).all()))
+print(f"time of the table / time of the conversions: {latency.ratio(by_conversions, by_table):.1f}")
+
+# %% [markdown]
+# Where the ratio is above 1, PyTorch's general indexing makes the table slower than the two conversions that it saves. So the helpers convert.
 #
 # ### Where does the LayerNorm stand?
 #
@@ -2608,29 +2700,18 @@ check_ex_4_5()
 
 
 # %%
-class GeluOfCodes(nn.Module):
-    """As exercise 4.5, but GELU runs on the quantized tensor."""
-
-    def __init__(self, norm: nn.LayerNorm, ffn: FeedForward) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = copy.deepcopy(norm), copy.deepcopy(ffn.up), copy.deepcopy(ffn.down)
-        self.norm.qconfig = None
-        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dequant(self.down(F.gelu(self.up(self.quant(self.norm(x))))))
+def half_of_block(norm: nn.LayerNorm, ffn: FeedForward) -> nn.Module:
+    """A float LayerNorm, then `ffn` between a quantize and a dequantize: float in, float out."""
+    norm = copy.deepcopy(norm)
+    norm.qconfig = None
+    return nn.Sequential(norm, BetweenEnds(ffn))
 
 
-class OwnScale(GeluOfCodes):
-    """With a scale of its own for what leaves GELU."""
-
-    def __init__(self, norm: nn.LayerNorm, ffn: FeedForward) -> None:
-        super().__init__(norm, ffn)
-        self.again, self.back = tq.QuantStub(), tq.DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = F.gelu(self.back(self.up(self.quant(self.norm(x)))))
-        return self.dequant(self.down(self.again(wide)))
+def ffn_part(ffn: FeedForward) -> FeedForward:
+    """The quantizable feed-forward network of the helpers with these weights: float GELU, a scale behind it."""
+    part = quantizable.QuantizableFeedForward(ffn.up.in_features, ffn.up.out_features)
+    part.load_state_dict(ffn.state_dict())
+    return part.eval()
 
 
 @torch.no_grad()
@@ -2652,12 +2733,12 @@ for i, block in enumerate(course_model.blocks):
             "block": i,
             "range before GELU": f"{ranging_tensors['up'][i].min():.1f} to {ranging_tensors['up'][i].max():.1f}",
         }
-        for name, kind, eight_bits in [
-            ("GELU of codes", GeluOfCodes, ()),
-            ("a scale of its own", OwnScale, ()),
-            ("own scale, `up` in 8 bits", OwnScale, ("up",)),
+        for name, ffn, eight_bits in [
+            ("GELU of codes", block.ffn, ()),
+            ("a scale of its own", ffn_part(block.ffn), ()),
+            ("own scale, `up` in 8 bits", ffn_part(block.ffn), ("1.part.up",)),
         ]:
-            network = calibrated(kind(block.norm2, block.ffn), [(ranging_middles[i],)], eight_bits)
+            network = calibrated(half_of_block(block.norm2, ffn), [(ranging_middles[i],)], eight_bits)
             row[f"{name}: relative error"] = f"{relative_error(network(unseen[i]), wanted):.4f}"
     rows.append(row)
 tables.show(rows)
@@ -2680,7 +2761,7 @@ tables.show(rows)
 # | GELU, in each block | 1 | 1 |
 # | together | $1 + 2n$ | $1 + 2n$ |
 #
-# For two blocks: 5 and 5. LayerNorm, additions and products stay in int8.
+# For two blocks: 5 and 5. LayerNorm and additions work on codes; the two products read and write codes, with a float product between (section 5), which no stub of ours adds.
 #
 # The attention and the feed-forward network come from the helpers; the first conversion function is above, this is the other:
 
@@ -5946,7 +6027,7 @@ checks.show_progress("4", exercises=10)
 #
 # - Ask each component alone: bytes, scheme, cost with an interval, saving. What costs most and what saves most are different parts of the model (section 8's table).
 # - An embedding is rows: one scale a row, and two codes in a byte at 4 bits, if the reader knows the order of the halves (4.1, 4.2). A table of constants need not be stored at all (4.3).
-# - Products of activations can be int8, softmax and mask cannot; an infinity that reaches an observer ruins everything behind it (4.4). What has a distribution of its own needs a scale of its own (4.5).
+# - In attention, every tensor between the steps can be codes with a scale of its own. The products themselves PyTorch computes in float, on every engine that section 5 asks; softmax we leave in float, because the mask needs minus infinity, and an infinity that reaches an observer ruins everything behind it (4.4). What has a distribution of its own needs a scale of its own (4.5).
 # - Every crossing between float and int8 is a place where an error enters; count them (4.6).
 # - Sensitivity is measured from the float model, one part at a time, on data that chose nothing, as a paired difference. At equal bytes the right mixture beats the uniform width, and a reversed or random one does not; find out which single decision made the gain (4.7).
 # - QAT: prepare the copy, then make the optimizer; freeze the scales, let the rate fall; eval, then convert. Without the control "as many float steps, then rounded" its gain means nothing (4.8).
