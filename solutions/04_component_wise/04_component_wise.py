@@ -425,6 +425,7 @@ from torch import nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_4_1() -> None:
     def table(seed: int, rows: int, columns: int) -> torch.Tensor:
         """Rows of many sizes; all positive, all negative, far from 0, constant, zero and with an outlier."""
@@ -782,6 +783,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_4_2() -> None:
     kernels = torch.ops.quantized
 
@@ -1168,6 +1170,7 @@ from torch import nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_4_3() -> None:
     class Positions(nn.Module):
         """A table of positions: "learned" is a parameter, "stored" and "computed" are buffers in and out of the file."""
@@ -1952,6 +1955,7 @@ from helpers import checks
 from helpers.models import SelfAttention
 
 
+@checks.isolated
 def check_ex_4_4() -> None:
     class Ends(nn.Module):
         """Float in, float out, the learner's attention between; remembers what it was given and what it made."""
@@ -2515,6 +2519,7 @@ from helpers import checks
 from helpers.models import FeedForward
 
 
+@checks.isolated
 def check_ex_4_5() -> None:
     kernel_names = {
         "quantized.layer_norm": "int8 LayerNorm",
@@ -2861,6 +2866,7 @@ from helpers import checks
 from helpers.models import Block, ModelConfig
 
 
+@checks.isolated
 def check_ex_4_6() -> None:
     class Kernels(TorchDispatchMode):
         """How often each kernel runs: only those that matter here."""
@@ -3633,6 +3639,7 @@ from torch import nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_4_7() -> None:
     class Drop(nn.Module):
         """A stand-in for dropout without chance: in training every third feature is dropped."""
@@ -4362,6 +4369,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_4_8() -> None:
     class Drop(nn.Module):
         """A stand-in for dropout without chance: in training every third feature is dropped."""
@@ -4959,6 +4967,7 @@ from helpers import checks, witness
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_4_9() -> None:
     def tied_model(seed: int, vocabulary: int, width: int, tied: bool = True) -> TransformerLM:
         torch.manual_seed(seed)
@@ -5388,6 +5397,7 @@ from helpers import checks, witness
 from helpers import models as course_models
 
 
+@checks.isolated
 def check_ex_4_10() -> None:
     # The receiving program: it knows the model's class and the description of the format, and nothing of this notebook.
     receiver = textwrap.dedent("""
