@@ -53,7 +53,7 @@ def per_column(weight):
     return ((weight - low) / scale).round().to(torch.uint8), scale, -low / scale
 
 
-@wrong("ex_4_1", "changes the weight in place", binds="quantize_rows")
+@wrong("ex_4_1", "your function changed `weight`, which belongs to its caller: its numbers", binds="quantize_rows")
 def in_place(weight):
     kept = rows_of(weight.clone())
     weight.sub_(weight.amin(1, keepdim=True))
@@ -86,7 +86,7 @@ def divided_by_256(weight):
     return rows_of(weight, top=256)
 
 
-@wrong("ex_4_1", "needs the scale 1", binds="quantize_rows")
+@wrong("ex_4_1", "a row of equal numbers needs the scale 1", binds="quantize_rows")
 def constant_rows_forgotten(weight):
     low, high = weight.amin(1), weight.amax(1)
     scale = (high - low) / 255
@@ -94,10 +94,75 @@ def constant_rows_forgotten(weight):
     return codes, scale, -low / scale
 
 
-@wrong("ex_4_1", "the codes differ from PyTorch's", binds="quantize_rows")
+@wrong("ex_4_1", "are cut off, not rounded", binds="quantize_rows")
 def cut_off(weight):
     _, scale, zero_point = rows_of(weight)
     return (weight / scale[:, None] + zero_point[:, None]).clamp(0, 255).to(torch.uint8), scale, zero_point
+
+
+@wrong("ex_4_1", "a row of equal numbers needs the scale 1", binds="quantize_rows", like="constant_rows_forgotten")
+def small_number_added(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = (high - low) / 255 + 1e-10
+    return ((weight - low[:, None]) / scale[:, None]).round().clamp(0, 255).to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "a quiet row has lost its own scale", binds="quantize_rows")
+def quiet_rows_taken_for_constant(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = (high - low) / 255
+    scale = torch.where(scale < 1e-4, 1.0, scale)
+    return ((weight - low[:, None]) / scale[:, None]).round().to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "the scale was kept from being small", binds="quantize_rows")
+def scale_kept_above_a_limit(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = ((high - low) / 255).clamp(min=1e-4)
+    return ((weight - low[:, None]) / scale[:, None]).round().to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "the tensor of scales has dtype torch.float64", binds="quantize_rows")
+def float64_scales(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return codes, scale.double(), zero_point
+
+
+@wrong("ex_4_1", "the scale is symmetric", binds="quantize_rows")
+def symmetric_rows(weight):
+    scale = weight.abs().amax(1) / 127
+    scale = torch.where(scale > 0, scale, 1.0)
+    codes = ((weight / scale[:, None]).round() + 128).to(torch.uint8)
+    return codes, scale, torch.full((len(weight),), 128.0)
+
+
+@wrong("ex_4_1", "it is clamped to the codes: here", binds="quantize_rows")
+def clamped_only(weight):
+    return rows_of(weight, zero=lambda z: z.clamp(0, 255))
+
+
+@wrong("ex_4_1", "this is the bias (the row's minimum, a real number)", binds="quantize_rows")
+def bias_for_zero_point(weight):
+    codes, scale, _ = rows_of(weight)
+    return codes, scale, weight.amin(1)
+
+
+@wrong("ex_4_1", "begin at 0 and end at 255", binds="quantize_rows")
+def largest_code_missing(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return codes.clamp(max=254), scale, zero_point
+
+
+@wrong("ex_4_1", "view size is not compatible", binds="quantize_rows")
+def needs_contiguous_rows(weight):
+    return rows_of(weight.detach().view(-1).view(weight.shape))
+
+
+@wrong("ex_4_1", "its requires_grad is now False", binds="quantize_rows")
+def freezes_the_weight(weight):
+    if weight.is_leaf:
+        weight.requires_grad_(False)
+    return rows_of(weight)
 
 
 def real_cost(weight, codes, scale, zero_point, size=None):
@@ -130,6 +195,60 @@ def absolute_error(weight, codes, scale, zero_point):
 @wrong("ex_4_1", "the zero point was added", binds="cost_of_rows")
 def zero_point_added(weight, codes, scale, zero_point):
     return real_cost(weight, codes, scale, -zero_point)
+
+
+@wrong("ex_4_1", "it is the error of codes of your own", binds="cost_of_rows")
+def quantizes_again(weight, codes, scale, zero_point):
+    return real_cost(weight, *rows_of(weight))
+
+
+@wrong("ex_4_1", "it is the mean over the rows", binds="cost_of_rows")
+def mean_of_rows(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    each = (weight - back).norm(dim=1) / weight.norm(dim=1).clamp(min=1e-30)
+    return codes.numel() + 8 * len(codes), each.mean().item()
+
+
+@wrong("ex_4_1", "ratio of sums of magnitudes", binds="cost_of_rows")
+def sums_of_magnitudes(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(codes), ((weight - back).abs().sum() / weight.abs().sum()).item()
+
+
+@wrong("ex_4_1", "ratio of the largest magnitudes", binds="cost_of_rows")
+def largest_magnitudes(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(codes), ((weight - back).abs().max() / weight.abs().max()).item()
+
+
+@wrong("ex_4_1", "divide by that of the weight", binds="cost_of_rows")
+def divided_by_what_comes_back(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(codes), ((weight - back).norm() / back.norm()).item()
+
+
+@wrong("ex_4_1", "your function changed `scale`", binds="cost_of_rows")
+def scale_in_place(weight, codes, scale, zero_point):
+    answer = real_cost(weight, codes, scale, zero_point)
+    scale.mul_(2)
+    return answer
+
+
+@wrong("ex_4_1", "the relative error should be a float, not Tensor", binds="cost_of_rows")
+def error_as_a_tensor(weight, codes, scale, zero_point):
+    size, error = real_cost(weight, codes, scale, zero_point)
+    return size, torch.tensor(error, dtype=torch.float64)
+
+
+@wrong("ex_4_1", "the number of bytes should be an int", binds="cost_of_rows")
+def bytes_as_a_float(weight, codes, scale, zero_point):
+    size, error = real_cost(weight, codes, scale, zero_point)
+    return size * 1.0, error
+
+
+@wrong("ex_4_1", "the scales of the columns were counted", binds="cost_of_rows")
+def bytes_of_columns(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, zero_point, codes.numel() + 8 * codes.shape[1])
 
 
 @wrong("ex_4_1", "an embedding takes no qint8", binds="with_int8_embeddings")
@@ -184,12 +303,115 @@ def four_bit_qconfig(model):
     return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig_4bit})[0]
 
 
+def swapped(model):
+    return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig})[0]
+
+
+@wrong("ex_4_1", "the answer is no copy", binds="with_int8_embeddings")
+def shares_the_other_layers(model):
+    twin = swapped(model)
+    if hasattr(model, "out"):
+        twin.out = model.out
+    return twin
+
+
+@wrong("ex_4_1", "the answer is no copy", binds="with_int8_embeddings", like="shares_the_other_layers")
+def shares_the_numbers(model):
+    twin = swapped(model)
+    if hasattr(model, "out"):
+        twin.out.weight = model.out.weight
+    return twin
+
+
+@wrong("ex_4_1", "is frozen now", binds="with_int8_embeddings")
+def freezes_the_model(model):
+    return swapped(model.requires_grad_(False))
+
+
+@wrong("ex_4_1", "was switched to eval mode", binds="with_int8_embeddings")
+def evals_the_model(model):
+    return swapped(model.eval())
+
+
+@wrong("ex_4_1", "a qconfig is left in", binds="with_int8_embeddings")
+def leaves_a_qconfig(model):
+    for part in model.modules():
+        if isinstance(part, nn.Embedding):
+            part.qconfig = tq.float_qparams_weight_only_qconfig
+    return swapped(model)
+
+
+@wrong("ex_4_1", "the same numbers, frozen or not", binds="with_int8_embeddings")
+def frees_what_was_frozen(model):
+    return swapped(model).requires_grad_(True)
+
+
+@wrong("ex_4_1", "the same numbers, frozen or not", binds="with_int8_embeddings", like="frees_what_was_frozen")
+def rounds_the_rest(model):
+    twin = swapped(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.copy_(parameter.half().float())
+    return twin
+
+
+@wrong("ex_4_1", "only a part was swapped", binds="with_int8_embeddings", like="direct_children_only")
+def only_those_that_learn(model):
+    twin = copy.deepcopy(model)
+    if isinstance(model, nn.Embedding):
+        return swapped(model)
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding) and part.weight.requires_grad:
+            twin.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = swapped(part)
+    return twin
+
+
+@wrong("ex_4_1", "something else than the embeddings was swapped", binds="with_int8_embeddings")
+def bags_too(model):
+    spec = dict.fromkeys((nn.Embedding, nn.EmbeddingBag), tq.float_qparams_weight_only_qconfig)
+    return tq.quantize_dynamic(nn.Sequential(model), spec)[0]
+
+
+@wrong("ex_4_1", "ask this qconfig for the scales of activations", binds="with_int8_embeddings")
+def prepares_and_converts(model):
+    around = nn.Sequential(copy.deepcopy(model)).eval()
+    around.qconfig = tq.float_qparams_weight_only_qconfig
+    return tq.convert(tq.prepare(around))[0]
+
+
+@wrong("ex_4_1", "gives other numbers than its int8 rows", binds="with_int8_embeddings")
+def other_numbers(model):
+    twin = copy.deepcopy(model)
+    for part in twin.modules():
+        if isinstance(part, nn.Embedding):
+            part.reset_parameters()
+    return swapped(twin)
+
+
 @right("ex_4_1", binds="quantize_rows")
 def through_the_observer(weight):
     observer = tq.float_qparams_weight_only_qconfig.weight()
     observer(weight)
     scale, zero_point = observer.calculate_qparams()
     return torch.quantize_per_channel(weight, scale, zero_point, 0, torch.quint8).int_repr(), scale, zero_point
+
+
+@right("ex_4_1", binds="quantize_rows")
+def with_numpy(weight):
+    w = weight.detach().numpy().astype("float64")
+    low, high = w.min(1, keepdims=True), w.max(1, keepdims=True)
+    step = (high - low) / 255
+    step[step == 0] = 1.0
+    codes = torch.from_numpy(((w - low) / step).round()).to(torch.uint8)
+    return codes, torch.from_numpy(step[:, 0]).float(), torch.from_numpy(-(low / step)[:, 0]).float()
+
+
+@right("ex_4_1", binds="quantize_rows")
+def with_its_gradient(weight):
+    low, high = weight.min(dim=1).values, weight.max(dim=1).values
+    scale = torch.where(low == high, torch.ones_like(low), (high - low) / 255)
+    zero_point = -low / scale
+    return (weight / scale.unsqueeze(1) + zero_point.unsqueeze(1)).round().clamp(0, 255).byte(), scale, zero_point
 
 
 @right("ex_4_1", binds="quantize_rows")
