@@ -514,7 +514,7 @@ def first_half_with_second(codes, scale, bias):
     )
 
 
-@wrong("ex_4_2", "changes its inputs", binds="pack_rows")
+@wrong("ex_4_2", "your function changed `codes`", binds="pack_rows")
 def shifts_in_place(codes, scale, bias):
     packed = packed_rows(codes, scale, bias)
     codes[:, 1::2] <<= 4
@@ -570,7 +570,7 @@ def scale_as_a_whole_number(codes, scale, bias):
     return torch.cat([body, torch.stack([scale, bias], 1).to(torch.uint8)], 1)
 
 
-@wrong("ex_4_2", "turns the *number* into a whole one", binds="pack_rows")
+@wrong("ex_4_2", "turns the *number* into a whole one", binds="pack_rows", like="scale_as_a_whole_number")
 def half_as_a_whole_number(codes, scale, bias):
     body = packed_rows(codes, scale, bias)[:, :-4]
     return torch.cat([body, torch.stack([scale, bias], 1).half().to(torch.uint8)], 1)
@@ -582,7 +582,7 @@ def computed_in_float16(packed, columns):
     return (codes.half() * scale.half() + bias.half()).float()
 
 
-@wrong("ex_4_2", "it was computed in float16", binds="unpack_rows")
+@wrong("ex_4_2", "it was computed in float16", binds="unpack_rows", like="computed_in_float16")
 def returned_in_float16(packed, columns):
     codes, scale, bias = numbers_of(packed, columns)
     return codes.to(torch.uint8) * scale.half() + bias.half()
@@ -602,11 +602,165 @@ def bytes_as_numbers(packed, columns):
     return codes * tail[:, 0:1] + tail[:, 2:3]
 
 
-@wrong("ex_4_2", "cannot be read from a slice", binds="unpack_rows")
+@wrong("ex_4_2", "cannot be read from a slice of the rows", binds="unpack_rows")
 def views_a_slice(packed, columns):
     codes, _, _ = numbers_of(packed, columns)
     tail = packed[:, -4:].view(torch.float16).float()
     return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "cannot be read from a single row", binds="unpack_rows")
+def contiguous_slice(packed, columns):
+    """Enough for several rows; a slice of one row counts as contiguous, and begins where it began."""
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, -4:].contiguous().view(torch.float16).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "cannot be read from a single row", binds="unpack_rows", like="contiguous_slice")
+def cloned_slice(packed, columns):
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, -4:].clone().view(torch.float16).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "as in the library HQQ", binds="unpack_rows")
+def reads_as_hqq(packed, columns):
+    body = packed[:, :-4]
+    _, scale, bias = numbers_of(packed, columns)
+    return torch.cat([body >> 4, body & 15], 1)[:, :columns] * scale + bias
+
+
+@wrong("ex_4_2", "so does the library HQQ", binds="pack_rows")
+def packs_as_hqq(codes, scale, bias):
+    if codes.max() > 15:
+        raise ValueError("more than four bits.")
+    even = F.pad(codes, (0, codes.shape[1] % 2))
+    half = even.shape[1] // 2
+    tail = torch.stack([scale, bias], 1).half().view(torch.uint8)
+    return torch.cat([(even[:, :half] << 4) | even[:, half:], tail], 1)
+
+
+@wrong("ex_4_2", "Are rows paired", binds="pack_rows")
+def pairs_rows(codes, scale, bias):
+    even = F.pad(codes, (0, 0, 0, len(codes) % 2))
+    half = len(even) // 2
+    return torch.cat([(even[:half] << 4) | even[half:], torch.stack([scale, bias], 1).half().view(torch.uint8)], 1)
+
+
+@wrong("ex_4_2", "the two bytes of each float16 were read in the wrong order", binds="unpack_rows")
+def reads_the_upper_byte_first(packed, columns):
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, [-3, -4, -1, -2]].flatten().clone().view(torch.float16).view(-1, 2).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "the two bytes of each float16 are swapped", binds="pack_rows")
+def writes_the_upper_byte_first(codes, scale, bias):
+    return packed_rows(codes, scale, bias)[:, [*range((codes.shape[1] + 1) // 2), -3, -4, -1, -2]]
+
+
+@wrong("ex_4_2", "row 2 (codes", binds="pack_rows")
+def last_rows_forgotten(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    packed[2:, : (codes.shape[1] + 1) // 2] = 0
+    return packed
+
+
+@wrong("ex_4_2", "from all scales first, then from all biases", binds="pack_rows")
+def tails_not_stacked(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    tail = torch.cat([scale, bias]).half().view(torch.uint8).view(len(codes), 4)
+    return torch.cat([packed[:, :-4], tail], 1)
+
+
+@wrong("ex_4_2", "stands in front of the row", binds="pack_rows")
+def fills_in_front(codes, scale, bias):
+    return packed_rows(F.pad(codes, (codes.shape[1] % 2, 0)), scale, bias)
+
+
+@wrong("ex_4_2", "has 15 in its upper nibble", binds="pack_rows")
+def fills_with_fifteen(codes, scale, bias):
+    return packed_rows(F.pad(codes, (0, codes.shape[1] % 2), value=15), scale, bias)
+
+
+@wrong("ex_4_2", "it belongs into the lower one, and 0 into the upper", binds="pack_rows")
+def last_code_in_the_upper_nibble(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    if codes.shape[1] % 2:
+        packed[:, -5] <<= 4
+    return packed
+
+
+@wrong("ex_4_2", "there are only codes", binds="pack_rows")
+def tail_forgotten(codes, scale, bias):
+    return packed_rows(codes, scale, bias)[:, :-4]
+
+
+@wrong("ex_4_2", "a code of 17 must raise a ValueError, wherever it stands", binds="pack_rows", like="masks_silently")
+def asks_only_for_sixteen(codes, scale, bias):
+    if (codes == 16).any():
+        raise ValueError("16.")
+    return packed_rows(codes & 15, scale, bias)
+
+
+@wrong("ex_4_2", "must raise a ValueError, wherever it stands", binds="pack_rows", like="masks_silently")
+def asks_only_the_first_row(codes, scale, bias):
+    if codes[0].max() > 15:
+        raise ValueError("more than four bits.")
+    return packed_rows(codes & 15, scale, bias)
+
+
+@wrong("ex_4_2", "15 is a code", binds="pack_rows")
+def refuses_fifteen(codes, scale, bias):
+    if codes.max() >= 15:
+        raise ValueError("four bits end before 15.")
+    return packed_rows(codes, scale, bias)
+
+
+@wrong("ex_4_2", "the last code of an odd width", binds="pack_rows")
+def repeats_the_last_code(codes, scale, bias):
+    even = torch.cat([codes, codes[:, -1:]], 1) if codes.shape[1] % 2 else codes
+    return packed_rows(even, scale, bias)
+
+
+@wrong("ex_4_2", "alone, of an odd width, has shape", binds="unpack_rows")
+def cuts_zeros_off(packed, columns):
+    codes, scale, bias = numbers_of(packed, 2 * (packed.shape[1] - 4))
+    while codes.shape[1] > 1 and not codes[:, -1].any():
+        codes = codes[:, :-1]
+    return codes * scale + bias
+
+
+@wrong("ex_4_2", "the bias was subtracted", binds="unpack_rows")
+def bias_as_an_offset(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * scale - bias
+
+
+@wrong("ex_4_2", "your function changed `packed`", binds="unpack_rows")
+def unpacks_in_place(packed, columns):
+    answer = read_by_the_library(packed, columns)
+    packed[:, :-4] >>= 4
+    return answer
+
+
+@wrong("ex_4_2", "has dtype torch.float64", binds="unpack_rows")
+def returns_float64(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes.double() * scale.double() + bias.double()
+
+
+@wrong("ex_4_2", "taken from the first row for all rows", binds="unpack_rows")
+def one_scale_for_all(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * scale[0] + bias[0]
+
+
+@wrong("ex_4_2", "differs from the expected value", binds="unpack_rows")
+def small_scales_are_zero(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * torch.where(scale < 1e-2, 0.0, scale) + bias
 
 
 @right("ex_4_2", binds="pack_rows")
@@ -623,6 +777,16 @@ def with_plain_numbers(codes, scale, bias):
 @right("ex_4_2", binds="unpack_rows")
 def read_by_the_library(packed, columns):
     return torch.ops.quantized.embedding_bag_4bit_unpack(packed.contiguous())[:, :columns].clone()
+
+
+@right("ex_4_2", binds="unpack_rows")
+def with_numpy_bytes(packed, columns):
+    rows = packed.numpy().copy()
+    tail = rows[:, -4:].copy().view("<f2").astype("float32")
+    codes = torch.from_numpy(rows[:, :-4]).repeat_interleave(2, 1)
+    codes[:, ::2] &= 15
+    codes[:, 1::2] >>= 4
+    return codes[:, :columns] * torch.from_numpy(tail[:, :1]) + torch.from_numpy(tail[:, 1:])
 
 
 @right("ex_4_2", binds="unpack_rows")
