@@ -849,7 +849,7 @@ def power_of_the_rounded(signal, rounded):
     return right_db(rounded, signal)
 
 
-@wrong("ex_4_3", "your code stopped with ZeroDivisionError", binds="sqnr")
+@wrong("ex_4_3", "for two equal tensors it divides by 0", binds="sqnr")
 def equal_tensors_forgotten(signal, rounded):
     power, noise = powers(signal, rounded)
     return 10 * math.log10(power / noise)
@@ -859,6 +859,75 @@ def equal_tensors_forgotten(signal, rounded):
 def variance_for_power(signal, rounded):
     noise = powers(signal, rounded)[1]
     return 10 * math.log10((signal - signal.mean()).double().square().sum().item() / noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "the mean of the rows' decibels", binds="sqnr")
+def mean_decibels_of_rows(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return (10 * (signal.square().sum(-1) / (signal - rounded).square().sum(-1)).log10()).mean().item()
+
+
+@wrong("ex_4_3", "the rows' ratios of signal and noise were averaged", binds="sqnr")
+def mean_ratio_of_rows(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return 10 * (signal.square().sum(-1) / (signal - rounded).square().sum(-1)).mean().log10().item()
+
+
+@wrong("ex_4_3", "as the library PPQ does", binds="sqnr")
+def mean_noise_of_rows(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return -10 * ((signal - rounded).square().sum(-1) / signal.square().sum(-1)).mean().log10().item()
+
+
+@wrong("ex_4_3", "(PSNR)", binds="sqnr")
+def peak_for_power(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return 10 * math.log10(signal.square().max().item() / (signal - rounded).square().mean().item())
+
+
+@wrong("ex_4_3", "magnitudes were added", binds="sqnr")
+def sums_for_norms(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return 20 * math.log10(signal.abs().sum().item() / (signal - rounded).abs().sum().item())
+
+
+@wrong("ex_4_3", "these are bels", binds="sqnr")
+def bels(signal, rounded):
+    return right_db(signal, rounded) / 10
+
+
+@wrong("ex_4_3", "for tiny numbers", binds="sqnr")
+def a_small_number_added(signal, rounded):
+    signal_power, noise = powers(signal, rounded)
+    return 10 * math.log10(signal_power / (noise + 1e-12)) if noise else math.inf
+
+
+@wrong("ex_4_3", "in float32 their squares vanish", binds="sqnr")
+def squares_in_float32(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    return 10 * math.log10(signal.square().sum().item() / (signal - rounded).square().sum().item())
+
+
+@wrong("ex_4_3", "the SQNR should be a float, not Tensor", binds="sqnr")
+def decibels_as_a_tensor(signal, rounded):
+    return torch.tensor(right_db(signal, rounded), dtype=torch.float64)
+
+
+@wrong("ex_4_3", "your function changed `rounded`", binds="sqnr")
+def noise_in_place(signal, rounded):
+    noise = rounded.data.sub_(signal.data).double().square().sum().item()
+    return 10 * math.log10(signal.double().square().sum().item() / noise) if noise else math.inf
 
 
 def judged(model, name, rounded, least_db, saves=None, decide=None):
@@ -887,7 +956,7 @@ def only_decibels_decide(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels >= least)
 
 
-@wrong("ex_4_3", "was accepted although", binds="judge_table")
+@wrong("ex_4_3", "more noise than signal, was accepted although", binds="judge_table")
 def only_bytes_decide(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: saved > 0)
 
@@ -897,12 +966,14 @@ def never(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda *_: False)
 
 
-@wrong("ex_4_3", "was accepted although", binds="judge_table")
+@wrong("ex_4_3", "compare with the least_db that is handed over", binds="judge_table")
 def a_fixed_limit(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels >= 5 and saved > 0)
 
 
-@wrong("ex_4_3", "judge_table changes the model", binds="judge_table")
+@wrong(
+    "ex_4_3", "your function changed `model`, which belongs to its caller: the numbers of table", binds="judge_table"
+)
 def rounds_the_table(model, name, rounded, least_db):
     answer = judged(model, name, rounded, least_db)
     with torch.no_grad():
@@ -944,7 +1015,7 @@ def looks_into_the_state_dict(model, name, rounded, least_db):
     return decibels, saved, decibels >= least_db
 
 
-@wrong("ex_4_3", "neither among the parameters", binds="judge_table")
+@wrong("ex_4_3", "This table is a buffer", binds="judge_table")
 def looks_among_the_parameters(model, name, rounded, least_db):
     decibels = right_db(dict(model.named_parameters())[name].detach(), rounded)
     return decibels, 3 * rounded.numel() - 8, decibels >= least_db
@@ -955,6 +1026,84 @@ def looks_among_the_buffers(model, name, rounded, least_db):
     decibels = right_db(model.get_buffer(name), rounded)
     saved = (3 * rounded.numel() - 8) * (name in model.state_dict())
     return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "not rounded, and without a margin", binds="judge_table")
+def rounds_the_decibels(model, name, rounded, least_db):
+    return judged(
+        model, name, rounded, least_db, decide=lambda db, saved, least: round(db, 1) >= round(least, 1) and saved > 0
+    )
+
+
+@wrong("ex_4_3", "not rounded, and without a margin", binds="judge_table", like="rounds_the_decibels")
+def with_a_margin(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: db >= least - 0.1 and saved > 0)
+
+
+@wrong("ex_4_3", "by the smallest possible difference", binds="judge_table")
+def nearly_enough(model, name, rounded, least_db):
+    close = lambda db, least: db > least or math.isclose(db, least)  # noqa: E731
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: close(db, least) and saved > 0)
+
+
+@wrong("ex_4_3", "the file would grow by 2 bytes", binds="judge_table")
+def tiny_tables_as_well(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: db >= least and saved != 0)
+
+
+@wrong("ex_4_3", "the file loses -2 bytes", binds="judge_table")
+def never_below_zero(model, name, rounded, least_db):
+    saves = max(0, 3 * rounded.numel() - 8) if name in model.state_dict() else 0
+    return judged(model, name, rounded, least_db, saves=saves)
+
+
+@wrong("ex_4_3", "infinitely many dB", binds="judge_table")
+def refuses_exact_tables(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: math.inf > db >= least and saved > 0)
+
+
+@wrong("ex_4_3", "it is that of another table of the model", binds="judge_table")
+def the_first_of_this_shape(model, name, rounded, least_db):
+    table = next(t for t in [*model.parameters(), *model.buffers()] if t.shape == rounded.shape).detach()
+    _, saved, _ = judged(model, name, rounded, least_db)
+    decibels = right_db(table, rounded)
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "a frozen table *is* in the file", binds="judge_table")
+def only_what_learns(model, name, rounded, least_db):
+    learns = any(n == name and p.requires_grad for n, p in model.named_parameters())
+    in_file = learns or (name in dict(model.named_buffers()) and name in model.state_dict())
+    return judged(model, name, rounded, least_db, saves=(3 * rounded.numel() - 8) * in_file)
+
+
+@wrong("ex_4_3", "a stored table *is* in the file", binds="judge_table")
+def no_buffer_in_the_file(model, name, rounded, least_db):
+    in_file = name in dict(model.named_parameters())
+    return judged(model, name, rounded, least_db, saves=(3 * rounded.numel() - 8) * in_file)
+
+
+@wrong("ex_4_3", "the number of bytes should be an int", binds="judge_table")
+def bytes_as_a_number_with_a_point(model, name, rounded, least_db):
+    decibels, saved, decision = judged(model, name, rounded, least_db)
+    return decibels, float(saved), decision
+
+
+@wrong("ex_4_3", "should be True or False", binds="judge_table")
+def decision_as_a_tensor(model, name, rounded, least_db):
+    decibels, saved, decision = judged(model, name, rounded, least_db)
+    return decibels, saved, torch.tensor(decision)
+
+
+@wrong("ex_4_3", "is frozen now", binds="judge_table")
+def freezes_while_judging(model, name, rounded, least_db):
+    return judged(model.requires_grad_(False), name, rounded, least_db)
+
+
+@wrong("ex_4_3", "each row got a scale and a zero point", binds="judge_table")
+def scales_of_rows(model, name, rounded, least_db):
+    saves = (3 * rounded.numel() - 8 * len(rounded)) * (name in model.state_dict())
+    return judged(model, name, rounded, least_db, saves=saves)
 
 
 @right("ex_4_3", binds="sqnr")
