@@ -2155,7 +2155,7 @@ print(f"minimum and maximum instead of the histogram: {more:+.4f} ± {error:.4f}
 # | mix: another `FloatFunctional.matmul` | from codes to codes, with a scale of its own |
 # | merge, and `out`: an `nn.Linear` | int8 |
 #
-# The float attention must stay as it is: `copy.deepcopy` its layers.
+# The float attention must stay as it is, in its numbers, its mode and all else: `copy.deepcopy` its layers. And the module brings no qconfig and no engine of its own: whoever prepares the model chooses those.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_4_4", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2883,6 +2883,7 @@ print(f"time of the table / time of the conversions: {latency.ratio(by_conversio
 # $$y = W_2\, \mathrm{GELU}(W_1\, \mathrm{norm}(x) + b_1) + b_2,$$
 #
 # the part that a block adds to $x$; the addition itself is not yours. Float arrives and float leaves, and the LayerNorm stays float: `norm → quantize → up → dequantize → GELU → quantize → down → dequantize`.
+# Copy what you are given, with all its attributes (this LayerNorm may have another eps than PyTorch's default), and change nothing of it, its mode included. Like the attention, the module brings no qconfig of its own, except the `None` of its LayerNorm.
 #
 # A scale by hand: GELU's outputs between −0.17 and 6.18 in 127 steps: $6.35 / 127 = 0.05$, zero point $0.17 / 0.05 = 3.4$, rounded: 3. Its inputs were between −19.22 and 6.18; with their scale, $25.4 / 127 = 0.2$, the same outputs would have only 32 codes.
 
@@ -2934,7 +2935,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import checks
+from helpers import checks, int8, samples, witness
 from helpers.models import FeedForward
 
 
@@ -2942,17 +2943,16 @@ from helpers.models import FeedForward
 def check_ex_4_5() -> None:
     kernel_names = {
         "quantized.layer_norm": "int8 LayerNorm",
-        "aten.native_layer_norm": "LayerNorm",
         "quantized.linear": "Linear",
         "aten.quantize_per_tensor": "quantize",
         "aten.dequantize": "dequantize",
-        "aten.gelu": "GELU",
         "aten.addmm": "float Linear",
         "aten.mm": "float Linear",
+        "aten.bmm": "float Linear",
     }
 
     class Kernels(TorchDispatchMode):
-        """Which kernels run: only those that matter here."""
+        """Which kernels run: the borders between float and int8, and the matrix products. What is float inside is free."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -2960,14 +2960,14 @@ def check_ex_4_5() -> None:
 
         def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
             name = kernel_names.get(".".join(str(kernel).split(".")[:2]))
-            if name == "GELU" and args[0].is_quantized:
+            if str(kernel).startswith("aten.gelu") and args[0].is_quantized:
                 name = "GELU of codes"
             self.seen += [name] if name else []
             return kernel(*args, **(kwargs or {}))
 
     def parts_of(seed: int, width: int, d_ff: int, shift: float) -> tuple[nn.LayerNorm, FeedForward]:
         torch.manual_seed(seed)
-        norm, ffn = nn.LayerNorm(width).eval(), FeedForward(width, d_ff).eval()
+        norm, ffn = nn.LayerNorm(width, eps=0.3).eval(), FeedForward(width, d_ff).eval()
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.normal_(norm.bias, std=0.3)
         for layer in (ffn.up, ffn.down):
@@ -2976,47 +2976,107 @@ def check_ex_4_5() -> None:
         ffn.up.bias.data += shift
         return norm, ffn
 
-    def judge(seed: int, width: int, d_ff: int, shape: tuple[int, int], shift: float) -> None:
-        norm, ffn = parts_of(seed, width, d_ff, shift)
-        kept = copy.deepcopy((norm, ffn))
-        answer = StaticFeedForward(norm, ffn)
-        assert isinstance(answer, nn.Module), "StaticFeedForward should be a module."
-        answer.eval()
-        generator = torch.Generator().manual_seed(seed + 1)
-        x, more = 3 * torch.randn(2, *shape, width, generator=generator) + 1
-        copy_of_x = x.clone()
-        normed = F.layer_norm(x, (width,), norm.weight, norm.bias)
-        before_gelu = F.linear(normed, ffn.up.weight, ffn.up.bias)
+    def compared(got: torch.Tensor, norm: nn.LayerNorm, ffn: FeedForward, x: torch.Tensor, where: str = "") -> None:
+        """Is this ffn(norm(x))? If not, which mistake is it?"""
+        width = norm.weight.shape[0]
+        normalized = lambda x, eps=norm.eps: F.layer_norm(x, (width,), norm.weight, norm.bias, eps)  # noqa: E731
+        up = lambda x: F.linear(x, ffn.up.weight, ffn.up.bias)  # noqa: E731
         finish = lambda wide: F.linear(wide, ffn.down.weight, ffn.down.bias)  # noqa: E731
-        wanted, got = finish(F.gelu(before_gelu)), answer(x)
+        wanted = finish(F.gelu(up(normalized(x))))
         assert isinstance(got, torch.Tensor), "your forward should return a tensor: does it end with `return`?"
         assert got.shape == wanted.shape, (
             f"your output has shape {tuple(got.shape)}; expected is {tuple(wanted.shape)}."
         )
-        if not torch.allclose(got, wanted, atol=2e-5, rtol=1e-5):
-            unnormed = finish(F.gelu(F.linear(x, ffn.up.weight, ffn.up.bias)))
-            for sentence, mistake in {
-                "the LayerNorm is skipped.": unnormed,
-                "the LayerNorm stands behind the feed-forward network; here it comes first.": F.layer_norm(
-                    unnormed, (width,), norm.weight, norm.bias
-                ),
-                "the LayerNorm has lost its trained weight and bias: copy the one that was given.": finish(
-                    F.gelu(F.linear(F.layer_norm(x, (width,)), ffn.up.weight, ffn.up.bias))
-                ),
-                "x is added already; that is the work of the block.": wanted + x,
-                "GELU is missing.": finish(before_gelu),
-                "it has a ReLU where the model has a GELU.": finish(before_gelu.relu()),
-                "it has the approximation by tanh, and the model has the exact GELU.": finish(
-                    F.gelu(before_gelu, approximate="tanh")
-                ),
-            }.items():
-                assert not torch.allclose(got, mistake, atol=2e-5, rtol=1e-5), (
-                    f"before any quantization the output is wrong: {sentence}"
-                )
-            raise AssertionError(
-                f"before any quantization the output differs from ffn(norm(x)) by up to {(got - wanted).abs().max():.3g}. Are the weights those that were given?"
+        assert got.dtype == wanted.dtype, f"before any quantization your output is {got.dtype}; x is {wanted.dtype}."
+        if torch.allclose(got, wanted, atol=2e-5, rtol=1e-5):
+            return
+        unnormed, wide = finish(F.gelu(up(x))), up(normalized(x))
+        plain = F.layer_norm(x, (width,), eps=norm.eps)
+        deviation = x.std(-1, keepdim=True)
+        mistakes = {
+            "the LayerNorm is skipped.": unnormed,
+            "the LayerNorm stands behind the feed-forward network; here it comes first.": normalized(unnormed),
+            "the LayerNorm has lost its trained weight and bias: copy the one that was given.": finish(
+                F.gelu(up(plain))
+            ),
+            "the LayerNorm has lost its eps: this one has 0.3, and not PyTorch's 0.00001. Copy the one that was given, with all its attributes.": finish(
+                F.gelu(up(normalized(x, 1e-5)))
+            ),
+            "the LayerNorm divides by the standard deviation of a sample (n - 1), and adds eps to it: it divides by the root of (variance + eps), with n.": finish(
+                F.gelu(up((x - x.mean(-1, keepdim=True)) / (deviation + norm.eps) * norm.weight + norm.bias))
+            ),
+            "there are two LayerNorms.": finish(F.gelu(up(normalized(normalized(x))))),
+            "x is added already; that is the work of the block.": wanted + x,
+            "GELU is missing.": finish(wide),
+            "GELU is there twice.": finish(F.gelu(F.gelu(wide))),
+            "GELU stands behind the second Linear layer, too.": F.gelu(wanted),
+            "it has a ReLU where the model has a GELU.": finish(wide.relu()),
+            "it has a SiLU where the model has a GELU.": finish(F.silu(wide)),
+            "it has the approximation by tanh, and the model has the exact GELU.": finish(
+                F.gelu(wide, approximate="tanh")
+            ),
+            "it has the approximation x · sigmoid(1.702 x), and the model has the exact GELU.": finish(
+                wide * (1.702 * wide).sigmoid()
+            ),
+        }
+        fits = [
+            sentence for sentence, mistake in mistakes.items() if torch.allclose(got, mistake, atol=2e-5, rtol=1e-5)
+        ]
+        assert len(fits) != 1, f"before any quantization the output is wrong: {fits[0]}"
+        raise AssertionError(
+            f"before any quantization the output{where} differs from ffn(norm(x)) by up to {(got - wanted).abs().max():.3g}. Are the weights those that were given?"
+        )
+
+    def judge_float(answer: nn.Module, norm: nn.LayerNorm, ffn: FeedForward, x: torch.Tensor) -> None:
+        with checks.untouched(x=x):
+            got = answer(x)
+        compared(got, norm, ffn, x)
+        others = [(f" for {what} as x", form) for what, form in samples.awkward(x)]
+        others += [
+            (" for one position alone", x[:1, :1]),
+            (" for loud numbers", 1e4 * x),
+            (" for quiet numbers", 0.03 * x),
+        ]
+        others += [(" for rows of equal numbers", torch.full_like(x, 0.7))]
+        for where, other in others:
+            with checks.untouched(x=other):
+                got = answer(other)
+            compared(got, norm, ffn, other, where)
+        answer.train()
+        for _ in range(2):
+            compared(answer(x), norm, ffn, x, " in training mode (a dropout?)")
+        answer.eval()
+
+    def untouched_parts(before: tuple[nn.Module, nn.Module], norm: nn.LayerNorm, ffn: FeedForward) -> None:
+        for name, old, new in zip(("norm", "ffn"), before, (norm, ffn), strict=True):
+            changed = witness.unchanged(old, new)
+            assert not changed, (
+                f"the given {name} was changed: {changed.replace('the model', 'it')}. Work on copies (copy.deepcopy), and set the qconfig of the copy."
             )
-        stubs = sum(isinstance(module, tq.QuantStub) for module in answer.modules())
+
+    def judge(seed: int, width: int, d_ff: int, shape: tuple[int, int], shift: float, training: bool = False) -> None:
+        norm, ffn = (part.train(training) for part in parts_of(seed, width, d_ff, shift))
+        kept, engine = copy.deepcopy((norm, ffn)), torch.backends.quantized.engine
+        answer = StaticFeedForward(norm, ffn)
+        assert isinstance(answer, nn.Module), "StaticFeedForward should be a module."
+        untouched_parts(kept, norm, ffn)
+        answer.eval()
+        generator = torch.Generator().manual_seed(seed + 1)
+        x, more = 3 * torch.randn(2, *shape, width, generator=generator) + 1
+        judge_float(answer, *kept, x)
+        untouched_parts(kept, norm, ffn)
+        for name, part in (("norm", norm), ("ffn", ffn)):
+            shared = witness.independent(answer, part)
+            assert not shared, (
+                f"your module is not a copy: {shared.replace('the model', f'the given {name}')}. Whatever is done to one of the two changes both. copy.deepcopy what you were given."
+            )
+        assert torch.backends.quantized.engine == engine, (
+            f"your module switches the engine to {torch.backends.quantized.engine}: that is for the whole notebook, and its user's choice."
+        )
+        own = [name or "your module" for name, m in answer.named_modules() if getattr(m, "qconfig", None) is not None]
+        assert not own, (
+            f"`{own[0]}` brings a qconfig of its own, with a fixed range or for one engine: leave that to whoever prepares the model. Only None, which keeps a part in float, is yours to set."
+        )
         model = nn.Sequential(answer).eval()
         model.qconfig = tq.QConfig(
             activation=tq.MinMaxObserver.with_args(quant_min=0, quant_max=127),
@@ -3026,10 +3086,17 @@ def check_ex_4_5() -> None:
         for batch in (x, more):
             prepared(batch)
         converted = tq.convert(prepared)
+        used: list[nn.Module] = []  # the quantizers that run, in their order
+        hooks = [
+            module.register_forward_pre_hook(lambda module, _: used.append(module))
+            for module in converted.modules()
+            if isinstance(module, nnq.Quantize)
+        ]
+        stubs = sum(isinstance(module, tq.QuantStub) for module in answer.modules())
+        trace = Kernels()
         try:
-            got, trace = converted(x), Kernels()
             with trace:
-                converted(x)
+                got = converted(x)
         except (NotImplementedError, RuntimeError) as error:
             text = str(error).splitlines()[0]
             for name, sentence in {
@@ -3037,11 +3104,13 @@ def check_ex_4_5() -> None:
                 "quantized::linear": "a Linear layer gets a float tensor: it needs a QuantStub before it.",
                 "native_": "the float LayerNorm gets codes: it comes first, before the QuantStub.",
             }.items():
-                assert name not in text or name != "quantized::linear" or stubs != 1, (
+                assert name not in text or name != "quantized::linear" or stubs != 1 or "GELU of codes" in trace.seen, (
                     "one QuantStub serves both places, so both tensors share one range: each place needs a stub of its own."
                 )
                 assert name not in text, f"after convert it cannot run: {sentence}"
             raise AssertionError(f"after convert it cannot run: {text[:200]}") from None
+        for hook in hooks:
+            hook.remove()
         assert not got.is_quantized, "after convert the output is still quantized: a DeQuantStub belongs at the end."
         seen = trace.seen
         assert "GELU of codes" not in seen, (
@@ -3053,33 +3122,35 @@ def check_ex_4_5() -> None:
         assert seen.count("Linear") == 2 and "float Linear" not in seen, (
             f"Linear layers that run in int8: {seen.count('Linear')} of 2."
         )
-        assert seen == ["LayerNorm", "quantize", "Linear", "dequantize", "GELU", "quantize", "Linear", "dequantize"], (
-            "the order of the steps is wrong. Yours: " + ", ".join(seen)
+        assert seen == ["quantize", "Linear", "dequantize", "quantize", "Linear", "dequantize"], (
+            "the order of the steps is wrong. Expected: quantize, Linear, dequantize, (GELU), quantize, Linear, dequantize. Yours: "
+            + ", ".join(seen)
         )
-        quantizers = [module for module in converted.modules() if isinstance(module, nnq.Quantize)]
-        assert len(quantizers) == 2, (
+        assert len(used) == 2, (
+            f"quantizers that run as modules: {len(used)} of 2. A QuantStub for each place holds the scale that calibration measured; torch.quantize_per_tensor with numbers of its own does not."
+        )
+        assert used[0] is not used[1], (
             "one QuantStub serves both places, so both tensors share one range: each place needs a stub of its own."
         )
         ranges = []
         for batch in (x, more):
-            first = F.layer_norm(batch, (width,), norm.weight, norm.bias)
+            first = F.layer_norm(batch, (width,), norm.weight, norm.bias, norm.eps)
             ranges.append((first, F.gelu(F.linear(first, ffn.up.weight, ffn.up.bias))))
         for i, name in enumerate(("the LayerNorm's output", "GELU's output")):
             low = min(0.0, *(pair[i].min().item() for pair in ranges))
             high = max(0.0, *(pair[i].max().item() for pair in ranges))
-            assert any(
-                abs(q.scale.item() * 127 / (high - low) - 1) < 0.02
-                and abs(q.zero_point.item() + low * 127 / (high - low)) < 1.6
-                for q in quantizers
-            ), f"no quantizer has the range of {name}, which was {low:.2f} to {high:.2f} in calibration."
+            scale, zero_point = used[i].scale.item(), used[i].zero_point.item()
+            assert abs(scale * 127 / (high - low) - 1) < 0.02 and abs(zero_point + low * 127 / (high - low)) < 1.6, (
+                f"the quantizer of {name} has the scale {scale:.5f} and the zero point {zero_point}; its range was {low:.2f} to {high:.2f} in calibration, and gives {(high - low) / 127:.5f} and {round(-low * 127 / (high - low))}. Leave scales to prepare and convert."
+            )
+        wanted = F.linear(F.gelu(F.linear(ranges[0][0], ffn.up.weight, ffn.up.bias)), ffn.down.weight, ffn.down.bias)
         error = ((got - wanted).norm() / wanted.norm()).item()
         assert error < 0.08, f"in int8 the output has a relative error of {error:.3f}; below 0.08 was expected."
-        assert torch.equal(x, copy_of_x), "your function changes its input in place."
-        for old, new in zip(kept, (norm, ffn), strict=True):
-            same = all(torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
-            assert same and not hasattr(new, "qconfig"), (
-                "the given norm or ffn was changed: work on copies (copy.deepcopy), and set the qconfig of the copy."
-            )
+        untouched_parts(kept, norm, ffn)
+
+    def another_engine() -> str:
+        now = torch.backends.quantized.engine
+        return next((name for name in int8.engines() if name != now), now)
 
     with (
         checks.check(
@@ -3088,11 +3159,15 @@ def check_ex_4_5() -> None:
         torch.no_grad(),
     ):
         judge(451, 16, 64, (3, 8), shift=0.0)
-        judge(452, 24, 48, (2, 10), shift=-2.0)
+        judge(452, 24, 48, (2, 10), shift=-2.0, training=True)
+        with int8.using(another_engine()):
+            judge(453, 12, 24, (1, 6), shift=0.5)
     ### BEGIN HIDDEN TESTS
     with torch.no_grad():
-        for sizes in [(4501, 32, 128, (1, 20), -1.0), (4502, 8, 8, (5, 6), 2.0), (4503, 40, 30, (2, 3), 0.5)]:
+        for sizes in [(4501, 32, 128, (1, 20), -1.0), (4502, 8, 8, (5, 6), 2.0, True), (4503, 40, 30, (2, 3), 0.5)]:
             judge(*sizes)
+        with int8.using(another_engine()):
+            judge(4506, 10, 30, (2, 4), -0.5)
         norm, ffn = parts_of(4504, 12, 20, 0.0)
         x = torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(4505))
         assert torch.allclose(StaticFeedForward(norm, ffn).eval()(x), ffn(norm(x)), atol=2e-5), "one position alone."

@@ -644,7 +644,7 @@ class GeluOfCodes(Forward):
         return self.dequant2(self.down(F.gelu(self.up(self.quant1(self.norm(x))))))
 
 
-@wrong("ex_4_5", "reuses the scale of its input")
+@wrong("ex_4_5", "reuses the scale of its input", like="GeluOfCodes")
 class GeluBeforeTheDequantize(Forward):
     def forward(self, x):
         x = self.dequant1(F.gelu(self.up(self.quant1(self.norm(x)))))
@@ -660,7 +660,7 @@ class OneStubWithTwoNames(Forward):
         self.quant2 = self.quant1
 
 
-@wrong("ex_4_5", "one QuantStub serves both places")
+@wrong("ex_4_5", "one QuantStub serves both places", like="OneStubWithTwoNames")
 class OneStubShared(Forward):
     def __init__(self, norm, ffn):
         super().__init__(norm, ffn)
@@ -732,7 +732,7 @@ class AddsX(Forward):
         return x + super().forward(x)
 
 
-@wrong("ex_4_5", "the given norm or ffn was changed")
+@wrong("ex_4_5", "the given norm was changed: a qconfig is left")
 class SetsTheQconfigOfTheGivenNorm(Forward):
     def __init__(self, norm, ffn):
         super().__init__(norm, ffn)
@@ -748,6 +748,180 @@ class AllFloat(Forward):
 
     def forward(self, x):
         return self.down(self.act(self.up(self.norm(x))))
+
+
+@wrong("ex_4_5", "one QuantStub serves both places", like="OneStubWithTwoNames")
+class OneStubTwiceBesideASpareOne(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.dequant2(self.down(self.quant1(x)))
+
+
+@wrong("ex_4_5", "the LayerNorm has lost its eps")
+class EpsLost(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.norm = nn.LayerNorm(norm.normalized_shape)
+        self.norm.load_state_dict(norm.state_dict())
+        self.norm.qconfig = None
+
+
+@wrong("ex_4_5", "has lost its trained weight and bias")
+class NewNorm(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+        self.norm.qconfig = None
+
+
+@right("ex_4_5")
+class NormByItsFormula(Forward):
+    """The LayerNorm is written out, so there is no module that convert could replace."""
+
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.gain, self.shift, self.eps = copy.deepcopy(norm.weight), copy.deepcopy(norm.bias), norm.eps
+        del self.norm
+
+    def forward(self, x):
+        middle = x - x.mean(-1, keepdim=True)
+        x = middle / (middle.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.gain + self.shift
+        x = self.act(self.dequant1(self.up(self.quant1(x))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "divides by the standard deviation of a sample")
+class NormOfASample(Forward):
+    def forward(self, x):
+        middle = x - x.mean(-1, keepdim=True)
+        x = middle / (x.std(-1, keepdim=True) + self.norm.eps) * self.norm.weight + self.norm.bias
+        x = self.act(self.dequant1(self.up(self.quant1(x))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "there are two LayerNorms")
+class TwoNorms(Forward):
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+@wrong("ex_4_5", "GELU is missing")
+class NoActivation(Forward):
+    def act(self, x):
+        return x
+
+
+@wrong("ex_4_5", "GELU is there twice")
+class GeluTwice(Forward):
+    def act(self, x):
+        return F.gelu(F.gelu(x))
+
+
+@wrong("ex_4_5", "it has a ReLU")
+class Relu(Forward):
+    def act(self, x):
+        return x.relu()
+
+
+@wrong("ex_4_5", "it has a SiLU")
+class Silu(Forward):
+    def act(self, x):
+        return F.silu(x)
+
+
+@wrong("ex_4_5", "sigmoid(1.702 x)")
+class GeluBySigmoid(Forward):
+    def act(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+@wrong("ex_4_5", "in training mode (a dropout?)")
+class DropoutInside(Forward):
+    def act(self, x):
+        return F.dropout(F.gelu(x), 0.1, self.training)
+
+
+@wrong("ex_4_5", "the given ffn was changed: up.weight is frozen now")
+class FreezesTheFeedForward(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn.requires_grad_(False))
+
+
+@wrong("ex_4_5", "the given norm was changed: it was switched to eval mode")
+class SwitchesTheNorm(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm.eval(), ffn)
+
+
+@wrong("ex_4_5", "your module is not a copy")
+class UsesTheGivenLayers(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.up, self.down = ffn.up, ffn.down
+
+
+@wrong("ex_4_5", "your function changed `x`")
+class NormalizesInPlace(Forward):
+    def forward(self, x):
+        y = super().forward(x)
+        x.sub_(x.mean(-1, keepdim=True))
+        return y
+
+
+@wrong("ex_4_5", "your module switches the engine")
+class PicksAnEngine(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        others = [e for e in torch.backends.quantized.supported_engines if e != torch.backends.quantized.engine]
+        torch.backends.quantized.engine = next(e for e in others if e != "none")
+
+
+@wrong("ex_4_5", "brings a qconfig of its own")
+class QconfigOfOneEngine(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.up.qconfig = self.down.qconfig = tq.get_default_qconfig("fbgemm")
+
+
+@wrong("ex_4_5", "quantizers that run as modules: 1 of 2")
+class QuantizesByHand(Forward):
+    def forward(self, x):
+        wide = self.up(self.quant1(self.norm(x)))
+        x = self.act(self.dequant1(wide))
+        x = torch.quantize_per_tensor(x, 0.05, 3, torch.quint8) if wide.is_quantized else x
+        return self.dequant2(self.down(x))
+
+
+@wrong("ex_4_5", "the quantizer of GELU's output has the scale")
+class ScaleOfGeluByHand(Forward):
+    def forward(self, x):
+        if not isinstance(self.quant2, tq.QuantStub):
+            self.quant2.scale.fill_(1 / 16)
+        return super().forward(x)
+
+
+@wrong("ex_4_5", "the order of the steps is wrong")
+class OneCrossingMore(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.more, self.back = tq.QuantStub(), tq.DeQuantStub()
+
+    def forward(self, x):
+        x = self.act(self.back(self.more(self.dequant1(self.up(self.quant1(self.norm(x)))))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@right("ex_4_5")
+class GeluByErf(Forward):
+    def act(self, x):
+        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+@right("ex_4_5")
+class ASpareStub(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.spare, self.also_spare = tq.QuantStub(), tq.DeQuantStub()
 
 
 @right("ex_4_5")
