@@ -1,7 +1,7 @@
 # The course in one-line commands; everything runs in .venv, which `install` makes (and leaves alone when it is up to date).
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 PORT ?= 8888
-BENCH ?= round_to_nearest frontier qat linear_speed
+BENCH ?= round_to_nearest frontier qat components linear_speed
 RUN := .venv/bin/python
 
 .PHONY: lab test install build grade bench book model dates lock clean
