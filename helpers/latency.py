@@ -1,8 +1,8 @@
 """How long does one program take compared with another? Programs take turns, so that a busy computer slows all alike.
 
 A turn goes there and back: every program runs once in some order, and once in the same order backwards. Its ratio is
-the geometric mean of both ways, in which an advantage of being second cancels. `benchmarks/` and the units measure with this one harness; exercise 5.6 builds its core. The clock is an argument, so
-that tests can simulate one.
+the geometric mean of both ways, in which an advantage of being second cancels. `benchmarks/` and the units measure with
+this one harness; exercise 5.6 builds its core. The clock is an argument, so that tests can simulate one.
 """
 
 from __future__ import annotations
