@@ -1871,11 +1871,11 @@ print(f"the imports alone: {peaks['nothing but the imports'] / 1e6:.0f} MB")
 # | what happens | wrong | right |
 # |---|---|---|
 # | the first call allocates memory, chooses kernels, fills caches | count it | **warm up**: some turns that do not count |
-# | the computer becomes slower with time (heat, another program) | 30 times A, then 30 times B | **take turns**: A and B in each turn, one ratio for each turn |
-# | what runs second finds a warm cache, or a throttled processor | A is always first | **alternate** who begins |
+# | the computer becomes slower with time (heat, another program) | 30 times A, then 30 times B | **take turns**: both programs in each turn, one ratio for each turn |
+# | what runs second finds a warm cache, or a throttled processor | A is always first | **there and back**: A, B, B, A in each turn |
 # | now and then the system interrupts a program for ten times its duration | mean; or the minimum, which nobody ever experiences | **median** of the ratios |
 # | another number of threads | whatever is set | **pin** it for the measurement, and restore it |
-# | a ratio is reported without an interval | "1.07 times faster" | **bootstrap interval**, over turns |
+# | a ratio is reported without an interval | "1.07 times faster" | an **interval**, over turns |
 #
 # To see it, a simulated computer: a clock that we push forward ourselves. Program B takes 0.8 of the time of A, always. But the computer becomes slower from call to call, the first calls are slow, and some calls are interrupted.
 
@@ -1917,10 +1917,10 @@ def a_then_b(seed: int) -> float:
 
 
 def turn_and_turn(seed: int) -> float:
-    """With the course's harness: turns, warm-up, median."""
+    """With the course's harness: turns, warm-up, median; about as many calls. (It is told to refuse nothing: see below.)"""
     computer = SimulatedComputer(seed)
     pair = {"A": computer.program(1.0), "B": computer.program(0.8)}
-    return latency.compare(pair, repeats=30, clock=computer.clock, noise=math.inf)["B"].ratio
+    return latency.compare(pair, repeats=15, clock=computer.clock, noise=math.inf)["B"].ratio
 
 
 fig, ax = plots.figure(width=8, height=2.6)
@@ -1942,7 +1942,21 @@ plots.show(
 )
 
 # %% [markdown]
-# The wide histogram is how most speed claims are made. (Yes, including some with many decimals.)
+# The wide histogram makes several mistakes at once (first calls counted, blocks instead of turns, means), on a computer that we made restless on purpose. It shows what can happen, not how often it does.
+#
+# ### Taking turns is not enough
+#
+# Two *identical* programs, and a computer on which whatever runs second in a turn takes 0.9 of its time. The truth is 1. Let A begin in one turn and B in the next, 21 turns, no noise at all:
+
+# %% tags=["nbval-check-output"]
+SECOND = 0.9
+alternating = [SECOND / 1 if turn % 2 == 0 else 1 / SECOND for turn in range(21)]  # B / A: A begins, B begins, …
+there_and_back = [math.sqrt(there * back) for there, back in zip(alternating[::2], alternating[1::2], strict=False)]
+print(f"one ratio a turn, who begins alternates: median {statistics.median(alternating):.2f}")
+print(f"geometric mean of two adjacent turns:    median {statistics.median(there_and_back):.2f}")
+
+# %% [markdown]
+# The single ratios form two clusters, one at 0.9 and one at 1 / 0.9, and their median is a member of the larger one. Alternating has not cancelled anything. What cancels it is a product: a way there (A, then B) times a way back (B, then A), and the square root of that.
 #
 # ### Exercise 5.6: your own harness
 # *Difficulty 3 of 5 · 35 minutes · 3 points*
@@ -1950,9 +1964,11 @@ plots.show(
 # Write `ratio_interval`. The clock is an argument: a function that returns seconds, like `time.perf_counter`. With a simulated clock the check can know the truth.
 #
 # 1. Set PyTorch's threads to `threads` (`torch.set_num_threads`), and restore what was set before, even if a program fails (`try … finally`).
-# 2. In each turn, time both programs, one call each. In turns 0, 2, 4, … the first program begins, in turns 1, 3, 5, … the second.
-# 3. The first `warmup` turns are not counted; `turns` more are. (Alternate all the same: count the turns from the first warm-up turn.)
-# 4. Each counted turn has one ratio: seconds of the second divided by seconds of the first. Return their median, and the 95 % percentile bootstrap interval of the median over turns: draw `resamples` times as many turns as there are, with replacement, from `generator`.
+# 2. A turn goes there and back: time four calls, one by one, of first, second, second, first. Each way has a ratio, seconds of the second program divided by seconds of the first, whichever of them began. The turn's ratio is the geometric mean of both: $\sqrt{r_{\text{there}} \cdot r_{\text{back}}}$.
+# 3. The first `warmup` turns are not counted; `turns` more are.
+# 4. Return the median of the turns' ratios, and the 95 % percentile bootstrap interval of the median over turns: draw `resamples` times as many turns as there are, with replacement. Draw every random number from `generator`.
+#
+# By hand: seconds 1, 0.9, 1, 0.9 for first, second, second, first (the same program twice, and whatever is second takes 0.9). There $0.9 / 1 = 0.9$; back $1 / 0.9 = 1.11$; the turn's ratio is $\sqrt{0.9 \cdot 1.11} = 1$. (The arithmetic mean would be 1.006.)
 #
 # (`torch.Tensor.median` returns the lower of two middle values; `quantile(0.5)` and NumPy's and Python's `median` average them. The check uses odd numbers of turns, so both are right.)
 
@@ -1975,7 +1991,7 @@ def ratio_interval(
     first, second : callable
         Programs without arguments; both may be the same one.
     turns, warmup : int
-        Turns that count (odd), and turns before them that do not.
+        Turns, there and back, that count (odd), and turns before them that do not.
     clock : callable
         Returns seconds.
     threads : int
@@ -1983,7 +1999,7 @@ def ratio_interval(
     resamples : int
         Bootstrap samples of the turns.
     generator : torch.Generator
-        The only source of random numbers.
+        The only source of random numbers; it may have been used before, and is not seeded anew.
 
     Returns
     -------
@@ -1995,13 +2011,13 @@ def ratio_interval(
     torch.set_num_threads(threads)
     ratios = []
     try:
-        for turn in range(warmup + turns):
-            seconds = [0.0, 0.0]  # by place: `first` and `second` may be the same program
-            for place in (0, 1) if turn % 2 == 0 else (1, 0):
+        for _ in range(warmup + turns):
+            seconds = []  # by place: `first` and `second` may be the same program
+            for program in (first, second, second, first):
                 begin = clock()
-                (first, second)[place]()
-                seconds[place] = clock() - begin
-            ratios.append(seconds[1] / seconds[0])
+                program()
+                seconds.append(clock() - begin)
+            ratios.append(math.sqrt(seconds[1] / seconds[0] * seconds[2] / seconds[3]))
     finally:
         torch.set_num_threads(threads_before)
     counted = torch.tensor(ratios[warmup:], dtype=torch.float64)
@@ -2015,12 +2031,13 @@ def ratio_interval(
 # Check of exercise 5.6: run this cell.
 import itertools
 import math
+import random
 import statistics
 
 import numpy as np
 import torch
 
-from helpers import checks
+from helpers import checks, samples
 
 
 def check_ex_5_6() -> None:
@@ -2039,40 +2056,53 @@ def check_ex_5_6() -> None:
             def run() -> None:
                 self.order.append(name)
                 self.threads.add(torch.get_num_threads())
-                assert self.left[name], "a program was called more often than once in each turn."
+                assert self.left[name], "a program was called more often than twice in each turn, there and back."
                 self.now += self.left[name].pop(0)
 
             return run
 
     def measure(
-        a: list[float], b: list[float], warmup: int, seed: int = 0, threads: int = 1, resamples: int = 2000
+        a: list[float],
+        b: list[float],
+        warmup: int,
+        seed: int | torch.Generator = 0,
+        threads: int = 1,
+        resamples: int = 2000,
     ) -> tuple[tuple, World]:
+        """The answer for these durations (two of each program in a turn), and the world afterwards."""
         world = World(a, b)
-        answer = ratio_interval(
-            world.program("a"),
-            world.program("b"),
-            len(a) - warmup,
-            warmup,
-            world.clock,
-            threads,
-            resamples,
-            torch.Generator().manual_seed(seed),
-        )
+        generator = samples.advanced(seed) if isinstance(seed, int) else seed
+        turns = len(a) // 2 - warmup
+        programs = world.program("a"), world.program("b")
+        answer = ratio_interval(*programs, turns, warmup, world.clock, threads, resamples, generator)
         assert isinstance(answer, tuple | list) and len(answer) == 3, (
             "your function should return three numbers: the ratio, and both ends of its interval."
         )
         return tuple(float(value) for value in answer), world
 
     def durations(seed: int, count: int, warmup: int) -> tuple[list[float], list[float]]:
-        """Drift, slow first calls, interruptions; b takes about 0.7 of a's time."""
+        """Two calls of each in a turn: drift, slow first calls, interruptions, and whatever is second takes 0.9.
+
+        b takes about 0.7 of a's time.
+        """
         g = np.random.default_rng(seed)
-        drift = np.repeat(1 + 0.05 * np.arange(count), 1)
-        a, b = drift * g.lognormal(0, 0.1, count), 0.7 * drift * g.lognormal(0, 0.1, count)
-        a[:warmup] *= 40
-        b[:warmup] *= 9
-        a[g.random(count) < 0.1] *= 15
-        b[g.random(count) < 0.1] *= 15
+        calls = np.repeat(1 + 0.05 * np.arange(count), 2)
+        second = np.tile([1.0, 0.9], count)  # of a; of b the other way round
+        a = calls * second * g.lognormal(0, 0.1, 2 * count)
+        b = 0.7 * calls * second[::-1] * g.lognormal(0, 0.1, 2 * count)
+        a[: 2 * warmup] *= 40
+        b[: 2 * warmup] *= 9
+        a[g.random(2 * count) < 0.06] *= 15
+        b[g.random(2 * count) < 0.06] *= 15
         return a.tolist(), b.tolist()
+
+    def ways(a: list[float], b: list[float], warmup: int = 0) -> list[tuple[float, float]]:
+        """Ratios there and back, of every counted turn."""
+        singles = [y / x for x, y in zip(a, b, strict=True)]
+        return list(zip(singles[::2], singles[1::2], strict=True))[warmup:]
+
+    def turn_ratios(a: list[float], b: list[float], warmup: int = 0) -> list[float]:
+        return [math.sqrt(there * back) for there, back in ways(a, b, warmup)]
 
     def bounds(ratios: list[float]) -> tuple[tuple[float, float], tuple[float, float]]:
         """Between which ratios each end must lie: the bootstrap of a median is a binomial, exactly."""
@@ -2087,95 +2117,153 @@ def check_ex_5_6() -> None:
     def near(x: float, y: float) -> bool:
         return abs(x - y) <= 1e-6 * y
 
-    def ends(ratios: list[float], seed: int, resamples: int) -> tuple[float, float]:
-        """Your interval for turns with these ratios."""
-        return measure([1.0] * len(ratios), ratios, 0, seed, resamples=resamples)[0][1:]
+    def ends(ratios: list[float], seed: int | torch.Generator, resamples: int) -> tuple[float, float]:
+        """Your interval for turns with these ratios, the same there and back."""
+        return measure([1.0] * 2 * len(ratios), np.repeat(ratios, 2).tolist(), 0, seed, resamples=resamples)[0][1:]
 
-    def both_the_same(durations: list[float]) -> tuple[float, float, float]:
-        """Your answer if the first program is also the second."""
-        world = World(durations, [])
-        program = world.program("a")
-        turns = len(durations) // 2
-        return ratio_interval(program, program, turns, 0, world.clock, 1, 500, torch.Generator().manual_seed(turns))
+    def both_the_same(times: list[float]) -> tuple[float, float, float]:
+        """Your answer if the first program is also the second; four durations in a turn."""
+        world = World(times, [])
+        program, turns = world.program("a"), len(times) // 4
+        return ratio_interval(program, program, turns, 0, world.clock, 1, 500, samples.advanced(turns))
+
+    def twins(factor: float, seed: int, count: int = 21) -> float:
+        """Your ratio of two equal programs of which the second of each way takes `factor`; noise of 1 %."""
+        g = np.random.default_rng(seed)
+        scatter = lambda: g.lognormal(0, 0.01, 2 * count)  # noqa: E731
+        a, b = np.tile([1.0, factor], count) * scatter(), np.tile([factor, 1.0], count) * scatter()
+        return measure(a.tolist(), b.tolist(), 0, seed, resamples=20)[0][0]
+
+    def states() -> str:
+        return repr((torch.random.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
+
+    def moved(seed: int, resamples: int) -> tuple[list[int], list[int]]:
+        """State of a generator that has been used before, before and after your function has drawn from it."""
+        generator = samples.advanced(seed)
+        before = generator.get_state().tolist()
+        ends(uneven, generator, resamples)
+        return before, generator.get_state().tolist()
+
+    def again_and_again(seed: int) -> int:
+        """How many different medians one generator gives in 12 calls, if nobody sets it back."""
+        generator = samples.advanced(seed)
+        return len({round(ends(uneven, generator, 1)[0], 6) for _ in range(12)})
 
     uneven = (np.random.default_rng(569).permutation(np.linspace(0.5, 1.5, 19)) ** 2).tolist()  # 19 ratios
 
-    with checks.check(
-        "5.6", "your stopwatch bears drift, slow first calls and interruptions, and knows how sure it is"
-    ):
-        for seed, count, warmup in [(561, 31, 4), (562, 45, 3), (563, 21, 2)]:
-            a, b = durations(seed, count + warmup, warmup)
-            answer, world = measure(a, b, warmup, seed)
-            order, half = world.order, len(world.order) // 2
-            assert len(order) == 2 * (count + warmup), (
-                f"each program should be called {count + warmup} times, warm-up included; together they were called {len(order)} times."
-            )
-            assert order[:half] != ["a"] * half and order[warmup * 2 :] != ["a"] * count + ["b"] * count, (
-                "all calls of the first program come before those of the second: whatever changes with time, changes your ratio. Take turns."
-            )
-            pairs = [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
-            assert all(set(pair) == {"a", "b"} for pair in pairs), "in each turn both programs should run once."
-            assert world.reads, (
-                "your function never reads the clock that it is given: call clock(), no clock of your own."
-            )
-            assert len(set(pairs)) == 2, (
-                "the same program begins in every turn: alternate, so that neither is always the one that finds a warm cache."
-            )
-            assert pairs == [("a", "b"), ("b", "a")] * (len(pairs) // 2) + [("a", "b")] * (len(pairs) % 2), (
-                "the first program should begin in turns 0, 2, 4, … and the second in turns 1, 3, 5, …, counted from the first warm-up turn."
-            )
-            every = [y / x for x, y in zip(a, b, strict=True)]
-            kept, ka, kb = every[warmup:], a[warmup:], b[warmup:]
-            right = statistics.median(kept)
-            checks.number(
-                answer[0],
-                right,
-                "your ratio",
-                {
-                    "it is upside down: the second program's seconds are divided by the first's.": statistics.median(
-                        [1 / r for r in kept]
-                    ),
-                    "in every other turn it is upside down: divide the seconds of `second` by those of `first`, whichever of them began.": statistics.median(
-                        [r if i % 2 == 0 else 1 / r for i, r in enumerate(every)][warmup:]
-                    ),
-                    "it is the mean of the ratios: one interruption spoils it. Take the median.": statistics.mean(kept),
-                    "it is the ratio of the means: one interruption spoils it. Take the median of the turns' ratios.": statistics.mean(
-                        kb
-                    )
-                    / statistics.mean(ka),
-                    "it is the ratio of the minima: two lucky calls from different moments. Take the median of the turns' ratios.": min(
-                        kb
-                    )
-                    / min(ka),
-                    "it is the ratio of the medians: the turns are torn apart. Divide within each turn, then take the median.": statistics.median(
-                        kb
-                    )
-                    / statistics.median(ka),
-                    "the warm-up turns are counted: the first calls are slow.": statistics.median(every),
-                    "the warm-up turns are counted, and it is a mean.": statistics.mean(every),
-                    "the warm-up turns are counted, in a ratio of means.": statistics.mean(b) / statistics.mean(a),
-                    "the warm-up turns are counted, in a ratio of minima.": min(b) / min(a),
-                    "it is the smallest of the ratios: take their median.": min(kept),
-                },
-                rtol=1e-6,
-            )
-            ratio, low, high = answer
-            assert low < high, (
-                "your interval has no width: draw the turns anew (with replacement), take the median of each sample, and the 2.5th and 97.5th percentile of these medians."
-            )
-            (low_from, low_to), (high_from, high_to) = bounds(kept)
-            assert low_from <= low <= low_to and high_from <= high <= high_to, (
-                f"your interval is {low:.3f} to {high:.3f}; the bootstrap of the median ends at {(low_from + low_to) / 2:.3f} and {(high_from + high_to) / 2:.3f} or so. "
-                "Is it that of the mean, or the spread of single turns, or are the warm-up turns in it?"
-            )
-            torch.manual_seed(seed)
-            assert measure(a, b, warmup, seed)[0] == answer, (
-                "the same generator gives two intervals: take the random numbers from it."
-            )
-        state = torch.random.get_rng_state()
+    def interrupted() -> None:
+        raise OSError("interrupted")
+
+    def after_a_failure(threads: int) -> int:
+        """Threads after a program that fails."""
+        try:
+            clock = itertools.count().__next__
+            ratio_interval(interrupted, interrupted, 5, 1, clock, threads, 10, torch.Generator())
+        except OSError:
+            return torch.get_num_threads()
+        raise AssertionError("a program that fails should not be silenced: let its error pass.")
+
+    def judge_point(seed: int, count: int, warmup: int) -> None:
+        """Order of the calls, the ratio, and its interval, on a restless computer."""
+        a, b = durations(seed, count + warmup, warmup)
+        answer, world = measure(a, b, warmup, seed)
+        order, all_turns = world.order, count + warmup
+        assert len(order) == 4 * all_turns, (
+            f"each program should be called {2 * all_turns} times, there and back, warm-up included; together they were called {len(order)} times."
+        )
+        assert order[: 2 * all_turns] != ["a"] * 2 * all_turns and order[4 * warmup :] != (
+            ["a"] * 2 * count + ["b"] * 2 * count
+        ), (
+            "all calls of the first program come before those of the second: whatever changes with time, changes your ratio. Take turns."
+        )
+        assert world.reads, "your function never reads the clock that it is given: call clock(), no clock of your own."
+        said = "".join(order)
+        assert said != "ab" * 2 * all_turns, (
+            "the same program begins on every way: go there and back, first, second, second, first, so that neither is always the one that finds a warm cache."
+        )
+        assert said != "aabb" * all_turns, (
+            "the two calls of a program follow one another in a turn: a computer that slows down changes the ratio. Go there and back: first, second, second, first."
+        )
+        assert said == "abba" * all_turns, (
+            "the order of a turn is first, second, second, first, in every turn, from the first warm-up turn on."
+        )
+        every, kept, both = turn_ratios(a, b), turn_ratios(a, b, warmup), ways(a, b, warmup)
+        ka, kb = a[2 * warmup :], b[2 * warmup :]
+        median = statistics.median
+        checks.number(
+            answer[0],
+            median(kept),
+            "your ratio",
+            {
+                "it is upside down: the second program's seconds are divided by the first's.": median(
+                    [1 / r for r in kept]
+                ),
+                "the way back is upside down: divide the seconds of `second` by those of `first`, whichever of them began.": median(
+                    [math.sqrt(there / back) for there, back in both]
+                ),
+                "every way is a turn of its own: there and back form two clusters, and the median is a member of one of them. Take the geometric mean of both first.": median(
+                    [one for pair in both for one in pair]
+                ),
+                "only the way there is used: what runs second has its advantage in every ratio.": median(
+                    [there for there, _ in both]
+                ),
+                "only the way back is used: what runs second has its advantage in every ratio.": median(
+                    [back for _, back in both]
+                ),
+                "there and back have their arithmetic mean: 0.9 and 1 / 0.9 give 1.006. The geometric one is the root of the product.": median(
+                    [(there + back) / 2 for there, back in both]
+                ),
+                "there and back are multiplied, and the square root is missing.": median(
+                    [there * back for there, back in both]
+                ),
+                "the seconds of both ways are added before they are divided: take a ratio of each way, and the geometric mean of the two.": median(
+                    [(b1 + b2) / (a1 + a2) for a1, a2, b1, b2 in zip(ka[::2], ka[1::2], kb[::2], kb[1::2], strict=True)]
+                ),
+                "it is the mean of the turns' ratios: one interruption spoils it. Take the median.": statistics.mean(
+                    kept
+                ),
+                "it is the geometric mean of the turns' ratios: one interruption spoils it. Take their median.": math.exp(
+                    statistics.mean(map(math.log, kept))
+                ),
+                "it is the ratio of the means: one interruption spoils it. Take the median of the turns' ratios.": statistics.mean(
+                    kb
+                )
+                / statistics.mean(ka),
+                "it is the ratio of the minima: two lucky calls from different moments. Take the median of the turns' ratios.": min(
+                    kb
+                )
+                / min(ka),
+                "it is the ratio of the medians: the turns are torn apart. Divide within each turn, then take the median.": median(
+                    kb
+                )
+                / median(ka),
+                "the warm-up turns are counted: the first calls are slow.": median(every),
+                "the warm-up turns are counted, and it is a mean.": statistics.mean(every),
+                "the warm-up turns are counted, in a ratio of means.": statistics.mean(b) / statistics.mean(a),
+                "the warm-up turns are counted, in a ratio of minima.": min(b) / min(a),
+                "it is the smallest of the ratios: take their median.": min(kept),
+            },
+            rtol=1e-6,
+        )
+        _, low, high = answer
+        assert low < high, (
+            "your interval has no width: draw the turns anew (with replacement), take the median of each sample, and the 2.5th and 97.5th percentile of these medians."
+        )
+        (low_from, low_to), (high_from, high_to) = bounds(kept)
+        assert low_from <= low <= low_to and high_from <= high <= high_to, (
+            f"your interval is {low:.3f} to {high:.3f}; the bootstrap of the median ends at {(low_from + low_to) / 2:.3f} and {(high_from + high_to) / 2:.3f} or so. "
+            "Is it that of the mean, or the spread of single turns, or of single ways, or are the warm-up turns in it?"
+        )
+        assert measure(a, b, warmup, seed)[0] == answer, (
+            "the same generator gives two intervals: take the random numbers from it."
+        )
+
+    def judge_generator() -> None:
+        """Every random number comes from the generator, as many as there are resamples, and from nowhere else."""
+        before = states()
         single = [ends(uneven, seed, 1) for seed in range(12)]
-        assert torch.equal(state, torch.random.get_rng_state()), (
-            "your function changes PyTorch's own random numbers: draw from `generator`, and seed nothing."
+        assert before == states(), (
+            "your function draws or seeds random numbers of PyTorch, NumPy or Python that belong to everybody: draw from `generator`, and seed nothing."
         )
         assert all(near(low, high) for low, high in single), (
             "with resamples=1 there is one median, and both ends of the interval are it. Draw `resamples` bootstrap samples, no other number, and use no formula."
@@ -2183,6 +2271,48 @@ def check_ex_5_6() -> None:
         assert len({round(low, 6) for low, _ in single}) > 2, (
             "another generator gives the same interval: take the random numbers from the one that is given."
         )
+        start, end = moved(565, 2000)
+        assert start != end, (
+            "the generator that you were given has not moved: draw from it (generator=generator). Its seed (initial_seed) belongs to numbers that may have been drawn long ago."
+        )
+        assert again_and_again(566) > 2, (
+            "one generator, used again and again, gives the same interval every time: you set it back, or take only its seed. Draw from it as it is."
+        )
+        assert end != moved(565, 20_000)[1] and moved(565, 20_000)[1] != moved(565, 20_001)[1], (
+            "the generator moves no further for more resamples: `resamples` is capped, or the numbers come from elsewhere, such as NumPy with a seed from it."
+        )
+
+    def judge_threads() -> None:
+        """PyTorch's threads are those that were asked for, and afterwards those that were set before: three."""
+        usual = torch.get_num_threads()
+        try:
+            for before, wanted in ((3, 1), (3, 2), (1, 4)):
+                torch.set_num_threads(before)
+                _, world = measure([1.0] * 10, [2.0, 3.0] * 5, 2, threads=wanted, resamples=5)
+                assert world.threads == {wanted}, (
+                    f"the programs ran with {sorted(world.threads)} threads instead of {wanted}: pin them with torch.set_num_threads."
+                )
+                assert torch.get_num_threads() == before, (
+                    f"before the measurement {before} threads were set, and afterwards {torch.get_num_threads()} are: restore what was set."
+                )
+            torch.set_num_threads(3)
+            left_behind = after_a_failure(2)
+        finally:
+            torch.set_num_threads(usual)
+        assert left_behind == 3, "when a program fails, the number of threads is not restored: put it into `finally`."
+
+    with checks.check(
+        "5.6",
+        "your stopwatch bears drift, slow first calls, interruptions and an effect of order, and knows how sure it is",
+    ):
+        for seed, count, warmup in [(561, 31, 4), (562, 45, 3), (563, 21, 2)]:
+            judge_point(seed, count, warmup)
+        for factor in (0.9, 0.8, 1.25):
+            ratio = twins(factor, 567)
+            assert abs(ratio - 1) < 0.02, (
+                f"two equal programs, of which the second on each way takes {factor} of its time, have the ratio {ratio:.3f} with you: there and back must cancel."
+            )
+        judge_generator()
         for three in itertools.permutations([1.0, 2.0, 5.0]):
             low, high = ends(list(three), 564, 4000)
             assert near(low, 1.0) and near(high, 5.0), (
@@ -2190,78 +2320,59 @@ def check_ex_5_6() -> None:
             )
         low, high = ends(uneven, 565, 20_000)
         ordered = sorted(uneven)
-        assert not (near(low, ordered[6]) and near(high, ordered[12])), (
+        assert not (near(low, ordered[6]) or near(high, ordered[12])), (
             "your interval is the 90 % one: for 95 % leave out 2.5 % of the medians on each side."
         )
         assert near(low, ordered[5]) and near(high, ordered[13]), (
             f"the bootstrap of these 19 ratios ends at {ordered[5]:.4f} and {ordered[13]:.4f}, and yours at {low:.4f} and {high:.4f}: take the 2.5th and 97.5th percentile of the medians."
         )
-        _, low, high = both_the_same([1.0, 9.0, 1.0, 1.0, 9.0, 1.0] * 7)
+        _, low, high = both_the_same([1.0, 9.0, 1.0, 1.0, 4.0, 1.0, 1.0, 3.0, 2.0, 1.0, 1.0, 1.0] * 7)
         assert low < high, (
-            "with the same program on both sides, your interval has no width, although its times scatter: keep the seconds by place, as the first's and the second's; with the program as a key one overwrites the other."
+            "with the same program on both sides, your interval has no width, although its times scatter: keep the four durations of a turn by place; with the program as a key one overwrites the other."
         )
-        before = torch.get_num_threads()
-        for wanted in (1, 2):
-            _, world = measure([1.0] * 7, [2.0, 3.0, 2.0, 3.0, 2.0, 3.0, 2.5], 2, threads=wanted)
-            assert world.threads == {wanted}, (
-                f"the programs ran with {sorted(world.threads)} threads instead of {wanted}: pin them with torch.set_num_threads."
-            )
-            assert torch.get_num_threads() == before, (
-                "after the measurement the number of threads is another one than before: restore it."
-            )
-
-        def fails() -> None:
-            raise OSError("interrupted")
-
-        try:
-            ratio_interval(fails, fails, 5, 1, iter(range(99)).__next__, before + 1, 10, torch.Generator())
-        except OSError:
-            left_behind = torch.get_num_threads()
-        else:
-            raise AssertionError("a program that fails should not be silenced: let its error pass.")
-        finally:
-            torch.set_num_threads(before)
-        assert left_behind == before, (
-            "when a program fails, the number of threads is not restored: put it into `finally`."
-        )
+        judge_threads()
     ### BEGIN HIDDEN TESTS
-    threads_then = torch.get_num_threads()
     for seed, count, warmup in [(5601, 25, 1), (5602, 39, 5), (5603, 51, 2), (5604, 11, 0)]:
         a, b = durations(seed, count + warmup, warmup)
-        (ratio, low, high), world = measure(a, b, warmup, seed + 1, threads=threads_then + 1)
-        ratios = [y / x for x, y in zip(a[warmup:], b[warmup:], strict=True)]
+        (ratio, low, high), world = measure(a, b, warmup, seed + 1)
+        ratios = turn_ratios(a, b, warmup)
         assert abs(ratio / statistics.median(ratios) - 1) < 1e-6, "wrong ratio."
         at_low, at_high = bounds(ratios)
         assert low < high and at_low[0] <= low <= at_low[1] and at_high[0] <= high <= at_high[1], "wrong interval."
-        assert "".join(world.order) == ("abba" * (count + warmup))[: 2 * (count + warmup)], "wrong order of the calls."
-        assert world.threads == {threads_then + 1} and torch.get_num_threads() == threads_then, (
-            "threads are not pinned."
-        )
-    random_state = torch.random.get_rng_state()
+        assert "".join(world.order) == "abba" * (count + warmup), "wrong order of the calls."
+        assert measure(a, b, warmup, seed + 1)[0] == (ratio, low, high), "not reproducible."
+    for factor in (0.95, 0.85, 1.3):
+        assert abs(twins(factor, 5607) - 1) < 0.02, "an effect of order is left."
     some = [math.exp(x) for x in np.random.default_rng(5605).normal(0, 0.3, 19)]
     ranked = sorted(some)
     for place, wanted in [(0, ranked[5]), (1, ranked[13])]:
         assert abs(ends(some, 5606, 20_000)[place] - wanted) < 1e-6 * wanted, "wrong end of the interval."
+    random_state = states()
     drawn = [ends(some, 5610 + i, 1) for i in range(12)]
     assert max(abs(x - y) for x, y in drawn) < 1e-6, "one resample has one median."
-    assert len({round(x, 6) for x, _ in drawn}) >= 3, "the generator is not used."
+    assert len({round(x, 6) for x, _ in drawn}) >= 3 and again_and_again(5608) >= 3, "the generator is not used."
+    start, end = moved(5609, 300)
+    assert start != end != moved(5609, 30_000)[1] != moved(5609, 30_001)[1], "the generator does not move as it should."
     for three in ([4.0, 7.0, 6.0], [7.0, 4.0, 6.0], [6.0, 7.0, 4.0]):
         least, most = ends(three, 5630, 4000)
         assert max(abs(least - 4), abs(most - 7)) < 1e-5, "a turn is never drawn."
-    assert torch.equal(random_state, torch.random.get_rng_state()), "the random state is changed."
-    times = np.random.default_rng(5631).permutation(np.linspace(1, 3, 42)).tolist()
-    odd = [times[2 * i + (i + 1) % 2] / times[2 * i + i % 2] for i in range(21)]
+    assert random_state == states(), "random numbers that belong to everybody are used."
+    times = np.random.default_rng(5631).permutation(np.linspace(1, 3, 84)).tolist()
+    odd = [math.sqrt(times[i + 1] / times[i] * times[i + 2] / times[i + 3]) for i in range(0, 84, 4)]
     middle, least, most = both_the_same(times)
     assert least < most and abs(middle - statistics.median(odd)) < 1e-6, "the same program on both sides."
-    world = World([1.0] * 3, [])
+    threads_then, after = torch.get_num_threads(), []
     try:
-        ratio_interval(
-            world.program("a"), world.program("b"), 5, 1, world.clock, threads_then + 1, 10, torch.Generator()
-        )
-    except AssertionError:
-        restored = torch.get_num_threads()
-    torch.set_num_threads(threads_then)
-    assert restored == threads_then, "threads are not restored after a failure."
+        for before, wanted in ((3, 2), (2, 1), (1, 3)):
+            torch.set_num_threads(before)
+            _, world = measure([1.0] * 6, [2.0] * 6, 0, threads=wanted, resamples=5)
+            after.append((world.threads, torch.get_num_threads()))
+        torch.set_num_threads(3)
+        restored = after_a_failure(1)
+    finally:
+        torch.set_num_threads(threads_then)
+    assert after == [({2}, 3), ({1}, 2), ({3}, 1)], f"threads are not pinned, or not restored: {after}."
+    assert restored == 3, "threads are not restored after a failure."
     ### END HIDDEN TESTS
 
 
@@ -2275,12 +2386,12 @@ check_ex_5_6()
 #
 # <details><summary>Hint 2: the key step</summary>
 #
-# Read the clock before and after each call. Which program begins depends on `turn % 2`; the ratio does not. The bootstrap: `torch.randint(turns, (resamples, turns), generator=generator)` as an index into the ratios, the median of each row, two quantiles.
+# Read the clock before and after each call, and keep the four durations of a turn in a list, by place. (A dict with the program as key would overwrite its own seconds where a program is measured against itself.) The bootstrap: `torch.randint(turns, (resamples, turns), generator=generator)` as an index into the ratios, the median of each row, two quantiles.
 # </details>
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# `for place in (0, 1) if turn % 2 == 0 else (…):` with `begin = clock()`, `(first, second)[place]()`, `seconds[place] = clock() - begin`; `ratios.append(seconds[1] / seconds[0])`. (By place and not by program: a program measured against itself would overwrite its own seconds.) Around the loop `try:` … `finally: torch.set_num_threads(what it was)`. Then `counted = torch.tensor(ratios[warmup:], dtype=torch.float64)`.
+# `for program in (first, second, second, first):` with `begin = clock()`, `program()`, `seconds.append(clock() - begin)`; `there = seconds[1] / seconds[0]`, `back = … / …`, `ratios.append(math.sqrt(there * back))`. Around the loop `try:` … `finally: torch.set_num_threads(what it was)`. Then `counted = torch.tensor(ratios[warmup:], dtype=torch.float64)`.
 # </details>
 
 # %% [markdown]

@@ -929,17 +929,17 @@ def a_file_for_the_child(program):
 # 5.6 harness
 
 
-def turn_by_turn(first, second, count, clock, alternate=True):
-    """Seconds of each, turn by turn."""
-    seconds = []
-    for i in range(count):
-        spent = [0.0, 0.0]
-        for which in (1, 0) if alternate and i % 2 else (0, 1):
+def turn_by_turn(first, second, count, clock, order=(0, 1, 1, 0)):
+    """Seconds (turns, program, way) of calls in this order."""
+    seconds = torch.zeros(count, 2, 2, dtype=torch.float64)
+    for turn in range(count):
+        way = [0, 0]
+        for which in order:
             start = clock()
             (first, second)[which]()
-            spent[which] = clock() - start
-        seconds.append(spent)
-    return torch.tensor(seconds, dtype=torch.float64)
+            seconds[turn, which, way[which]] = clock() - start
+            way[which] += 1
+    return seconds
 
 
 def pinned(threads, measure):
@@ -951,26 +951,45 @@ def pinned(threads, measure):
         torch.set_num_threads(before)
 
 
+def both_ways(seconds):
+    """Geometric mean of there and back, (turns,)."""
+    return (seconds[:, 1] / seconds[:, 0]).prod(dim=1).sqrt()
+
+
 def resampled(ratios, resamples, generator, what=lambda rows: rows.quantile(0.5, dim=1)):
     rows = ratios[torch.randint(len(ratios), (resamples, len(ratios)), generator=generator)]
     return what(rows).quantile(0.025).item(), what(rows).quantile(0.975).item()
 
 
-def harness(point, skip=True, alternate=True):
-    """A harness with another point estimate, or other turns."""
+def harness(point, skip=True, order=(0, 1, 1, 0)):
+    """A harness with another point estimate, of seconds and ratios, or other turns."""
 
     def measure(first, second, turns, warmup, clock, threads, resamples, generator):
-        seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, alternate))
+        seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, order))
         seconds = seconds[warmup:] if skip else seconds
-        ratios = seconds[:, 1] / seconds[:, 0]
-        return (float(point(seconds, ratios)), *resampled(ratios, resamples, generator))
+        return (float(point(seconds, both_ways(seconds))), *resampled(both_ways(seconds), resamples, generator))
 
     return measure
 
 
-@wrong("ex_5_6", "mean of the ratios")
+def ratios_by_turn(first, second, turns, warmup, clock, threads):
+    return both_ways(pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:])
+
+
+def medians_of(ratios, resamples, generator, tails=(0.025, 0.975), turns=None):
+    rows = ratios[torch.randint(turns or len(ratios), (resamples, len(ratios)), generator=generator)]
+    middle = rows.median(dim=1).values
+    return (ratios.median().item(), *(middle.quantile(tail).item() for tail in tails))
+
+
+@wrong("ex_5_6", "it is the mean of the turns' ratios")
 def mean_of_ratios(*arguments):
     return harness(lambda s, r: r.mean())(*arguments)
+
+
+@wrong("ex_5_6", "geometric mean of the turns' ratios")
+def geometric_mean_of_all_turns(*arguments):
+    return harness(lambda s, r: r.log().mean().exp())(*arguments)
 
 
 @wrong("ex_5_6", "ratio of the means")
@@ -985,12 +1004,17 @@ def ratio_of_minima(*arguments):
 
 @wrong("ex_5_6", "ratio of the medians")
 def ratio_of_medians(*arguments):
-    return harness(lambda s, r: s[:, 1].median() / s[:, 0].median())(*arguments)
+    return harness(lambda s, r: s[:, 1].quantile(0.5) / s[:, 0].quantile(0.5))(*arguments)
 
 
-@wrong("ex_5_6", "the warm-up turns are counted")
+@wrong("ex_5_6", "the smallest of the ratios")
+def smallest_ratio(*arguments):
+    return harness(lambda s, r: r.min())(*arguments)
+
+
+@wrong("ex_5_6", "the warm-up turns are counted: the first calls")
 def first_runs_included(*arguments):
-    return harness(lambda s, r: statistics.median(r.tolist()), skip=False)(*arguments)
+    return harness(lambda s, r: r.median(), skip=False)(*arguments)
 
 
 @wrong("ex_5_6", "it is upside down")
@@ -998,56 +1022,112 @@ def upside_down(*arguments):
     return harness(lambda s, r: (1 / r).median())(*arguments)
 
 
-@wrong("ex_5_6", "the same program begins in every turn")
-def never_alternating(*arguments):
-    return harness(lambda s, r: r.median(), alternate=False)(*arguments)
+@wrong("ex_5_6", "same program begins on every way")
+def never_turned_round(*arguments):
+    return harness(lambda s, r: r.median(), order=(0, 1, 0, 1))(*arguments)
+
+
+@wrong("ex_5_6", "two calls of a program follow one another")
+def twice_each(*arguments):
+    return harness(lambda s, r: r.median(), order=(0, 0, 1, 1))(*arguments)
+
+
+@wrong("ex_5_6", "order of a turn is first, second, second, first")
+def the_second_begins(*arguments):
+    return harness(lambda s, r: r.median(), order=(1, 0, 0, 1))(*arguments)
+
+
+def single_ways(point):
+    """The point estimate comes from the ratios of single ways, (turns, 2)."""
+    return harness(lambda s, r: point(s[:, 1] / s[:, 0]))
+
+
+@wrong("ex_5_6", "every way is a turn of its own")
+def ways_as_turns(*arguments):
+    return single_ways(lambda ways: ways.flatten().quantile(0.5))(*arguments)
+
+
+@wrong("ex_5_6", "only the way there is used")
+def only_there(*arguments):
+    return single_ways(lambda ways: ways[:, 0].median())(*arguments)
+
+
+@wrong("ex_5_6", "only the way back is used")
+def only_back(*arguments):
+    return single_ways(lambda ways: ways[:, 1].median())(*arguments)
+
+
+@wrong("ex_5_6", "have their arithmetic mean")
+def arithmetic_mean_of_both_ways(*arguments):
+    return single_ways(lambda ways: ways.mean(dim=1).median())(*arguments)
+
+
+@wrong("ex_5_6", "the square root is missing")
+def product_without_a_root(*arguments):
+    return single_ways(lambda ways: ways.prod(dim=1).median())(*arguments)
+
+
+@wrong("ex_5_6", "the way back is upside down")
+def later_by_earlier(*arguments):
+    return single_ways(lambda ways: (ways[:, 0] / ways[:, 1]).sqrt().median())(*arguments)
+
+
+@wrong("ex_5_6", "added before they are divided")
+def sums_of_both_ways(*arguments):
+    return harness(lambda s, r: (s[:, 1].sum(dim=1) / s[:, 0].sum(dim=1)).median())(*arguments)
 
 
 @wrong("ex_5_6", "Take turns")
 def first_all_of_one(first, second, turns, warmup, clock, threads, resamples, generator):
-    def block(program):
-        seconds = []
-        for _ in range(warmup + turns):
-            start = clock()
-            program()
-            seconds.append(clock() - start)
-        return torch.tensor(seconds[warmup:], dtype=torch.float64)
-
-    a, b = pinned(threads, lambda: (block(first), block(second)))
-    return ((b / a).median().item(), *resampled(b / a, resamples, generator))
+    a = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, (0, 0)))
+    b = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, (1, 1)))
+    ratios = both_ways(a + b)[warmup:]
+    return (ratios.median().item(), *resampled(ratios, resamples, generator))
 
 
-@wrong("ex_5_6", "your interval has no width")
+@wrong("ex_5_6", "interval has no width: draw")
 def no_interval(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratio = harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)[0]
+    ratio = ratios_by_turn(first, second, turns, warmup, clock, threads).median().item()
     return ratio, ratio, ratio
 
 
 @wrong("ex_5_6", "the spread of single turns")
 def spread_of_turns(first, second, turns, warmup, clock, threads, resamples, generator):
-    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
-    r = s[:, 1] / s[:, 0]
+    r = ratios_by_turn(first, second, turns, warmup, clock, threads)
     return r.median().item(), r.quantile(0.025).item(), r.quantile(0.975).item()
 
 
-@wrong("ex_5_6", "Is it that of the mean")
+@wrong("ex_5_6", "Is it that of the mean", like="spread_of_turns")
 def interval_of_the_mean(first, second, turns, warmup, clock, threads, resamples, generator):
-    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
-    r = s[:, 1] / s[:, 0]
+    r = ratios_by_turn(first, second, turns, warmup, clock, threads)
     return (r.median().item(), *resampled(r, resamples, generator, lambda rows: rows.mean(dim=1)))
+
+
+@wrong("ex_5_6", "or of single ways", like="spread_of_turns")
+def interval_of_single_ways(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
+    ways = (s[:, 1] / s[:, 0]).flatten()
+    return (both_ways(s).median().item(), *resampled(ways, resamples, generator))
 
 
 @wrong("ex_5_6", "pin them with torch.set_num_threads")
 def threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator):
-    s = turn_by_turn(first, second, warmup + turns, clock)[warmup:]
-    r = s[:, 1] / s[:, 0]
+    r = both_ways(turn_by_turn(first, second, warmup + turns, clock)[warmup:])
     return (r.median().item(), *resampled(r, resamples, generator))
 
 
-@wrong("ex_5_6", "another one than before: restore it")
+@wrong("ex_5_6", "restore what was set")
 def threads_left_behind(first, second, turns, warmup, clock, threads, resamples, generator):
     torch.set_num_threads(threads)
     return threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "restore what was set", like="threads_left_behind")
+def one_thread_afterwards(*arguments):
+    try:
+        return threads_left_behind(*arguments)
+    finally:
+        torch.set_num_threads(1)
 
 
 @wrong("ex_5_6", "put it into `finally`")
@@ -1059,11 +1139,122 @@ def no_finally(first, second, turns, warmup, clock, threads, resamples, generato
     return answer
 
 
-@wrong("ex_5_6", "more often than once in each turn")
+@wrong("ex_5_6", "should not be silenced")
+def failures_are_silenced(first, second, turns, warmup, clock, threads, resamples, generator):
+    try:
+        return harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)
+    except OSError:
+        return 1.0, 1.0, 1.0
+
+
+@wrong("ex_5_6", "more often than twice in each turn")
 def warm_up_before_without_counting(first, second, turns, warmup, clock, threads, resamples, generator):
     for _ in range(2):
         first()
     return harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "together they were called")
+def no_warm_up(first, second, turns, warmup, clock, threads, resamples, generator):
+    return harness(lambda s, r: r.median())(first, second, turns, 0, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "the 90 % one")
+def ninety_per_cent_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator, (0.05, 0.95))
+
+
+@wrong("ex_5_6", "nother generator gives the same interval")
+def harness_with_a_seed_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, torch.Generator().manual_seed(0))
+
+
+@wrong("ex_5_6", "that belong to everybody")
+def harness_with_a_global_seed(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    torch.manual_seed(0)
+    return medians_of(ratios, resamples, None)
+
+
+@wrong("ex_5_6", "that belong to everybody", like="harness_with_a_global_seed")
+def harness_that_seeds_numpy_too(first, second, turns, warmup, clock, threads, resamples, generator):
+    np.random.seed(generator.initial_seed() % 2**32)  # noqa: NPY002
+    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), resamples, generator)
+
+
+@wrong("ex_5_6", "has not moved")
+def numpy_with_the_seed_of_the_generator(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    places = np.random.default_rng(generator.initial_seed()).integers(turns, size=(resamples, turns))
+    medians = ratios[torch.from_numpy(places)].median(dim=1).values
+    return ratios.median().item(), medians.quantile(0.025).item(), medians.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "you set it back")
+def generator_set_back_first(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator.manual_seed(generator.initial_seed()))
+
+
+@wrong("ex_5_6", "`resamples` is capped")
+def ten_thousand_resamples_at_most(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, min(resamples, 10_000), generator)
+
+
+@wrong("ex_5_6", "such as NumPy with a seed from it", like="ten_thousand_resamples_at_most")
+def numpy_with_a_seed_that_is_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    places = np.random.default_rng(seed).integers(turns, size=(resamples, turns))
+    medians = ratios[torch.from_numpy(places)].median(dim=1).values
+    return ratios.median().item(), medians.quantile(0.025).item(), medians.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "use no formula")
+def order_statistics_by_a_formula(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads).sort().values
+    middle, reach = (turns - 1) // 2, round(1.96 * math.sqrt(turns) / 2)
+    return tuple(ratios[i].item() for i in (middle, max(0, middle - reach), min(turns - 1, middle + reach)))
+
+
+@wrong("ex_5_6", "Draw `resamples` bootstrap samples", like="order_statistics_by_a_formula")
+def two_hundred_medians_always(first, second, turns, warmup, clock, threads, resamples, generator):
+    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), 200, generator)
+
+
+@wrong("ex_5_6", "every turn should be drawn")
+def last_turn_never_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator, turns=turns - 1)
+
+
+@wrong("ex_5_6", "ith the same program on both sides")
+def seconds_by_program(first, second, turns, warmup, clock, threads, resamples, generator):
+    def measured():
+        ratios = []
+        for _ in range(warmup + turns):
+            ways = []
+            for way in ((first, second), (second, first)):
+                seconds = {}
+                for program in way:
+                    start = clock()
+                    program()
+                    seconds[program] = clock() - start
+                ways.append(seconds[second] / seconds[first])
+            ratios.append(math.sqrt(ways[0] * ways[1]))
+        return ratios
+
+    ratios = torch.tensor(pinned(threads, measured)[warmup:], dtype=torch.float64)
+    return medians_of(ratios, resamples, generator)
+
+
+@wrong("ex_5_6", "never reads the clock")
+def a_clock_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, time.perf_counter, threads)
+    return medians_of(ratios, resamples, generator)
 
 
 @right("ex_5_6")
@@ -1071,13 +1262,13 @@ def in_plain_python(first, second, turns, warmup, clock, threads, resamples, gen
     before, ratios = torch.get_num_threads(), []
     try:
         torch.set_num_threads(threads)
-        for i in range(warmup + turns):
+        for _ in range(warmup + turns):
             marks = [clock()]
-            for run in (first, second)[:: -1 if i % 2 else 1]:
+            for run in (first, second, second, first):
                 run()
                 marks.append(clock())
-            one, two = (later - earlier for earlier, later in pairwise(marks))
-            ratios.append(one / two if i % 2 else two / one)
+            a, b, c, d = (later - earlier for earlier, later in pairwise(marks))
+            ratios.append(statistics.geometric_mean([b / a, c / d]))
     finally:
         torch.set_num_threads(before)
     ratios = ratios[warmup:]
@@ -1093,85 +1284,13 @@ def from_parts(*arguments):
     return harness(lambda s, r: statistics.median(r.tolist()))(*arguments)
 
 
-# 5.6 intervals and places
-
-
-def medians_of(ratios, resamples, generator, tails=(0.025, 0.975), turns=None):
-    rows = ratios[torch.randint(turns or len(ratios), (resamples, len(ratios)), generator=generator)]
-    middle = rows.median(dim=1).values
-    return (ratios.median().item(), *(middle.quantile(tail).item() for tail in tails))
-
-
-def ratios_by_turn(first, second, turns, warmup, clock, threads):
-    seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
-    return seconds[:, 1] / seconds[:, 0]
-
-
-@wrong("ex_5_6", "the 90 % one")
-def ninety_per_cent_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    return medians_of(ratios, resamples, generator, (0.05, 0.95))
-
-
-@wrong("ex_5_6", "another generator")
-def harness_with_a_seed_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    return medians_of(ratios, resamples, torch.Generator().manual_seed(0))
-
-
-@wrong("ex_5_6", "PyTorch's own random numbers")
-def harness_with_a_global_seed(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    torch.manual_seed(0)
-    return medians_of(ratios, resamples, None)
-
-
-@wrong("ex_5_6", "use no formula")
-def order_statistics_by_a_formula(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads).sort().values
-    middle, reach = (turns - 1) // 2, round(1.96 * math.sqrt(turns) / 2)
-    return tuple(ratios[i].item() for i in (middle, max(0, middle - reach), min(turns - 1, middle + reach)))
-
-
-@wrong("ex_5_6", "draw `resamples` bootstrap samples")
-def two_hundred_medians_always(first, second, turns, warmup, clock, threads, resamples, generator):
-    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), 200, generator)
-
-
-@wrong("ex_5_6", "every turn should be drawn")
-def last_turn_never_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    return medians_of(ratios, resamples, generator, turns=turns - 1)
-
-
-@wrong("ex_5_6", "with the same program on both sides")
-def seconds_by_program(first, second, turns, warmup, clock, threads, resamples, generator):
-    def measured():
-        ratios = []
-        for turn in range(warmup + turns):
-            seconds = {}
-            for program in (first, second) if turn % 2 == 0 else (second, first):
-                start = clock()
-                program()
-                seconds[program] = clock() - start
-            ratios.append(seconds[second] / seconds[first])
-        return ratios
-
-    ratios = torch.tensor(pinned(threads, measured)[warmup:], dtype=torch.float64)
-    return medians_of(ratios, resamples, generator)
-
-
-@wrong("ex_5_6", "in every other turn it is upside down")
-def later_by_earlier(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    ratios = torch.where((torch.arange(turns) + warmup) % 2 == 0, ratios, 1 / ratios)
-    return medians_of(ratios, resamples, generator)
-
-
-@wrong("ex_5_6", "never reads the clock")
-def a_clock_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, time.perf_counter, threads)
-    return medians_of(ratios, resamples, generator)
+@right("ex_5_6")
+def logarithms_of_all_seconds(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:].log()
+    ratios = (s[:, 1] - s[:, 0]).mean(dim=1).exp().numpy()
+    drawn_turns = torch.randint(0, turns, (turns, resamples), generator=generator).numpy()
+    low, high = np.percentile(np.median(ratios[drawn_turns], axis=0), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
 
 
 @right("ex_5_6")
