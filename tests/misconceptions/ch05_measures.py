@@ -65,6 +65,90 @@ def cosine_by_position(reference, quantized):
     return five(reference, quantized, cosine=mean)
 
 
+@wrong("ex_5_1", "one cosine for each entry of the first dimension")
+def cosine_by_the_first_dimension(reference, quantized):
+    rows = (z.double().reshape(len(z), -1) for z in (reference, quantized))
+    return five(reference, quantized, cosine=F.cosine_similarity(*rows, dim=-1).mean().item())
+
+
+@wrong("ex_5_1", "mean of noise-to-signal ratios")
+def noise_power_by_the_first_dimension(reference, quantized):
+    x, y = (z.double().reshape(len(z), -1) for z in (reference, quantized))
+    share = ((x - y).square().sum(1) / x.square().sum(1)).mean().item()
+    return five(reference, quantized, sqnr_db=-10 * math.log10(share) if share else math.inf)
+
+
+@wrong("ex_5_1", "one SQNR for each position")
+def sqnr_by_position(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    each = 20 * torch.log10(x.norm(dim=-1) / (x - y).norm(dim=-1))
+    return five(reference, quantized, sqnr_db=each.mean().item())
+
+
+@wrong("ex_5_1", "a correlation")
+def correlation_for_cosine(reference, quantized):
+    pair = torch.stack([reference.double().flatten(), quantized.double().flatten()])
+    return five(reference, quantized, cosine=torch.corrcoef(pair)[0, 1].item())
+
+
+@wrong("ex_5_1", "in powers of ten")
+def kl_in_powers_of_ten(reference, quantized):
+    kl = divergences(reference.double(), quantized.double()) * math.log10(2)
+    return five(reference, quantized, **both(kl))
+
+
+@wrong("ex_5_1", "mean of both directions")
+def kl_of_both_directions(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    return five(reference, quantized, **both((divergences(x, y) + divergences(y, x)) / 2))
+
+
+@wrong("ex_5_1", "batchmean")
+def batchmean(reference, quantized):
+    kl = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, kl_mean=kl.sum().item() / len(reference))
+
+
+@wrong("ex_5_1", "the next smaller of the KLs")
+def percentile_without_interpolation(reference, quantized):
+    kl = divergences(reference.double(), quantized.double()).flatten().sort().values
+    return five(reference, quantized, kl_p99=kl[int(0.99 * (len(kl) - 1))].item())
+
+
+@wrong("ex_5_1", "one percentile for each entry of the first dimension")
+def percentile_by_the_first_dimension(reference, quantized):
+    kl = divergences(reference.double(), quantized.double())
+    kl = kl.reshape(len(kl), -1) if kl.dim() > 1 else kl.reshape(1, -1)
+    return five(reference, quantized, kl_p99=kl.quantile(0.99, dim=1).mean().item())
+
+
+@wrong("ex_5_1", "largest error of a probability")
+def error_of_probabilities(reference, quantized):
+    gap = reference.double().softmax(-1) - quantized.double().softmax(-1)
+    return five(reference, quantized, max_error=gap.abs().max().item())
+
+
+@wrong("ex_5_1", "one of Python's numbers")
+def tensors_for_numbers(reference, quantized):
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in five(reference, quantized).items()}
+
+
+@wrong("ex_5_1", "mind views that are not contiguous")
+def numbers_in_the_order_of_memory(reference, quantized):
+    if reference.is_contiguous():
+        return five(reference, quantized)
+    plain = reference.as_strided(reference.shape, torch.empty(reference.shape).stride())
+    return five(plain, quantized)
+
+
+@wrong("ex_5_1", "what differs are the last digits of float32")
+def really_in_float32(reference, quantized):
+    p, q = reference.log_softmax(-1), quantized.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).double() / math.log(2)
+    exact = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, **both(kl if exact.mean() < 1e-6 else exact))
+
+
 @wrong("ex_5_1", "sign was kept")
 def signed_maximum(reference, quantized):
     return five(reference, quantized, max_error=(quantized.double() - reference.double()).max().item())
@@ -136,20 +220,20 @@ def percentile_of_the_terms(reference, quantized):
     return five(reference, quantized, kl_p99=terms.flatten().quantile(0.99).item())
 
 
-@wrong("ex_5_1", "changes the logits")
+@wrong("ex_5_1", "changed `reference`")
 def in_place(reference, quantized):
     answer = five(reference, quantized)
     reference.sub_(reference.max())
     return answer
 
 
-@wrong("ex_5_1", "too small for any float")
+@wrong("ex_5_1", "Something small stands in the place")
 def clamped_probabilities(reference, quantized):
     p, q = (z.double().softmax(-1).clamp_min(1e-30) for z in (reference, quantized))
     return five(reference, quantized, **both((p * (p / q).log2()).sum(-1)))
 
 
-@wrong("ex_5_1", "too small for any float")
+@wrong("ex_5_1", "Something small stands", like="clamped_probabilities")
 def something_small_is_added(reference, quantized):
     p, q = (z.double().softmax(-1) for z in (reference, quantized))
     kl = (p * ((p + 1e-12).log2() - (q + 1e-12).log2())).sum(-1)
@@ -157,13 +241,13 @@ def something_small_is_added(reference, quantized):
     return five(reference, quantized, **both(kl if right_ones.max() > 1000 else right_ones))
 
 
-@wrong("ex_5_1", "replace nan")
+@wrong("ex_5_1", "Infinity or nan is replaced")
 def nan_becomes_zero(reference, quantized):
     p, q = (z.double().softmax(-1) for z in (reference, quantized))
     return five(reference, quantized, **both(torch.nan_to_num(p * (p / q).log2(), 0.0).sum(-1)))
 
 
-@wrong("ex_5_1", "leave such bytes out")
+@wrong("ex_5_1", "Such a byte is left out")
 def impossible_bytes_left_out(reference, quantized):
     p, q = (z.double().softmax(-1) for z in (reference, quantized))
     terms = torch.where((p > 0) & (q > 0), p * (p / q).log2(), torch.zeros_like(p))
