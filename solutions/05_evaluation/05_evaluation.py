@@ -626,10 +626,9 @@ def compare_answers(targets: Tensor, before: Tensor, after: Tensor) -> dict[str,
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_2_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 5.2: run this cell.
-import numpy as np
 import torch
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
@@ -648,25 +647,41 @@ def check_ex_5_2() -> None:
         }
 
     def judge(what: str, targets: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-        right, answer = counted(targets, before, after), compare_answers(targets, before, after)
-        n = targets.numel()
+        right, n = counted(targets, before, after), targets.numel()
+        with checks.untouched(targets=targets, before=before, after=after):
+            answer = compare_answers(targets, before, after)
         assert isinstance(answer, dict) and set(right) <= set(answer), (
             f"your answer should be a dict with the keys {', '.join(right)}."
         )
         changed = (before != after).sum().item() / n
         stayed_right = ((before == after) & (before == targets)).sum().item() / n
+        was_right, is_right = ((x == targets).sum().item() for x in (before, after))
         mistakes = {
             "accuracy_difference": {
-                "the sign is reversed: quantized minus float, so a loss is negative.": -right["accuracy_difference"],
-                "it should keep its sign: a loss is negative.": abs(right["accuracy_difference"]),
+                "the sign is reversed, or lost: quantized minus float, so a loss is negative.": -right[
+                    "accuracy_difference"
+                ],
+                "it is relative, a part of the accuracy before: subtract, and do not divide.": (is_right - was_right)
+                / max(was_right, 1),
+                "it is the accuracy after, and nothing is subtracted.": is_right / n,
             },
             "broken": {
                 "these are the repaired ones: broken means right before and wrong after.": right["repaired"],
                 "answers that changed from wrong to wrong are no flips.": changed - right["repaired"],
+                "it is a part of those that were right before: all answers count below the line.": right["broken"]
+                * n
+                / max(was_right, 1),
+                "these are all wrong answers after quantization: those that were wrong before were not broken.": 1
+                - is_right / n,
             },
             "repaired": {
                 "these are the broken ones: repaired means wrong before and right after.": right["broken"],
                 "answers that changed from wrong to wrong are no flips.": changed - right["broken"],
+                "it is a part of those that were wrong before: all answers count below the line.": right["repaired"]
+                * n
+                / max(n - was_right, 1),
+                "these are all right answers after quantization: those that were right before were not repaired.": is_right
+                / n,
             },
             "flips": {
                 "this is the difference in accuracy: flips in both directions cancel in it. Add them.": abs(
@@ -680,17 +695,18 @@ def check_ex_5_2() -> None:
             },
             "agreement": {
                 "only right answers are counted: two models that give the same wrong answer agree as well.": stayed_right,
-                "this is one minus the flips: answers that changed from wrong to wrong do not agree.": 1
+                "this is one minus the flips (whether both are right or both wrong): answers that changed from wrong to wrong do not agree.": 1
                 - right["flips"],
                 "this is the share of *different* answers.": changed,
-                "it compares whether both are right, not whether both say the same.": 1
-                - right["broken"]
-                - right["repaired"],
             },
         }
         for name, value in right.items():
-            assert np.size(answer[name]) == 1, (
-                f'your "{name}" for {what} has {np.size(answer[name])} numbers: it is one share of all answers, so take the mean over all axes.'
+            size = torch.as_tensor(answer[name]).numel()
+            assert size == 1, (
+                f'your "{name}" for {what} has {size} numbers: it is one share of all answers, so take the mean over all axes.'
+            )
+            assert isinstance(answer[name], float | int), (
+                f'your "{name}" is a {type(answer[name]).__name__}: the docstring promises one of Python\'s numbers (.item()).'
             )
             given = float(answer[name])
             if value and abs(given / (100 * value) - 1) < 1e-6 and n != 100:
@@ -715,21 +731,26 @@ def check_ex_5_2() -> None:
             "two models with the same accuracy", t, torch.tensor([4, 4, 4, 0, 0, 2]), torch.tensor([0, 4, 4, 4, 3, 2])
         )
         judge("two equal models", t, t - 1, t - 1)
-        t, b, a = draw(522, (50,), 3, 0.5)
-        kept = t.clone(), b.clone(), a.clone()
-        compare_answers(t, b, a)
-        assert all(map(torch.equal, kept, (t, b, a))), "your function changes the answers it was given."
+        judge("a single answer without any dimension", *(torch.tensor(x) for x in (3, 3, 5)))
+        forms = (samples.awkward(x) for x in draw(522, (6, 9), 3, 0.5))
+        for (form, t), (_, b), (_, a) in zip(*forms, strict=True):
+            judge(form, t, b, a)
     ### BEGIN HIDDEN TESTS
     for seed, shape, choices, keep in [
         (5201, (7, 9), 5, 0.3),
         (5202, (1000,), 2, 0.9),
         (5203, (3, 4, 5), 256, 0.5),
         (5204, (1,), 2, 0.0),
+        (5205, (), 2, 0.0),
     ]:
         t, b, a = draw(seed, shape, choices, keep)
         for now, then in ((a, b), (b, a)):
-            expected, answer = counted(t, then, now), compare_answers(t, then, now)
-            assert all(abs(answer[k] - v) < 1e-6 for k, v in expected.items()), f"{answer} instead of {expected}."
+            for forms in zip(*(samples.awkward(x) for x in (t, then, now)), strict=True):
+                t0, b0, a0 = (x for _, x in forms)
+                with checks.untouched(targets=t0, before=b0, after=a0):
+                    expected, answer = counted(t0, b0, a0), compare_answers(t0, b0, a0)
+                assert all(isinstance(answer[k], float | int) for k in expected), "tensors for numbers."
+                assert all(abs(answer[k] - v) < 1e-6 for k, v in expected.items()), f"{answer} instead of {expected}."
     ### END HIDDEN TESTS
 
 

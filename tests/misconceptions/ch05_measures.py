@@ -302,13 +302,13 @@ def shares(targets, before, after, **change):
     } | change
 
 
-@wrong("ex_5_2", "this is the difference in accuracy")
+@wrong("ex_5_2", "flips in both directions cancel in it")
 def accuracy_difference_as_flips(targets, before, after):
     s = shares(targets, before, after)
     return s | {"flips": abs(s["accuracy_difference"])}
 
 
-@wrong("ex_5_2", "this is the difference in accuracy")
+@wrong("ex_5_2", "with its sign: add broken and repaired")
 def signed_difference_as_flips(targets, before, after):
     s = shares(targets, before, after)
     return s | {"flips": s["accuracy_difference"]}
@@ -362,6 +362,51 @@ def any_change_of_a_wrong_one(targets, before, after):
 @wrong("ex_5_2", "is in per cent")
 def per_cent(targets, before, after):
     return {name: 100 * value for name, value in shares(targets, before, after).items()}
+
+
+@wrong("ex_5_2", "a part of those that were right before")
+def broken_among_the_right(targets, before, after):
+    was = before == targets
+    return shares(targets, before, after, broken=float((after != targets)[was].double().mean()) if was.any() else 0.0)
+
+
+@wrong("ex_5_2", "a part of those that were wrong before")
+def repaired_among_the_wrong(targets, before, after):
+    was = before != targets
+    return shares(targets, before, after, repaired=float((after == targets)[was].double().mean()) if was.any() else 0.0)
+
+
+@wrong("ex_5_2", "all wrong answers after quantization")
+def wrong_answers_are_broken(targets, before, after):
+    return shares(targets, before, after, broken=(after != targets).double().mean().item())
+
+
+@wrong("ex_5_2", "a part of the accuracy before")
+def relative_difference(targets, before, after):
+    was, now = ((x == targets).double().mean().item() for x in (before, after))
+    return shares(targets, before, after, accuracy_difference=(now - was) / was if was else now)
+
+
+@wrong("ex_5_2", "nothing is subtracted")
+def accuracy_after(targets, before, after):
+    return shares(targets, before, after, accuracy_difference=(after == targets).double().mean().item())
+
+
+@wrong("ex_5_2", "one of Python's numbers")
+def tensors_for_shares(targets, before, after):
+    return {name: torch.tensor(value) for name, value in shares(targets, before, after).items()}
+
+
+@wrong("ex_5_2", "changed `after`")
+def wrong_ones_are_marked_in_place(targets, before, after):
+    answer = shares(targets, before, after)
+    after[after != targets] = -1
+    return answer
+
+
+@wrong("ex_5_2", "view size is not compatible")
+def flat_view(targets, before, after):
+    return shares(targets.view(-1), before.view(-1), after.view(-1))
 
 
 @wrong("ex_5_2", "take the mean over all axes")
