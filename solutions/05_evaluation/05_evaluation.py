@@ -913,7 +913,7 @@ tables.show(rows)
 # ### Exercise 5.3: the paired bootstrap, and a decision
 # *Difficulty 3 of 5 · 35 minutes · 3 points*
 #
-# Write both functions. `torch.randint(n, (resamples, n), generator=generator)` draws all samples at once. Take every random number from `generator`, so that the same seed gives the same interval.
+# Write both functions. `torch.randint(n, (resamples, n), generator=generator)` draws all samples at once. Draw every random number from `generator`, as it is: then the same generator gives the same interval, and whoever calls you twice gets new numbers.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_5_3", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -925,10 +925,11 @@ def paired_interval(
     Parameters
     ----------
     float_bits, int8_bits : list of Tensor, float64, (bytes of the document,)
-        Bits that each model needs for each byte of each document; at least two documents, of different lengths.
+        Bits that each model needs for each byte of each document; at least two documents, of different lengths. Neither
+        list is changed.
     resamples : int
     generator : torch.Generator
-        The only source of random numbers.
+        The only source of random numbers; it may have been used before, and is not seeded anew.
 
     Returns
     -------
@@ -955,28 +956,57 @@ def decide(low: float, high: float, margin: float) -> str:
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_3_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 5.3: run this cell.
+import math
+import random
+
+import numpy as np
 import torch
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
 def check_ex_5_3() -> None:
     def experiment(seed: int, count: int, shortest: int, longest: int, true: float = 0.2) -> tuple[list, list]:
-        """Documents of different difficulty; each has a difference of its own, the same for all of its bytes."""
+        """Documents of different difficulty; each has a difference of its own, the same for all of its bytes.
+
+        Those of short documents scatter more.
+        """
         g = torch.Generator().manual_seed(seed)
         normal = lambda n: torch.randn(n, generator=g, dtype=torch.float64)  # noqa: E731
         lengths = torch.randint(shortest, longest + 1, (count,), generator=g).tolist()
-        hard, shift = 6 + 2 * normal(count), true + 0.5 * normal(count)
+        size = torch.tensor(lengths, dtype=torch.float64) / ((shortest + longest) / 2)
+        hard, shift = 6 + 2 * normal(count), true + 0.5 * normal(count) * size**-0.6
         first = [hard[i] + normal(n) for i, n in enumerate(lengths)]
         return first, [a + shift[i] + 0.05 * normal(len(a)) for i, a in enumerate(first)]
 
-    def run(first: list, second: list, resamples: int, seed: int) -> tuple[float, float, float]:
-        answer = paired_interval(first, second, resamples, torch.Generator().manual_seed(seed))
+    def run(first: list, second: list, resamples: int, seed: int | torch.Generator) -> tuple[float, float, float]:
+        """Your three numbers, with a generator that has been used before."""
+        generator = samples.advanced(seed) if isinstance(seed, int) else seed
+        with checks.untouched(float_bits=first, int8_bits=second):
+            answer = paired_interval(first, second, resamples, generator)
         assert isinstance(answer, tuple | list) and len(answer) == 3, (
             "paired_interval should return three numbers: the difference, and both ends of its interval."
         )
-        return tuple(float(value) for value in answer)
+        assert all(isinstance(value, float) for value in answer), (
+            "paired_interval should return three of Python's numbers (.item()), and no tensors."
+        )
+        return tuple(answer)
+
+    def states() -> str:
+        return repr((torch.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
+
+    def seeded() -> str:
+        """States of everybody's random numbers after seeds that nobody guesses."""
+        torch.manual_seed(86_531), np.random.seed(86_531), random.seed(86_531)
+        return states()
+
+    def moved(first: list, second: list, resamples: int) -> tuple[list[int], list[int]]:
+        """State of a generator that has been used before, before and after your function has drawn from it."""
+        generator = samples.advanced(9)
+        before = generator.get_state().tolist()
+        run(first, second, resamples, generator)
+        return before, generator.get_state().tolist()
 
     def spread(sums: torch.Tensor, lengths: torch.Tensor) -> float:
         """Textbook half width of the 95 % interval of a ratio of sums (1.96 standard errors)."""
@@ -1001,14 +1031,15 @@ def check_ex_5_3() -> None:
     with checks.check(
         "5.3", "your interval is that of whole documents, paired, and it holds the truth as often as it says"
     ):
-        first, second = experiment(531, 200, 4, 28, true=1.5)
-        kept = [a.clone() for a in (*first, *second)]
+        first, second = experiment(531, 200, 4, 28, true=2.5)
         answer = run(first, second, 4000, 1)
         estimate, low, high = answer
-        assert all(map(torch.equal, kept, (*first, *second))), "your function changes the bits that it was given."
         n = torch.tensor([len(a) for a in first], dtype=torch.float64)
         a, b = (torch.stack([t.sum() for t in side]) for side in (first, second))
         right = ((b.sum() - a.sum()) / n.sum()).item()
+        assert not 1e-9 < abs(estimate / right - 1) < 1e-5, (
+            "your difference has only about seven right digits: the bits are float64, so keep sums and lengths in float64."
+        )
         checks.number(
             estimate,
             right,
@@ -1025,8 +1056,11 @@ def check_ex_5_3() -> None:
             },
             rtol=1e-9,
         )
+        assert low != high, (
+            "both ends of your interval are equal. Without putting back, every resample consists of all documents: draw with replacement."
+        )
         assert low < high, (
-            "the lower end of your interval lies above the upper one (or both are equal): the lower end is the 2.5th percentile, the upper one the 97.5th."
+            "the lower end of your interval lies above the upper one: the lower end is the 2.5th percentile, the upper one the 97.5th."
         )
         wanted = spread(b - a, n)
         flat = torch.cat([y - x for x, y in zip(first, second, strict=True)])
@@ -1051,10 +1085,15 @@ def check_ex_5_3() -> None:
             "each resample is the mean of its documents' means: divide the sum of its differences by the sum of its bytes.": (
                 1.959964 * ((b - a) / n).std().item() / len(n) ** 0.5
             ),
+            "each resample has half as many documents as there are: draw as many, with replacement.": wanted * 2**0.5,
+            "each resample has twice as many documents as there are, those of both models: draw the documents once.": (
+                wanted / 2**0.5
+            ),
+            "it is the whole width, to each side.": 2 * wanted,
         }
         if abs(halves(answer) / wanted - 1) > 0.08:
-            sentence, near = min(cases.items(), key=lambda case: abs(halves(answer) / case[1] - 1))
-            assert abs(halves(answer) / near - 1) > 0.08, f"your interval has the wrong width: {sentence}"
+            fits = [sentence for sentence, width in cases.items() if abs(halves(answer) / width - 1) < 0.08]
+            assert len(fits) != 1, f"your interval has the wrong width: {fits[0]}"
             raise AssertionError(
                 f"your interval is {halves(answer):.4f} to each side; the textbook formula for these documents gives {wanted:.4f}."
             )
@@ -1062,8 +1101,9 @@ def check_ex_5_3() -> None:
         assert 0.85 < (high - estimate) / wanted < 1.15 and 0.85 < (estimate - low) / wanted < 1.15, (
             "the two ends of your interval leave different shares outside: 2.5 % below the lower and 2.5 % above the upper end, so the 2.5th and 97.5th percentile."
         )
-        torch.manual_seed(1)
+        before = seeded()
         again = run(first, second, 300, 7)
+        untouched = before == states()
         torch.manual_seed(2)
         assert run(first, second, 300, 7) == again, (
             "the same seed gives two different intervals: take the random numbers from `generator`."
@@ -1071,18 +1111,29 @@ def check_ex_5_3() -> None:
         assert run(first, second, 300, 8) != again, (
             "another generator gives the very same interval: is it used at all? (A formula instead of resampling, or a seed of your own.)"
         )
-        state = torch.get_rng_state()
-        run(first, second, 10, 9)
-        untouched = torch.equal(state, torch.get_rng_state())
-        torch.set_rng_state(state)
         assert untouched, (
-            "your function uses or seeds PyTorch's own random numbers: `generator` is the only source, and torch.manual_seed changes what the rest of the notebook draws."
+            "your function draws or seeds random numbers of PyTorch, NumPy or Python that belong to everybody: `generator` is the only source, and seeds change what the rest of the notebook draws."
         )
         for seed in (1, 2, 3):
             _, low, high = run(first, second, 1, seed)
+            assert not math.isnan(low + high), (
+                "with a single resample the ends of your interval are nan: the standard deviation of one number is none. The ends are percentiles of the means, and no formula around them."
+            )
             assert low == high, (
                 f"a single resample has one mean, and both of its percentiles are this mean; yours are {low:.4f} and {high:.4f}. Is the number of resamples used, and are the ends percentiles of the means?"
             )
+        few = first[:40], second[:40]
+        start, end = moved(*few, 2000)
+        assert start != end, (
+            "the generator that you were given has not moved: draw from it (generator=generator). Its seed (initial_seed) belongs to numbers that may have been drawn long ago."
+        )
+        used = samples.advanced(11)
+        assert len({run(*few, 1, used)[1] for _ in range(4)}) > 1, (
+            "one generator, used again and again, gives the same interval every time: you set it back, or take only its seed. Draw from it as it is."
+        )
+        assert end != moved(*few, 20_000)[1] != moved(*few, 20_001)[1], (
+            "the generator moves no further for more resamples: `resamples` is capped, or the numbers come from elsewhere, such as NumPy with a seed from it."
+        )
         middle, low, high = run(*constant((10, 0.2), (20, -0.05)), 4000, 1)
         hand = "two documents, of 10 bytes with +0.2 each and of 20 bytes with −0.05 each"
         assert abs(middle - 1 / 30) < 1e-9, f"{hand}: your difference is {middle:.4f}; 1 bit more in 30 bytes is 1/30."
@@ -1111,6 +1162,14 @@ def check_ex_5_3() -> None:
                 "within the margin",
                 "high < margin: the whole interval is below the margin; that it excludes 0 does not matter.",
             ),
+            (
+                0.004,
+                0.03,
+                "undecided",
+                "low is below the margin, but high is above: the middle decides nothing."
+                if decide(0.004, 0.03, 0.01) == "worse than the margin"
+                else "low is below the margin, but high is above: only the upper end can show non-inferiority.",
+            ),
             (-0.004, 0.004, "within the margin", "the whole interval lies below the margin."),
             (
                 -0.05,
@@ -1124,12 +1183,6 @@ def check_ex_5_3() -> None:
                 "undecided",
                 "the interval holds 0, but also losses beyond the margin: that it holds 0 proves nothing.",
             ),
-            (
-                0.004,
-                0.03,
-                "undecided",
-                "low is below the margin, but high is above: only the upper end can show non-inferiority.",
-            ),
             (0.011, 0.03, "worse than the margin", "the whole interval lies above the margin."),
         ]:
             word = decide(low, high, 0.01)
@@ -1141,6 +1194,8 @@ def check_ex_5_3() -> None:
             (0.001, 0.004, 0.0005, "worse than the margin"),
             (0.0, 0.5, 0.5, "undecided"),
             (0.5, 0.9, 0.5, "undecided"),
+            (-0.5, 0.0, 0.0, "undecided"),
+            (0.0, 0.0, 0.25, "within the margin"),
         ]:
             word = decide(low, high, margin)
             why = (
@@ -1151,7 +1206,7 @@ def check_ex_5_3() -> None:
             )
     ### BEGIN HIDDEN TESTS
     for seed, count, shortest, longest in [(5301, 150, 10, 10), (5302, 300, 2, 40)]:
-        first, second = experiment(seed, count, shortest, longest, true=1.5)
+        first, second = experiment(seed, count, shortest, longest, true=2.5)
         sizes = torch.tensor([len(part) for part in first], dtype=torch.float64)
         lost = torch.stack([(y - x).sum() for x, y in zip(first, second, strict=True)])
         middle, low, high = run(first, second, 4000, seed)
@@ -1191,13 +1246,19 @@ def check_ex_5_3() -> None:
         (62, ((3, -1.0), (50, 0.125)), (3.25 / 53, -1.0, 0.125)),
         (63, ((6, 2.0), (60, 0.0), (60, 0.0), (60, 0.0)), (12 / 186, 0.0, 36 / 78)),
     ]:
-        before = torch.get_rng_state()
+        before = seeded()
         found = run(*constant(*parts), 5000, seed)
         assert max(abs(x - y) for x, y in zip(found, expected, strict=True)) < 1e-9, f"{found} instead of {expected}."
-        assert torch.equal(before, torch.get_rng_state()), "PyTorch's own random numbers were used."
+        assert before == states(), "random numbers that belong to everybody were used."
     alone = [run(first, second, 1, seed) for seed in range(8)]
     assert all(low == high for _, low, high in alone), "one resample has one mean."
     assert len({low for _, low, _ in alone}) > 4, "one resample should differ from seed to seed."
+    some = first[:30], second[:30]
+    (start, end), used = moved(*some, 500), samples.advanced(64)
+    assert start != end != moved(*some, 30_000)[1] != moved(*some, 30_001)[1], (
+        "the generator does not move as it should."
+    )
+    assert len({run(*some, 1, used)[1] for _ in range(4)}) > 1, "the generator is set back."
     ### END HIDDEN TESTS
 
 
@@ -2251,6 +2312,11 @@ def check_ex_5_6() -> None:
     def states() -> str:
         return repr((torch.random.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
 
+    def seeded() -> str:
+        """States of everybody's random numbers after seeds that nobody guesses."""
+        torch.manual_seed(86_561), np.random.seed(86_561), random.seed(86_561)
+        return states()
+
     def moved(seed: int, resamples: int) -> tuple[list[int], list[int]]:
         """State of a generator that has been used before, before and after your function has drawn from it."""
         generator = samples.advanced(seed)
@@ -2373,7 +2439,7 @@ def check_ex_5_6() -> None:
 
     def judge_generator() -> None:
         """Every random number comes from the generator, as many as there are resamples, and from nowhere else."""
-        before = states()
+        before = seeded()
         single = [ends(uneven, seed, 1) for seed in range(12)]
         assert before == states(), (
             "your function draws or seeds random numbers of PyTorch, NumPy or Python that belong to everybody: draw from `generator`, and seed nothing."
@@ -2460,7 +2526,7 @@ def check_ex_5_6() -> None:
     ranked = sorted(some)
     for place, wanted in [(0, ranked[5]), (1, ranked[13])]:
         assert abs(ends(some, 5606, 20_000)[place] - wanted) < 1e-6 * wanted, "wrong end of the interval."
-    random_state = states()
+    random_state = seeded()
     drawn = [ends(some, 5610 + i, 1) for i in range(12)]
     assert max(abs(x - y) for x, y in drawn) < 1e-6, "one resample has one median."
     assert len({round(x, 6) for x, _ in drawn}) >= 3 and again_and_again(5608) >= 3, "the generator is not used."

@@ -3,6 +3,7 @@
 import io
 import math
 import pathlib
+import random
 import resource
 import statistics
 import subprocess
@@ -573,7 +574,7 @@ def textbook_formula(float_bits, int8_bits, resamples, generator):
     return middle, middle - half, middle + half
 
 
-@wrong("ex_5_3", "or both are equal")
+@wrong("ex_5_3", "oth ends of your interval are equal")
 def without_replacement(float_bits, int8_bits, resamples, generator):
     n, d = lengths(float_bits).tolist(), (sums(int8_bits) - sums(float_bits)).tolist()
     means = []
@@ -611,7 +612,7 @@ def equivalence_instead(low, high, margin):
     return "worse than the margin" if min(abs(low), abs(high)) > margin else "undecided"
 
 
-@wrong("ex_5_3", 'and should give "undecided"', binds="decide")
+@wrong("ex_5_3", "the middle decides nothing", binds="decide")
 def the_middle_decides(low, high, margin):
     return "within the margin" if (low + high) / 2 < margin else "worse than the margin"
 
@@ -628,14 +629,91 @@ def mirrored_basic_bootstrap(float_bits, int8_bits, resamples, generator):
     return middle, 2 * middle - high, 2 * middle - low
 
 
-@wrong("ex_5_3", "no formula, no standard deviation")
+@wrong("ex_5_3", "the ends of your interval are nan")
+def normal_around_the_mean_of_means(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator)
+    half = 1.96 * means.std().item()
+    return estimate(float_bits, int8_bits), means.mean().item() - half, means.mean().item() + half
+
+
+@wrong("ex_5_3", "half as many documents as there are")
+def half_of_the_documents(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator, more=-(len(float_bits) // 2))
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "those of both models")
+def documents_of_both_models(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator, more=len(float_bits))
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "has not moved")
+def numpy_with_the_initial_seed(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    dice = np.random.default_rng(generator.initial_seed())
+    i = torch.from_numpy(dice.integers(len(n), size=(resamples, len(n))))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "you set it back")
+def generator_set_back(float_bits, int8_bits, resamples, generator):
+    return documents(float_bits, int8_bits, resamples, generator.manual_seed(generator.initial_seed()))
+
+
+@wrong("ex_5_3", "moves no further for more resamples")
+def five_thousand_at_most(float_bits, int8_bits, resamples, generator):
+    return documents(float_bits, int8_bits, min(resamples, 5000), generator)
+
+
+@wrong("ex_5_3", "such as NumPy with a seed from it", like="five_thousand_at_most")
+def numpy_with_a_drawn_seed(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    dice = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+    i = torch.from_numpy(dice.integers(len(n), size=(resamples, len(n))))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "that belong to everybody", like="global_seed_from_the_generator")
+def python_is_seeded_too(float_bits, int8_bits, resamples, generator):
+    random.seed(0)
+    return documents(float_bits, int8_bits, resamples, generator)
+
+
+@wrong("ex_5_3", "changed `float_bits`")
+def documents_sorted_in_place(float_bits, int8_bits, resamples, generator):
+    answer = documents(float_bits, int8_bits, resamples, generator)
+    float_bits.sort(key=len)
+    return answer
+
+
+@wrong("ex_5_3", "changed `int8_bits`")
+def subtracted_in_place(float_bits, int8_bits, resamples, generator):
+    answer = documents(float_bits, int8_bits, resamples, generator)
+    for a, b in zip(float_bits, int8_bits, strict=True):
+        b -= a
+    return answer
+
+
+@wrong("ex_5_3", "and no tensors")
+def tensors_for_three_numbers(float_bits, int8_bits, resamples, generator):
+    return tuple(map(torch.tensor, documents(float_bits, int8_bits, resamples, generator)))
+
+
+@wrong("ex_5_3", "about seven right digits")
+def sums_in_float32(float_bits, int8_bits, resamples, generator):
+    short = ([part.float() for part in side] for side in (float_bits, int8_bits))
+    return documents(*short, resamples, generator)
+
+
+@wrong("ex_5_3", "no formula, no standard deviation", like="mirrored_basic_bootstrap")
 def normal_around_the_estimate(float_bits, int8_bits, resamples, generator):
     middle, means = estimate(float_bits, int8_bits), means_of(float_bits, int8_bits, resamples, generator)
     half = 1.96 * means.std(correction=0).item()
     return middle, means.mean().item() - half, means.mean().item() + half
 
 
-@wrong("ex_5_3", "are the ends percentiles of the means")
+@wrong("ex_5_3", "are the ends percentiles of the means", like="a_thousand_resamples_always")
 def formula_with_a_pinch_of_noise(float_bits, int8_bits, resamples, generator):
     middle, low, high = textbook_formula(float_bits, int8_bits, resamples, generator)
     half = (high - low) / 2 * (1 + 0.01 * torch.rand((), generator=generator).item())
@@ -658,7 +736,7 @@ def a_thousand_resamples_always(float_bits, int8_bits, resamples, generator):
     return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, 1000, generator)))
 
 
-@wrong("ex_5_3", "PyTorch's own random numbers")
+@wrong("ex_5_3", "that belong to everybody")
 def global_seed_from_the_generator(float_bits, int8_bits, resamples, generator):
     torch.manual_seed(generator.initial_seed())
     return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, resamples, None)))
@@ -1311,6 +1389,12 @@ def harness_with_a_global_seed(first, second, turns, warmup, clock, threads, res
 def harness_that_seeds_numpy_too(first, second, turns, warmup, clock, threads, resamples, generator):
     np.random.seed(generator.initial_seed() % 2**32)  # noqa: NPY002
     return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), resamples, generator)
+
+
+@wrong("ex_5_6", "that belong to everybody", like="harness_with_a_global_seed")
+def harness_that_seeds_python_too(*arguments):
+    random.seed(0)
+    return harness(lambda s, r: r.median())(*arguments)
 
 
 @wrong("ex_5_6", "has not moved")
