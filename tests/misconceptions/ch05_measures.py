@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -806,14 +807,50 @@ def one_sided(broken, repaired):
     return tail(broken, repaired)
 
 
+@wrong("ex_5_4", "mid-p")
+def mid_p(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * tail(broken, repaired) - math.comb(n, broken) / 2**n) if broken != repaired else 1.0
+
+
+@wrong("ex_5_4", "whether more answers were broken")
+def only_damage_counts(broken, repaired):
+    n = broken + repaired
+    return sum(math.comb(n, k) for k in range(broken, n + 1)) / 2**n
+
+
+@wrong("ex_5_4", "loses the digits of a small probability")
+def one_minus_a_float(broken, repaired):
+    n, m = broken + repaired, min(broken, repaired)
+    return 1.0 - sum(math.comb(n, k) for k in range(m + 1, n - m)) / 2**n
+
+
+@wrong("ex_5_4", "the docstring promises a float")
+def a_fraction(broken, repaired):
+    ways = sum(math.comb(broken + repaired, k) for k in range(min(broken, repaired) + 1))
+    return min(Fraction(1), Fraction(2 * ways, 2 ** (broken + repaired)))
+
+
+@wrong("ex_5_4", "for any number of flips")
+def a_limit_of_five_thousand(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * tail(broken, repaired)) if n < 5000 else corrected_chi_square(broken, repaired)
+
+
+@wrong("ex_5_4", "twice the probability of exactly this result")
+def twice_this_result(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * math.comb(n, broken) / 2**n)
+
+
 @wrong("ex_5_4", "no probability is above 1")
 def not_capped(broken, repaired):
     return 2 * tail(broken, repaired) if broken + repaired else 1.0
 
 
-@wrong("ex_5_4", "everything more uneven belongs to it")
+@wrong("ex_5_4", "it is the probability of exactly this result")
 def only_this_result(broken, repaired):
-    return min(1.0, 2 * math.comb(broken + repaired, broken) / 2 ** (broken + repaired))
+    return math.comb(broken + repaired, broken) / 2 ** (broken + repaired)
 
 
 @wrong("ex_5_4", "the sum stops too early")
