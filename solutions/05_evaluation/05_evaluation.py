@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -1628,7 +1627,9 @@ tables.show(rows)
 # %% [markdown]
 # An int8 model weighs nothing, says the first column: its weights live in *packed* objects, which are no parameters. The second column pretends that every weight is a float. Only the file tells the truth about the file.
 #
-# To look inside a packed weight, ask the module: `module.weight()` is a *method* there, and unpacks a quantized tensor. It knows `element_size()` (1 byte a code), and its scales: with one scale for the whole tensor (`w.qscheme()` is `torch.per_tensor_affine`), PyTorch stores a float64 scale and an int64 zero point; with one for each channel they are the tensors `w.q_per_channel_scales()` and `w.q_per_channel_zero_points()`.
+# To look inside a packed weight, ask the module: `module.weight()` is a *method* there, and unpacks a quantized tensor. It knows `element_size()` (1 byte a code), and its scales: with one scale for the whole tensor (`w.qscheme()` is `torch.per_tensor_affine`), PyTorch stores a float64 scale and an int64 zero point; with one for each channel they are the tensors `w.q_per_channel_scales()` and `w.q_per_channel_zero_points()`, whose type depends on the module (float64 and int64 in a Linear layer, float32 both in an Embedding): ask each for its `nbytes`.
+#
+# Every call of `weight()` unpacks a *new* tensor. Its place in memory (`data_ptr()`, `id`) is free again as soon as you let go of it, and may be given to the next one: it says nothing about what is shared. A float `weight` stays where it is, so its `data_ptr()` tells a shared matrix.
 #
 # By hand: a Linear layer with 512 inputs and 256 outputs, one scale for each output. Codes: 131,072 bytes. Scales: 256 × 8 bytes; zero points: 256 × 8 bytes. Together 135,168 bytes, and $8 \cdot 135168 / 131072 = 8.25$ bits per weight.
 #
@@ -1659,7 +1660,7 @@ if status.is_file():
 #
 # `size` counts a model. *Weights* are the matrices (two dimensions or more) of all modules that have a `weight`, float or packed; a matrix that two modules share counts once. (Biases and LayerNorms are in the file, but they are no weights.)
 #
-# `peak_bytes` runs a program, given as text, in a child process (`subprocess.run([sys.executable, "-c", program + …], capture_output=True, text=True)`), and returns its peak in bytes. A line that you append lets the child report on itself.
+# `peak_bytes` runs a program, given as text, in a child process (`subprocess.run([sys.executable, "-c", program + …], capture_output=True, text=True)`), and returns its peak in bytes. A line that you append lets the child report on itself. The program may print, too, so print a marker of your own in front of the number. It is a program like yours: it may import whatever this Python can import.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_5_5", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1669,7 +1670,7 @@ def size(model: nn.Module) -> dict[str, float]:
     Parameters
     ----------
     model : Module
-        With float modules, packed 8-bit Linear layers (`nnq`, `nnqd`), packed 8-bit Embeddings; at least one matrix.
+        With float modules, packed 8-bit Linear layers (static or dynamic), packed 8-bit Embeddings; at least one matrix.
 
     Returns
     -------
@@ -1738,6 +1739,7 @@ else:
 # Check of exercise 5.5: run this cell.
 import copy
 import itertools
+import sys
 import tempfile
 from pathlib import Path
 
@@ -1745,7 +1747,7 @@ import torch
 import torch.ao.quantization as tq
 from torch import nn
 
-from helpers import checks, witness
+from helpers import checks, samples, witness
 
 
 @checks.isolated
@@ -1802,12 +1804,16 @@ def check_ex_5_5() -> None:
         )
         parameters = sum(p.numel() for p in model.parameters())
         everything = sum(p.numel() for p in kept.parameters()) if parameters != count else -1
+        vectors = sum(m.weight.numel() for m in model.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 1)
         number = float(answer["weights"])
         assert number != 0, (
             f"{what}: you find no weights. In a quantized module the weight is packed and no parameter; call module.weight()."
         )
         assert number == count or number != everything, (
             f'{what}: your "weights" counts all parameters, biases and norms too, or misses what is packed; count matrices of modules that have a `weight`.'
+        )
+        assert number != count + vectors or not vectors, (
+            f'{what}: your "weights" counts vectors, too, such as those of a LayerNorm: only tensors of two dimensions or more are matrices.'
         )
         assert number != 2 * count, f'{what}: your "weights" counts a matrix twice that two modules share.'
         assert number == count, (
@@ -1829,7 +1835,12 @@ def check_ex_5_5() -> None:
             f'{what}: your "file_bytes" is 4 bytes for each weight, as if they were floats. Save the state_dict and look.'
         )
         assert near(size_of_file, sizes), (
-            f'{what}: your "file_bytes" is {size_of_file:.0f}, and torch.save makes {sizes[1]} of the state_dict. (Saving the whole model, or adding up numbers, is something else.)'
+            f'{what}: your "file_bytes" is {size_of_file:.0f}, and torch.save makes {sizes[1]} of the state_dict. '
+            + (
+                "Yours is larger: do you save the whole model, or its parameters as floats?"
+                if size_of_file > sizes[1]
+                else "Yours is smaller: names, and what is neither weight nor bias, are in the file, too; do not add up, save and look."
+            )
         )
         given = float(answer["bits_per_weight"])
         checks.number(
@@ -1846,6 +1857,8 @@ def check_ex_5_5() -> None:
                 * size_of_file
                 / count,
                 "the scales are counted, and the zero points are not.": 8 + (bits - 8) / 2,
+                "4 bytes a scale and 1 a zero point would be enough; PyTorch holds more: ask both tensors for their nbytes.": 8
+                + (bits - 8) * 5 / 16,
                 **(known or {}),
             },
             rtol=1e-6,
@@ -1882,6 +1895,14 @@ def check_ex_5_5() -> None:
         ballast = torch.ones(60_000_000)  # 240 MB in this process, which are none of the child's business
         nothing = tried("pass", "is there a line break between the program and your own lines?")
         assert isinstance(nothing, int | float), "peak_bytes should return a number."
+        tried("import sys\nsys.left_by_a_program = 1", "it only sets an attribute.")
+        at_home = bool(vars(sys).pop("left_by_a_program", 0))
+        assert not at_home, (
+            "your function runs the program in this process, and so its peak is that of this notebook: run it in a child (subprocess.run)."
+        )
+        assert not 90e6 <= 1024 * nothing < 3e9, (
+            f"your peak of a Python that does nothing is {nothing}. In bytes that is too little for any Python; in kilobytes it would be {1.024e-3 * nothing:.0f} MB, the memory of this notebook. So two things are wrong: on Linux ru_maxrss is in kilobytes, and it inherits the peak of the parent. Take VmHWM, times 1024."
+        )
         assert nothing > 3e6 or not 3e6 < 1024 * nothing < 90e6, (
             f"your peak of a Python that does nothing is {nothing} bytes: on Linux the number is in kilobytes, so multiply by 1024."
         )
@@ -1925,6 +1946,12 @@ def check_ex_5_5() -> None:
             f"for a program that prints 42 and ends itself (sys.exit(0)) your peak is {ended}: your lines were never reached. Print a marker before your number, and raise if it is missing."
         )
         assert ballast[0] == 1
+        with_package = tried(
+            "import torch", "it runs here. Is your child this Python (sys.executable), with its packages?"
+        )
+        assert with_package > nothing + 30e6, (
+            f"a program that imports torch has a peak of {with_package / 1e6:.0f} MB, one that does nothing {nothing / 1e6:.0f} MB: has it been imported at all?"
+        )
 
     with checks.check("5.5", "you count packed weights with their scales, and the peak of the child alone"):
         judge(
@@ -1951,11 +1978,16 @@ def check_ex_5_5() -> None:
             },
         )
         judge("40 int8 layers of one shape", several(20, 64), 40 * 64 * 64, 8 + (128 + 64 * 64) / (2 * 64**2))
+        judge("an embedding tied to a head", tied(500, 32), 16_000, 32.0)
+        unusual = nn.Sequential(nn.Conv1d(6, 10, 3), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 8).half())
+        judge("a convolution, a norm without weights, a layer in float16", unusual, 212, (180 * 32 + 32 * 16) / 212)
+        for what, model, _ in samples.zoo():
+            float_weights = {m.weight.data_ptr(): m.weight for m in model.modules() if hasattr(m, "weight")}
+            judge(what, model.train(), sum(w.numel() for w in float_weights.values() if w.dim() > 1), 32.0)
         layer = nn.Linear(48, 32)
         judge(
             "a layer and its copy, equal but not shared", nn.Sequential(layer, copy.deepcopy(layer)), 2 * 48 * 32, 32.0
         )
-        judge("an embedding tied to a head", tied(500, 32), 16_000, 32.0)
         checks.raises(
             Exception,
             lambda: peak_bytes("raise ValueError('stop')"),
@@ -1974,9 +2006,19 @@ def check_ex_5_5() -> None:
             (several(24, 72), 48 * 72**2, 8 + (128 + 72 * 64) / (2 * 72**2)),
             (nn.Sequential(twin, nn.ReLU(), copy.deepcopy(twin)), 480, 32.0),
             (nn.Sequential(nn.Embedding(50, 20), nn.Linear(20, 30)).double(), 1_600, 64.0),
+            (
+                nn.Sequential(nn.Conv1d(4, 8, 2).double(), nn.BatchNorm1d(8, affine=False), nn.Linear(4, 8)),
+                96,
+                8 * 640 / 96,
+            ),
         ]
+        for _, odd, _ in samples.zoo(seed=5):
+            found = {m.weight.data_ptr(): m.weight for m in odd.modules() if hasattr(m, "weight")}
+            examples.append((odd.train(), sum(w.numel() for w in found.values() if w.dim() > 1), 32.0))
+
     for model, count, bits in examples:
-        answer = size(model)
+        with checks.untouched(model=model):
+            answer = size(model)
         assert answer["weights"] == count, f"{answer['weights']} weights instead of {count}."
         assert abs(answer["bits_per_weight"] - bits) < 1e-6, f"{answer['bits_per_weight']} bits instead of {bits}."
         assert near(answer["file_bytes"], stored(model)), "wrong size of the file."
@@ -1987,6 +2029,7 @@ def check_ex_5_5() -> None:
     assert peak_bytes(mapped(600, touched=False)) - idle < 20e6, "untouched memory is not resident."
     assert 80e6 < peak_bytes(mapped(90, touched=True)) - idle < 110e6, "touched memory is resident."
     assert 3e6 < peak_bytes("print(3)\nprint(4.5, 'x')") < 90e6, "what the program prints is no peak."
+    assert peak_bytes("import numpy") > idle + 5e6, "a program may import packages."
     by_itself, found = in_kilobytes(mapped(200, touched=True))
     assert found > 1014 * by_itself, f"{found} bytes, and {by_itself} kB."
     try:
@@ -2023,7 +2066,7 @@ check_ex_5_5()
 # </details>
 
 # %% [markdown]
-# Now our models. (The course model's head and embedding share one matrix. Quantization cuts that tie: two int8 matrices are stored instead of one float matrix.) For the peaks, each child builds one model and reads 8 × 256 bytes. The first child only imports what all of them need.
+# Now our models. (The course model's head and embedding share one matrix. Quantization cuts that tie: two int8 matrices are stored instead of one float matrix.) For the peaks, each child builds one model and reads 8 × 256 bytes. The first child only imports what all of them need. Each child runs three times: what the allocator keeps, and when, is not the same in each run.
 
 # %% tags=["varies"]
 START = """
@@ -2040,27 +2083,29 @@ programs = {
     "float": START + BUILD + RUN,
     "dynamic int8": START + BUILD + "model = int8.dynamic_int8(model)\n" + RUN,
 }
-with ThreadPoolExecutor(max_workers=3) as pool:  # a peak does not depend on what else is running
-    peaks = dict(zip(programs, pool.map(memory.peak_bytes, programs.values()), strict=True))
+peaks = {name: memory.peaks(program, repeats=3) for name, program in programs.items()}
+base = statistics.median(peaks["nothing but the imports"])
 float_bytes = metrics.file_bytes(float_model)
 rows = []
 for name in ("float", "static int8", "dynamic int8"):
     file = metrics.file_bytes(models[name])
-    extra = f"{(peaks[name] - peaks['nothing but the imports']) / 1e6:.0f}" if name in peaks else "–"
+    above = [(peak - base) / 1e6 for peak in peaks.get(name, [])]
     rows.append(
         {
             "model": name,
             "file, MB": f"{file / 1e6:.2f}",
             "float file / this file": f"{float_bytes / file:.2f}",
-            "peak above the imports, MB": extra,
+            "peak above the imports, MB (smallest to largest of 3)": f"{min(above):.0f} to {max(above):.0f}"
+            if above
+            else "–",
         }
     )
 tables.show(rows)
-print(f"the imports alone: {peaks['nothing but the imports'] / 1e6:.0f} MB")
+print("the imports alone, MB:", " ".join(f"{peak / 1e6:.0f}" for peak in peaks["nothing but the imports"]))
 
 # %% [markdown]
-# Three lessons. Neither file is four times smaller: scales, biases and LayerNorms are in it, the tie is cut, and the dynamic model keeps its embedding in float. The *peak* has hardly anything to do with the file: at 2,048 bytes of text it consists of activations (the scores of attention, the inner layer of the feed-forward part, the logits), and they stay float. And the int8 child has built the float model first,
-# and then quantized it: while that happens, both are there. (A program that fills an int8 skeleton from the int8 file never holds the float weights. How much that lowers the peak is for another child to say; it has not been measured here. For the same reason static int8 shows no peak: its child would have to calibrate first, and the peak would be that of calibration.) Quantizing the weights does not make activations small.
+# Three lessons. Neither file is four times smaller: scales, biases and LayerNorms are in it, the tie is cut, and the dynamic model keeps its embedding in float. The *peak* has hardly anything to do with the file: at 2,048 bytes of text most of it are activations (the scores of attention, the inner layer of the feed-forward part, the logits), and they stay float. Quantizing the weights does not make activations small.
+# And three runs of the *same* program do not have the same peak. Where the ranges of two models overlap, this table does not say which one needs less, and one run of each would have invented an answer. (The int8 child builds the float model first, and then quantizes it. A program that fills an int8 skeleton from the int8 file never holds the float weights; how much that lowers the peak has not been measured here. For the same reason static int8 shows no peak: its child would have to calibrate first, and the peak would be that of calibration.)
 #
 # ## 4. What does it take?
 #
@@ -3037,6 +3082,8 @@ def pareto(points: list[tuple[float, ...]]) -> list[int]:
 
 # %% nbgrader={"grade": true, "grade_id": "ex_5_7_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 5.7: run this cell.
+import itertools
+
 import numpy as np
 
 from helpers import checks
@@ -3070,10 +3117,13 @@ def check_ex_5_7() -> None:
     failed: list[tuple[str, np.ndarray, list[int]]] = []  # so that one mistake can be seen in all of them
 
     def judge(title: str, table: np.ndarray) -> None:
-        answer = pareto([tuple(row) for row in table.tolist()])
+        given = [tuple(row) for row in table.tolist()]
+        with checks.untouched(points=given):
+            answer = pareto(given)
         checks.given(answer, f"your answer for {title}")
-        assert isinstance(answer, list | tuple) and all(isinstance(i, int | np.integer) for i in answer), (
-            "return a list of indices (whole numbers), not the points themselves."
+        assert isinstance(answer, list), f"return a list of indices, and no {type(answer).__name__}."
+        assert all(type(i) is int for i in answer), (
+            f"return indices, whole numbers of Python (int), and not a list of {type(answer[0]).__name__}: not the points themselves, and no arrays."
         )
         wanted = survivors(table)
         assert len(set(answer)) == len(answer), f"{title}: an index stands twice in your list."
@@ -3123,6 +3173,10 @@ def check_ex_5_7() -> None:
             "only the first two axes are used; a point may be on the frontier for its third.": (
                 lambda table: survivors(table[:, :2])
             ),
+            "only the first three axes are used; a point may be on the frontier for any.": (
+                lambda table: survivors(table[:, :3])
+            ),
+            "the sign is lost: a loss of -1 is smaller than one of 0 (no abs).": lambda table: survivors(np.abs(table)),
             "only one point is left, the one with the smallest sum. A sum mixes bytes with bits; the frontier needs no exchange rate.": (
                 lambda table: [int(table.sum(axis=1).argmin())]
             ),
@@ -3155,7 +3209,10 @@ def check_ex_5_7() -> None:
             ),
         )
         judge("one axis", np.array([(3.0,), (1.0,), (2.0,), (1.0,)]))
+        judge("a single point", np.array([(3.0, 4.0)]))
         judge("forty random points", rng.random((40, 3)))
+        judge("fifty random points with five axes", rng.integers(0, 3, (50, 5)).astype(float))
+        judge("losses below 0", rng.integers(-3, 3, (25, 2)) / 2)
         judge("points on a grid, with many ties", rng.integers(0, 4, (30, 3)).astype(float))
         judge("bytes that differ by 1 in 16,777,217", np.array([(2.0**24, 1), (2.0**24 + 1, 1), (2.0**25, 0)]))
         judge("bytes that differ by 100 in 12 million", np.array([(12_000_100, 0.5), (12_000_000, 0.5), (9e6, 0.7)]))
@@ -3170,12 +3227,18 @@ def check_ex_5_7() -> None:
         assert list(bearable) == [1, 2, 3], (
             f"of {endless} the frontier is 1, 2, 3, and yours is {bearable}: infinite numbers can be compared like all others."
         )
-        broken = [(1.0, 2.0), (0.5, float("nan"))]
-        checks.raises(
-            ValueError,
-            lambda: pareto(broken),
-            "a point with nan must raise a ValueError: a broken model would stand on the frontier.",
-        )
+        nan, calm = float("nan"), [(1.0, 2.0, 3.0), (2.0, 1.0, 3.0)]
+        for broken, why in [
+            ([(1.0, 2.0), (0.5, nan)], "a broken model would stand on the frontier"),
+            ([(nan, 2.0), (0.5, 3.0)], "whichever axis it is on"),
+            ([*calm, (9.0, 9.0, nan)], "also where a point is no better on the other axes"),
+            ([(0.0, 0.0, nan), *calm], "also where a point is the best on the other axes"),
+        ]:
+            checks.raises(
+                ValueError,
+                lambda broken=broken: pareto(broken),
+                f"a point with nan must raise a ValueError, {why}: {broken}.",
+            )
     ### BEGIN HIDDEN TESTS
     for seed, count, axes, levels in [
         (1, 1, 2, 3),
@@ -3189,15 +3252,16 @@ def check_ex_5_7() -> None:
         given = [tuple(row) for row in grid.tolist()]
         kept = list(given)
         dominated = [any(all(a <= b for a, b in zip(p, q, strict=True)) and p != q for p in given) for q in given]
-        assert list(pareto(given)) == [i for i in range(count) if not dominated[i]], "a wrong frontier."
+        assert pareto(given) == [i for i in range(count) if not dominated[i]], "a wrong frontier."
         assert given == kept, "the list of points was changed."
     assert list(pareto([(0.0, 1.0), (0.5, 0.75), (1.0, 0.0)])) == [0, 1, 2], "a point above a chord is missing."
     assert list(pareto([(2.0**24 + 1, 3.0), (2.0**24, 3.0)])) == [1], "numbers lose digits."
     assert list(pareto([(12_000_000, 0.1), (11_999_900, 0.1)])) == [1], "nearly equal is taken for equal."
     assert list(pareto([(5.0, float("inf")), (6.0, float("inf")), (7.0, 1.0)])) == [0, 2], "inf is not compared."
-    for place in (0, 1):
+    assert pareto([(7.0, -1.0)]) == [0] and type(pareto([(7.0, -1.0)])[0]) is int, "not a list of whole numbers."
+    for place, rest in itertools.product((0, 1, 2), (0.0, 1.0, 9.0)):
         try:
-            pareto([(1.0, 1.0), tuple(float("nan") if i == place else 0.0 for i in range(2))])
+            pareto([(1.0, 1.0, 1.0), tuple(float("nan") if i == place else rest for i in range(3))])
         except ValueError:
             refused = True
         else:
@@ -3486,16 +3550,21 @@ def check_ex_5_8() -> None:
             calls.append((calibration[:, 0].tolist(), evaluation[:, 0].tolist(), value))
             return value
 
-        kept = train.clone(), test.clone()
-        result = calibration_study(train, test, list(sizes), repeats, seed, measure)
-        assert torch.equal(train, kept[0]) and torch.equal(test, kept[1]), (
-            "your function changes the documents it is given."
-        )
+        with checks.untouched(training=train, validation=test, sizes=sizes):
+            result = calibration_study(train, test, sizes, repeats, seed, measure)
         return result, calls
 
     def judge(count: int, others: int, sizes: list[int], repeats: int, seed: int) -> list:
-        result, calls = observed(count, others, sizes, repeats, seed)
+        try:
+            result, calls = observed(count, others, sizes, repeats, seed)
+        except ValueError as error:
+            raise AssertionError(
+                f"you raise a ValueError ({error}) for {count} documents, {repeats} repeats and the sizes {sizes}; {max(sizes) * repeats} are enough, because only sets of *one* size must be disjoint."
+            ) from None
         checks.given(result, "your study")
+        assert not all(number >= 10_000 for drawn, *_ in calls for number in drawn), (
+            "the calibration sets come from `validation`: the documents that set the ranges are then those that judge them. Draw from `training`."
+        )
         for drawn, evaluated, _ in calls:
             assert not any(number >= 10_000 for number in drawn), (
                 "a calibration set holds validation documents: that is leakage. Draw from `training` only."
@@ -3540,8 +3609,11 @@ def check_ex_5_8() -> None:
         assert isinstance(result, dict) and set(result) == set(sizes), "return a dict with an entry for each size."
         for size, group in groups.items():
             values = [value for *_, value in group]
-            assert isinstance(result[size], tuple | list) and len(result[size]) == 2, (
-                "each entry should be a pair: mean and spread."
+            assert isinstance(result[size], tuple) and len(result[size]) == 2, (
+                f"each entry should be a pair (a tuple) of mean and spread, and no {type(result[size]).__name__}."
+            )
+            assert all(isinstance(value, float) for value in result[size]), (
+                "mean and spread should be Python's numbers (.item()), and no tensors."
             )
             checks.number(result[size][0], float(np.mean(values)), f"your mean for size {size}", rtol=1e-6, mistakes={
                 "it is the value of the last repeat.": values[-1], "it is the sum of the repeats.": float(np.sum(values)),
@@ -3586,6 +3658,11 @@ def check_ex_5_8() -> None:
             lambda: observed(23, 5, [2, 8], 3, 0),
             "3 disjoint sets of 8 need 24 documents, and there are 23: raise a ValueError.",
         )
+        checks.raises(
+            ValueError,
+            lambda: observed(23, 5, [8, 2], 3, 0),
+            "the largest size counts, wherever it stands: 3 disjoint sets of 8 need 24 documents, and there are 23.",
+        )
         judge(24, 2, [8, 2], 3, seed=0)
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(5801)
@@ -3601,7 +3678,10 @@ def check_ex_5_8() -> None:
             return values[-1]
 
         documents = torch.stack([numbers, numbers**2 % 91], dim=1)
-        answer = calibration_study(documents, torch.full((4, 2), -7), sizes, repeats, count, record)
+        with checks.untouched(training=documents, sizes=sizes):
+            answer = calibration_study(documents, torch.full((4, 2), -7), sizes, repeats, count, record)
+        assert all(isinstance(v, float) for pair in answer.values() for v in pair), "no numbers."
+        assert all(isinstance(pair, tuple) and len(pair) == 2 for pair in answer.values()), "no pairs."
         assert set(answer) == set(sizes) and len(seen) == repeats * len(sizes), "wrong sizes or repeats."
         for size in sizes:
             group = [g for g in seen if len(g) == size]
@@ -3636,17 +3716,24 @@ def check_ex_5_8() -> None:
             row.extend(calibration[:, 0].tolist())
             return float(len(row))
 
-        before = np.random.get_state()
+        before = repr((np.random.get_state(), random.getstate()))
         calibration_study(torch.arange(1500)[:, None], torch.zeros(3, 1), [4], 5, seed, note)
-        assert repr(before) == repr(np.random.get_state()), "the random numbers of NumPy are used."
+        assert before == repr((np.random.get_state(), random.getstate())), (
+            "NumPy's or Python's random numbers are used."
+        )
         assert len(row) == 20 and sum((d + 1) % 1500 in row for d in row) <= 6, "a window, not a random draw."
-    try:
-        calibration_study(many[:11], many[:1], [4, 1], 3, 0, lambda some, _: 0.0)
-    except ValueError:
-        refused = True
-    else:
-        refused = False
-    assert refused, "too few documents are accepted."
+    for some_sizes in ([4, 1], [1, 4]):
+        try:
+            calibration_study(many[:11], many[:1], some_sizes, 3, 0, lambda some, _: 0.0)
+        except ValueError:
+            refused = True
+        else:
+            refused = False
+        assert refused, "too few documents are accepted."
+    assert calibration_study(many[:12], many[:1], [4, 1], 3, 0, lambda some, _: 2.5) == {
+        4: (2.5, 0.0),
+        1: (2.5, 0.0),
+    }, "just enough documents are refused, or a wrong study of a constant."
     ### END HIDDEN TESTS
 
 

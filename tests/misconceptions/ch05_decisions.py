@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def duplicates_counted_twice(points):
     return sorted(i for i in kept for j in kept if points[i] == points[j])
 
 
-@wrong("ex_5_7", "not the points themselves")
+@wrong("ex_5_7", "list of tuple")
 def points_instead_of_indices(points):
     return [points[i] for i in undominated(points)]
 
@@ -98,7 +99,52 @@ def smallest_sum(points):
     return [sums.index(min(sums))]
 
 
-@wrong("ex_5_7", "nan must raise")
+@wrong("ex_5_7", "first three axes")
+def three_axes_only(points):
+    undominated(points)  # refuses nan
+    return undominated([p[:3] for p in points])
+
+
+@wrong("ex_5_7", "the sign is lost")
+def absolute_losses(points):
+    return undominated([tuple(map(abs, p)) for p in points])
+
+
+@wrong("ex_5_7", "changed `points`")
+def sorted_in_place(points):
+    kept = [points[i] for i in undominated(points)]
+    places = [i for i, p in enumerate(points) if p in kept]
+    points.sort()
+    return places
+
+
+@wrong("ex_5_7", "and no ndarray")
+def an_array_of_indices(points):
+    return np.array(undominated(points))
+
+
+@wrong("ex_5_7", "list of int64")
+def numpy_numbers(points):
+    return list(np.array(undominated(points), dtype=np.int64))
+
+
+@wrong("ex_5_7", "whichever axis it is on")
+def nan_looked_for_on_the_last_axis(points):
+    if any(math.isnan(p[-1]) for p in points):
+        raise ValueError("nan")
+    return nan_on_the_frontier(points)
+
+
+@wrong("ex_5_7", "no better on the other axes")
+def nan_looked_for_on_the_frontier(points):
+    nan = [i for i, p in enumerate(points) if any(map(math.isnan, p))]
+    worse = lambda p: any(all(a <= b or b != b for a, b in zip(q, p, strict=True)) for q in points if q is not p)  # noqa: E731
+    if any(not worse(points[i]) for i in nan):
+        raise ValueError("nan")
+    return [] if nan else undominated(points)
+
+
+@wrong("ex_5_7", "would stand on the frontier")
 def nan_on_the_frontier(points):
     dominated = lambda b: any(a != b and all(x <= y for x, y in zip(a, b, strict=True)) for a in points)  # noqa: E731
     return [i for i, p in enumerate(points) if not dominated(p)]
@@ -206,7 +252,7 @@ def draws_from_all_splits(training, validation, sizes, repeats, seed, measure):
     return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
 
 
-@wrong("ex_5_8", "holds validation documents")
+@wrong("ex_5_8", "calibration sets come from `validation`")
 def calibrates_on_the_test_set(training, validation, sizes, repeats, seed, measure):
     generator = torch.Generator().manual_seed(seed)
     pick = lambda size, i: validation[torch.randint(len(validation), (size,), generator=generator)]  # noqa: E731
@@ -293,6 +339,59 @@ def population_deviation(training, validation, sizes, repeats, seed, measure):
     return found
 
 
+@wrong("ex_5_8", "changed `sizes`")
+def sizes_are_used_up(training, validation, sizes, repeats, seed, measure):
+    todo = []
+    draw, enough = drawer(training, seed, repeats), fits(training, sizes, repeats)
+    while sizes:
+        todo.append(sizes.pop(0))
+    return study(draw, todo, repeats, lambda some: measure(some, validation), enough=enough)
+
+
+@wrong("ex_5_8", "changed `training`")
+def shuffled_in_place(training, validation, sizes, repeats, seed, measure):
+    found = one_shuffle_a_size(training, validation, sizes, repeats, seed, measure)
+    training[:] = training[torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))]
+    return found
+
+
+@wrong("ex_5_8", "only sets of *one* size must be disjoint")
+def all_sizes_disjoint(training, validation, sizes, repeats, seed, measure):
+    if sum(sizes) * repeats > len(training):
+        raise ValueError("too few documents")
+    return one_shuffle_a_size(training, validation, sizes, repeats, seed, measure)
+
+
+@wrong("ex_5_8", "the largest size counts")
+def only_the_last_size_must_fit(training, validation, sizes, repeats, seed, measure):
+    draw = drawer(training, seed, repeats)
+    enough = sizes[-1] * repeats <= len(training)
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=enough)
+
+
+@wrong("ex_5_8", "and no list")
+def lists_for_pairs(*arguments):
+    return {size: list(pair) for size, pair in one_shuffle_a_size(*arguments).items()}
+
+
+@wrong("ex_5_8", "and no tensors")
+def tensors_for_pairs(*arguments):
+    return {size: tuple(map(torch.tensor, pair)) for size, pair in one_shuffle_a_size(*arguments).items()}
+
+
+@wrong("ex_5_8", "it is the variance")
+def variance_for_spread(*arguments):
+    return {size: (a, b**2) for size, (a, b) in one_shuffle_a_size(*arguments).items()}
+
+
+@wrong("ex_5_8", "Python's own random numbers")
+def global_seed_of_python(training, validation, sizes, repeats, seed, measure):
+    random.seed(seed)
+    orders = {size: random.sample(range(len(training)), len(training)) for size in sizes}
+    draw = lambda size, i: training[orders[size][i * size : (i + 1) * size]]  # noqa: E731
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
 @wrong("ex_5_8", "standard error of the mean")
 def standard_error(training, validation, sizes, repeats, seed, measure):
     draw = drawer(training, seed, repeats)
@@ -336,7 +435,7 @@ def largest_first_in_a_sorted_dict(training, validation, sizes, repeats, seed, m
     return dict(sorted(found.items()))
 
 
-@wrong("ex_5_8", "a window from a random place")
+@wrong("ex_5_8", "a window from a random place", like="not_shuffled")
 def a_window_from_a_random_place(training, validation, sizes, repeats, seed, measure):
     dice = np.random.default_rng(seed)
     starts = {size: int(dice.integers(len(training))) for size in sizes}

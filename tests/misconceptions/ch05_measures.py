@@ -967,14 +967,46 @@ def scales_without_zero_points(model):
     )
 
 
-@wrong("ex_5_5", "Saving the whole model, or adding up numbers")
+@wrong("ex_5_5", "do you save the whole model")
 def whole_module_saved(model):
     return measured(model, file_bytes=file_of(model))
 
 
-@wrong("ex_5_5", "Saving the whole model, or adding up numbers")
+@wrong("ex_5_5", "do not add up, save and look")
 def tensors_added_up(model):
     return measured(model, file_bytes=sum(held(w) for w in weights_in(model)))
+
+
+@wrong("ex_5_5", "counts vectors, too")
+def vectors_are_weights(model):
+    seen, count = set(), 0
+    for part in model.modules():
+        w = getattr(part, "weight", None)
+        w = w() if callable(w) else w
+        if w is not None and (w.is_quantized or w.data_ptr() not in seen):
+            seen |= set() if w.is_quantized else {w.data_ptr()}
+            count += w.numel()
+    return measured(model, weights=count)
+
+
+@wrong("ex_5_5", "PyTorch holds more")
+def scales_of_an_honest_file(model):
+    total = 0
+    for w in weights_in(model):
+        total += w.numel() * w.element_size()
+        if w.is_quantized:
+            total += 5 if w.qscheme() == torch.per_tensor_affine else 5 * w.shape[0]
+    return measured(model, bits_per_weight=8 * total / sum(w.numel() for w in weights_in(model)))
+
+
+@wrong("ex_5_5", "switched to eval mode")
+def eval_mode_for_good(model):
+    return measured(model.eval())
+
+
+@wrong("ex_5_5", "should be 212")
+def only_two_dimensions(model):
+    return measured(model, weights=sum(w.numel() for w in weights_in(model) if w.dim() == 2))
 
 
 @wrong("ex_5_5", "counts a matrix twice")
@@ -1039,7 +1071,24 @@ if sys.platform == "linux":  # a Mac has no /proc, and none of these mistakes
         return int((done.stdout.split() or ["10000000"])[-1])
 
 
-@wrong("ex_5_5", "that is this notebook's memory", binds="peak_bytes")
+if sys.platform == "linux":
+
+    @wrong("ex_5_5", "So two things are wrong", binds="peak_bytes")
+    def inherited_kilobytes(program):
+        return child(program + RSS.replace(UNIT, "1"))
+
+
+@wrong("ex_5_5", "with its packages", binds="peak_bytes")
+def python_without_packages(program):
+    report = "\nprint('done:')" + OWN
+    done = subprocess.run([sys.executable, "-S", "-c", program + report], capture_output=True, text=True, check=True)
+    _, marker, after = done.stdout.rpartition("done:")
+    if not marker:
+        raise RuntimeError("no report")
+    return int(after.split()[0])
+
+
+@wrong("ex_5_5", "runs the program in this process", binds="peak_bytes")
 def in_this_process(program):
     exec(program, {})
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -1067,7 +1116,7 @@ def places_of_unpacked_copies(model):
     return counted(model, lambda w: not (w.data_ptr() in seen or seen.add(w.data_ptr())))
 
 
-@wrong("ex_5_5", "places of unpacked copies")
+@wrong("ex_5_5", "places of unpacked copies", like="places_of_unpacked_copies")
 def identities_of_unpacked_copies(model):
     seen = set()
     return counted(model, lambda w: not (id(w) in seen or seen.add(id(w))))
@@ -1086,7 +1135,7 @@ def equal_values_count_once(model):
     return counted(model, is_new)
 
 
-@wrong("ex_5_5", "you find no weights")
+@wrong("ex_5_5", "you find no weights", like="parameters_only")
 def packed_weights_skipped(model):
     return counted(model, lambda w: True, packed=False)
 
