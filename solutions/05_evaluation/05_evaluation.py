@@ -3972,11 +3972,11 @@ tables.show(
 #
 # $$\sum_l \ell_l(b_l) \text{ is small, and } \sum_l \frac{w_l b_l}{8} \le B$$
 #
-# with $B$ the budget. That is a knapsack problem. A *greedy* solution: begin with the fewest bits everywhere. A step raises one layer from $b$ to a larger width $b'$; it takes away the loss $\ell_l(b) - \ell_l(b')$ and costs $w_l (b' - b) / 8$ bytes. Again and again take the step with the largest
+# with $B$ the budget. That is a knapsack problem. A *greedy* solution: begin with the fewest bits everywhere. A step raises one layer from $b$ to any larger width $b'$, the next one or one beyond it; it takes away the loss $\ell_l(b) - \ell_l(b')$ and costs $w_l (b' - b) / 8$ bytes. Again and again take the step with the largest
 #
 # $$\frac{\ell_l(b) - \ell_l(b')}{w_l (b' - b) / 8}$$
 #
-# among those that still fit into what is left of $B$, until none fits. (A step that takes away nothing, or even adds loss, is not worth a byte: leave it.)
+# among those that still fit into what is left of $B$, until none fits. (Never take a step that adds loss. One that takes away nothing is not worth a byte either.)
 #
 # By hand: layer *big*, 800 weights, loses 10 at 2 bits and 1 at 4; layer *small*, 80 weights, loses 3 at 2 bits and 0 at 4. Raising *big* takes away 9 for 200 bytes, 0.045 a byte; *small* 3 for 20 bytes, 0.15 a byte. At 2 bits both take 220 bytes. With a budget of 430 there are 210 bytes left, and only one of the two steps fits. If *big* goes first, 1 (big) + 3 (small) is left: loss 4. Greedy takes *small* first, and *big* no longer
 # fits: 10 + 0, loss 10. So greedy is not always the best. You may solve the problem exactly instead, by trying everything cleverly (dynamic programming): the check accepts every allocation that is as good as greedy, or better.
@@ -3994,12 +3994,12 @@ def allocate(weights: dict[str, int], loss: dict[str, dict[int, float]], budget:
         For each layer what every possible width costs. The layers may stand in another order than in `weights`, and
         each may have widths of its own.
     budget : int
-        Bytes that all codes together may take.
+        Bytes that all codes together may take, exactly so many or fewer.
 
     Returns
     -------
     dict of str to int
-        Layer to bits.
+        Layer to bits. The arguments are not changed.
 
     Raises
     ------
@@ -4098,20 +4098,26 @@ def check_ex_5_9() -> None:
     failed: list[tuple] = []  # (title, weights, losses, budget, answer), so that one mistake can be seen in all of them
 
     def judge(title: str, w: dict, losses: dict, limit: int, exactly: bool) -> None:
-        kept = copy.deepcopy((w, losses))
         try:
-            answer = allocate(w, losses, limit)
+            with checks.untouched(weights=w, loss=losses):
+                answer = allocate(w, losses, limit)
         except ValueError as error:
             raise AssertionError(
                 f"{title}: you raise a ValueError ({error}), although the fewest bits take {codes(w, {n: min(losses[n]) for n in w})} of {limit} bytes. The fewest bits are min(loss[layer]); the keys need not ascend."
             ) from None
         checks.given(answer, "your allocation")
-        assert (w, losses) == kept and list(w) == list(kept[0]), "your function changes the dicts it is given."
         assert isinstance(answer, dict) and set(answer) == set(w), "return a dict with one width for every layer."
+        assert all(type(bits) is int for bits in answer.values()), (
+            f"the widths should be whole numbers of Python (int), and no {type(next(iter(answer.values()))).__name__}."
+        )
         assert all(answer[n] in losses[n] for n in w), (
             "a layer has a width that is not among its possible ones: look only at the keys of loss[layer]."
         )
         spent = codes(w, answer)
+        largest = max(w[n] * (max(losses[n]) - min(losses[n])) // 8 for n in w)
+        assert spent <= limit + largest or spent > 8 * limit, (
+            f"{title}: {spent} bytes are spent, and the budget is {limit}: one of the two seems to be counted in bits. A byte has 8."
+        )
         assert spent <= limit, (
             f"{title}: {spent} bytes are spent, and the budget is {limit}. Take a step only if it fits into what is left."
         )
@@ -4142,7 +4148,7 @@ def check_ex_5_9() -> None:
         ), (
             "the sensitivities are added for the wrong layers: the dicts are not in the same order. Look losses up by name, loss[layer]."
         )
-        for sentence, key, options in [
+        mistakes = [
             ("you look only at the next wider width. A step may jump over a width: let every wider one compete.", by_ratio, {"jump": False}),
             ("a step that takes away nothing, or adds loss, is bought because bytes are left. Leave it.", by_ratio, {"harm": True}),
             ("a step is charged with all of its new bits. It costs only those that are added: the old ones are paid.", by_ratio, {"whole": True}),
@@ -4150,10 +4156,14 @@ def check_ex_5_9() -> None:
             ("the order is reversed: you take the step with the smallest benefit for a byte first.", lambda gain, cost, now: -gain / cost, {}),
             ("the cheapest step is taken, whatever it brings.", lambda gain, cost, now: -cost, {}),
             ("you go by how large a layer's loss is now, not by what a step takes away for a byte.", lambda gain, cost, now: now, {}),
-        ]:  # fmt: skip
-            for jump in [options["jump"]] if "jump" in options else [False, True]:
-                rest = {name: value for name, value in options.items() if name != "jump"}
-                assert any(a != mistaken(w, v, b, key, jump, **rest) for _, w, v, b, a in failed), sentence
+        ]  # fmt: skip
+        for jump in (True, False):  # one mistake alone, then together with looking at the next width only
+            fits = [
+                sentence
+                for sentence, key, options in mistakes
+                if all(a == mistaken(w, v, b, key, **({"jump": jump} | options)) for _, w, v, b, a in failed)
+            ]
+            assert len(fits) != 1, fits[0]
         title, w, losses, limit, answer = failed[0]
         for title, w, losses, limit, answer in failed:
             free = room(w, losses, limit, answer)
@@ -4167,8 +4177,15 @@ def check_ex_5_9() -> None:
 
     with checks.check("5.9", "the bytes go where they take away most loss, and the budget holds"):
         example = {"big": 800, "small": 80}, {"small": {2: 3.0, 4: 0.0}, "big": {2: 10.0, 4: 1.0}}
+        w, losses = case(590, 5)
+        judge("five layers and few bytes", w, losses, turning_points(w, losses)[2], exactly=True)
         judge("the example", *example, 245, exactly=True)
         judge("the example with bytes for all", *example, 10_000, exactly=True)
+        judge("the example with just enough bytes for the fewest bits", *example, 220, exactly=True)
+        judge("the example with just enough bytes for one step more", *example, 240, exactly=True)
+        judge(
+            "a layer with a single width", {"p": 80, "q": 40}, {"q": {3: 2.0}, "p": {2: 5.0, 3: 1.0}}, 45, exactly=True
+        )
         for seed in (591, 592, 593):
             w, losses = case(seed, 5)
             budgets = turning_points(w, losses)
@@ -4181,7 +4198,7 @@ def check_ex_5_9() -> None:
         )
         judge("a layer whose loss is large and stays large", *stubborn, 200, exactly=True)
         explain()
-        late = {"a": 80, "b": 80}, {"b": {2: 10.0, 3: 5.0, 4: 4.9, 8: 4.8}, "a": {2: 12.0, 3: 11.9, 4: 0.0}}
+        late = {"z": 80, "b": 80}, {"b": {2: 10.0, 3: 5.0, 4: 4.5, 8: 4.0}, "z": {2: 12.0, 3: 11.9, 4: 0.0}}
         judge("a layer whose loss falls late", *late, 60, exactly=True)
         worse = {"a": 80, "b": 80}, {"b": {4: 0.1, 8: 0.3}, "a": {4: 1.0, 8: 0.0}}
         judge("bytes are left, and one layer only gets worse", *worse, 165, exactly=True)
@@ -4221,6 +4238,14 @@ def check_ex_5_9() -> None:
         assert lost(losses, allocate(w, losses, budgets[len(budgets) // 2])) <= lost(losses, other) + 1e-12, (
             "reversed is better."
         )
+    with checks.untouched(weights=w, loss=losses):
+        assert all(type(bits) is int for bits in allocate(w, losses, budgets[3]).values()), (
+            "widths are no whole numbers."
+        )
+    assert allocate({"p": 80, "q": 40}, {"q": {5: 2.0}, "p": {2: 5.0, 6: 1.0}}, 85) == {"p": 6, "q": 5}, (
+        "a single width."
+    )
+    assert allocate({"p": 80, "q": 40}, {"q": {5: 2.0}, "p": {2: 5.0, 6: 1.0}}, 45) == {"p": 2, "q": 5}, "just enough."
     steep = {"y": {3: 9.0, 2: 15.0, 8: 8.5}, "x": {8: 0.5, 3: 19.0, 2: 20.0}}
     bits = allocate({"x": 40, "y": 120}, steep, 70)
     assert 40 * bits["x"] + 120 * bits["y"] <= 560 and lost(steep, bits) <= 15.5, "a step may jump over a width."

@@ -530,7 +530,7 @@ def the_same_width_everywhere(weights, loss, budget):
     return best
 
 
-@wrong("ex_5_9", "bytes are spent")
+@wrong("ex_5_9", "counted in bits")
 def bits_for_bytes(weights, loss, budget):
     return spend(weights, loss, budget * 8)
 
@@ -562,6 +562,55 @@ def only_the_next_width(weights, loss, budget):
     return spend(weights, loss, budget)
 
 
+@wrong("ex_5_9", "only at the next wider width", like="only_the_next_width")
+def next_width_first_wins(weights, loss, budget):
+    """As above; of two steps that are equally good, the first one counts."""
+    bits = {name: min(loss[name]) for name in weights}
+    left = budget - sum(weights[n] * bits[n] // 8 for n in weights)
+    if left < 0:
+        raise ValueError("too small a budget")
+    while True:
+        best, chosen = 0.0, None
+        for name in weights:
+            wider = min((b for b in loss[name] if b > bits[name]), default=None)
+            if wider is None:
+                continue
+            cost = weights[name] * (wider - bits[name]) // 8
+            each = (loss[name][bits[name]] - loss[name][wider]) / cost
+            if cost <= left and each > best:
+                best, chosen = each, (name, wider, cost)
+        if chosen is None:
+            return bits
+        bits[chosen[0]], left = chosen[1], left - chosen[2]
+
+
+@wrong("ex_5_9", "whole numbers of Python")
+def widths_as_floats(weights, loss, budget):
+    return {name: float(bits) for name, bits in greedy_over_all_wider(weights, loss, budget).items()}
+
+
+@wrong("ex_5_9", "changed `loss`")
+def possible_widths_are_deleted(weights, loss, budget):
+    answer = greedy_over_all_wider(weights, loss, budget)
+    for name, bits in answer.items():
+        for other in [b for b in loss[name] if b < bits]:
+            del loss[name][other]
+    return answer
+
+
+@wrong("ex_5_9", "although the fewest bits take")
+def one_byte_must_be_left(weights, loss, budget):
+    if sum(weights[n] * min(loss[n]) for n in weights) // 8 >= budget:
+        raise ValueError("too small a budget")
+    return greedy_over_all_wider(weights, loss, budget)
+
+
+@wrong("ex_5_9", "still fits into the budget")
+def never_spends_the_last_byte(weights, loss, budget):
+    fewest = sum(weights[n] * min(loss[n]) for n in weights) // 8
+    return greedy_over_all_wider(weights, loss, max(budget - 1, fewest) if budget >= fewest else budget)
+
+
 @wrong("ex_5_9", "must raise a ValueError")
 def impossible_budget_accepted(weights, loss, budget):
     return spend_any(weights, loss, budget, check=False)
@@ -577,12 +626,12 @@ def pays_for_the_whole_width(weights, loss, budget):
     return spend_any(weights, loss, budget, price=lambda count, now, wider: count * wider // 8)
 
 
-@wrong("ex_5_9", "Divide by its bytes")
+@wrong("ex_5_9", "Divide by its bytes", like="benefit_not_per_byte")
 def benefit_of_any_wider_width(weights, loss, budget):
     return spend_any(weights, loss, budget, lambda gain, cost, now: gain)
 
 
-@wrong("ex_5_9", "the order is reversed")
+@wrong("ex_5_9", "the order is reversed", like="worst_step_first")
 def bytes_for_a_benefit(weights, loss, budget):
     return spend_any(weights, loss, budget, lambda gain, cost, now: cost / gain)
 
@@ -597,7 +646,7 @@ def first_key_is_the_smallest(weights, loss, budget):
     return spend_any(weights, loss, budget, start=lambda widths: next(iter(widths)))
 
 
-@wrong("ex_5_9", "added for the wrong layers")
+@wrong("ex_5_9", "added for the wrong layers", like="sensitivities_by_position")
 def zipped_in_the_wrong_order(weights, loss, budget):
     return spend_any(weights, dict(zip(weights, loss.values(), strict=True)), budget)
 
