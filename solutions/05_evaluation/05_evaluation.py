@@ -4707,12 +4707,16 @@ print(f"of a share of right answers, 0.9019 of 408: {(f1_before * (1 - f1_before
 #
 # $$n' = n + 2, \qquad d' = \frac{n d}{n'}, \qquad q' = \frac{m + 1}{n'}, \qquad d' \pm 1.96 \sqrt{\frac{q' - d'^2}{n'}}$$
 #
-# $q'$ is the share of changed answers. A claim of "$c$ per cent lower" means the change $\delta = -\frac{c}{100} \cdot$ before. To tell it from 0, the half width must not exceed its size $|\delta|$. For this question, suppose that the claim is true. Then the mean of the contributions is $\delta$, and no longer the $d'$ that was observed; so their variance, the mean of the squares minus the square of the mean, is $q' - \delta^2$. That takes
+# $q'$ is the share of changed answers. A claim of "$c$ per cent lower" means the change $\delta = -\frac{c}{100} \cdot$ before.
 #
-# $$n_{\text{needed}} = \max\left(1,\ \left\lceil \frac{1.96^2\, (q' - \delta^2)}{\delta^2} \right\rceil\right)$$
+# How many answers does it take to tell the claim from 0? Suppose that the claim is true. Then the mean of the contributions is $\delta$, and no longer the $d'$ that was observed; so their variance, the mean of the squares minus the square of the mean, is $q' - \delta^2$, and the standard error of a new study's difference is $\sqrt{(q' - \delta^2) / n}$. The new difference scatters around $\delta$. If $\delta$ were 1.96 standard errors away from 0, every second study would find a difference nearer to 0, and an interval that holds 0: a *power* of 50 %. For 80 %, four studies of five, $\delta$ must be $1.96 + 0.84$ standard errors away, because 80 % of a normal distribution lie below 0.84. That takes
 #
-# answers, if they change at the same rate. (It is a plan for real answers, so it counts $n$; the two added ones of $n'$ are left out.) By hand, small numbers: before 0.8, after 0.7, $n = 98$, $m = 9$, claim 10 % lower. $n' = 100$, $d' = -0.098$, $q' = 0.1$, half width $1.96 \sqrt{(0.1 - 0.0096) / 100} = 0.059$: interval −0.157 to −0.039. The claim means $\delta = -0.08$: inside, so it can be right; 0 is outside, so "no loss" cannot.
-# Needed: $3.84 \cdot (0.1 - 0.0064) / 0.0064$, 57 answers.
+# $$n_{\text{needed}} = \max\left(1,\ \left\lceil \frac{(1.96 + 0.84)^2\, (q' - \delta^2)}{\delta^2} \right\rceil\right)$$
+#
+# answers, if they change at the same rate. (It is a plan for real answers, so it counts $n$; the two added ones of $n'$ are left out.)
+#
+# By hand, small numbers: 98 answers, 49 right before and 42 after, so $d = -7/98$; 8 became wrong and 1 right, $m = 9$; the claim is 10 % lower. $n' = 100$, $d' = -0.07$, $q' = 0.1$, half width $1.96 \sqrt{(0.1 - 0.0049) / 100} = 0.060$: interval −0.130 to −0.010. The claim means $\delta = -0.05$: inside, so it can be right; 0 is outside, so "no loss" cannot.
+# Needed: $7.84 \cdot (0.1 - 0.0025) / 0.0025 = 305.8$, 306 answers.
 
 
 # %%
@@ -4724,7 +4728,7 @@ class Judgement(NamedTuple):
     high: float
     no_loss_possible: bool  # 0 is inside of the interval (its bounds included)
     claim_possible: bool  # the claimed change is
-    needed: int  # answers that tell the claim from no change
+    needed: int  # answers that tell the claim from no change, in four studies of five
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_5_10", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -4746,11 +4750,12 @@ def judge_claim(before: float, after: float, percent_lower: float, n: int, chang
     Returns
     -------
     Judgement
+        Python's own floats, bools and an int.
 
     Example
     -------
-    >>> judge_claim(0.8, 0.7, 10.0, n=98, changed=9).needed
-    57
+    >>> judge_claim(49 / 98, 42 / 98, 10.0, n=98, changed=9).needed
+    306
     """
     ### BEGIN SOLUTION
     claimed = -percent_lower / 100 * before
@@ -4758,7 +4763,7 @@ def judge_claim(before: float, after: float, percent_lower: float, n: int, chang
     center, rate = (after - before) * n / total, (changed + 1) / total
     half = 1.96 * math.sqrt((rate - center**2) / total)
     low, high = center - half, center + half
-    needed = max(1, math.ceil(1.96**2 * (rate - claimed**2) / claimed**2))
+    needed = max(1, math.ceil((1.96 + 0.84) ** 2 * (rate - claimed**2) / claimed**2))
     return Judgement(claimed, low, high, low <= 0 <= high, low <= claimed <= high, needed)
     ### END SOLUTION
 
@@ -4787,7 +4792,7 @@ def check_ex_5_10() -> None:
         half, delta = 1.96 * (variance / (n + 2)) ** 0.5, before * percent / 100
         smallest = 1  # by search: double, then halve
         rate = variance + center**2
-        enough = lambda k: 1.96**2 * (rate - delta**2) <= delta**2 * k * (1 + 1e-12)  # noqa: E731
+        enough = lambda k: 2.8**2 * (rate - delta**2) <= delta**2 * k * (1 + 1e-12)  # noqa: E731
         while not enough(smallest):
             smallest *= 2
         low = smallest // 2
@@ -4807,6 +4812,13 @@ def check_ex_5_10() -> None:
         got = judge_claim(before, after, percent, n, changed)
         checks.given(got, "your judgement")
         assert isinstance(got, tuple) and len(got) == 6, "return a Judgement with its six fields."
+        for name, value, kind in zip(
+            ("claimed", "low", "high", "no_loss_possible", "claim_possible"),
+            got,
+            (float, float, float, bool, bool),
+            strict=False,
+        ):
+            assert type(value) is kind, f"{name} should be a {kind.__name__}, and is a {type(value).__name__}."
         right = expected(*table)
         checks.number(got[0], right["claimed"], f"{title}: claimed", mistakes={
             "that is percentage points. The claim is per cent of the score before: multiply by it.": -percent / 100,
@@ -4865,8 +4877,8 @@ def check_ex_5_10() -> None:
         assert bool(got[4]) == inside[1], (
             f"{title}: claim_possible should be {inside[1]}: is the claimed change inside of the interval?"
         )
-        assert math.isclose(float(got[5]), float(math.ceil(got[5]))), (
-            "`needed` should be a whole number: half a question cannot be asked."
+        assert type(got[5]) is int, (
+            f"`needed` should be a whole number (int), and is a {type(got[5]).__name__}: half a question cannot be asked."
         )
         assert got[5] >= 1, (
             f"{title}: `needed` is {got[5]}, and no number of answers is smaller than 1: take the maximum."
@@ -4875,23 +4887,57 @@ def check_ex_5_10() -> None:
             f"{title}: `needed` should be rounded up: {right['needed'] - 1} are not quite enough."
         )
         middle, rate, delta = d * n / (n + 2), (changed + 1) / (n + 2), right["claimed"]
-        count = lambda share, size: float(max(1, np.ceil(1.96**2 * (share - size**2) / delta**2)))  # noqa: E731
+        count = lambda share, size, z2=2.8**2, below=delta: float(  # noqa: E731
+            max(1, np.ceil(z2 * (share - size**2) / below**2)) if below else -1
+        )
         checks.number(got[5], right["needed"], f"{title}: needed", rtol=1e-9, mistakes={
+            "with 1.96 alone, every second study would miss a claim that is true (a power of 50 %): add the 0.84.": count(rate, delta, 1.96**2),
+            "1.96 and 0.84 are squared one by one: add them, then square the sum.": count(rate, delta, 1.96**2 + 0.84**2),
+            "the sum 1.96 + 0.84 is not squared.": count(rate, delta, 2.8),
+            "it takes 1.64 for 1.96: that is the number of a one-sided test, and the interval is two-sided.": count(rate, delta, (1.64 + 0.84) ** 2),
             "it subtracts the square of d'. The claim's own size δ belongs there: the question is how many answers tell the claim from 0.": count(rate, middle),
-            "it is the number for the measured difference d'; for the claim put δ in both places.": float(
-                max(1, np.ceil(1.96**2 * (rate - middle**2) / middle**2)) if middle else -1
-            ),
-            "it divides by the square of d'. The claim's own size δ belongs there.": float(
-                max(1, np.ceil(1.96**2 * (rate - delta**2) / middle**2)) if middle else -1
-            ),
+            "it is the number for the measured difference d'; for the claim put δ in both places.": count(rate, middle, below=middle),
+            "it divides by the square of d'. The claim's own size δ belongs there.": count(rate, delta, below=middle),
             "it takes the share m / n of changed answers instead of q'.": count(changed / n, delta),
             "the square of δ is not subtracted from q'.": count(rate, 0.0),
         })  # fmt: skip
 
+    def nudged(x: float) -> list[float]:
+        """`x` and its neighbours among the floats, the nearest first."""
+        return sorted((x + k * math.ulp(x) for k in range(-60, 61)), key=lambda y: abs(y - x))
+
+    def judge_bounds(before: float, after: float, n: int, changed: int, level: float, jump: int) -> int:
+        """A claim that lies exactly on a bound, and a bound that is exactly 0, as your function computes them."""
+        found = 0
+        for edge in (1, 2):
+            bound = judge_claim(before, after, 10.0, n, changed)[edge]
+            for percent in nudged(-100 * bound / before):
+                got = judge_claim(before, after, percent, n, changed)
+                if got[0] == got[edge]:
+                    found += 1
+                    assert got[4] is True, (
+                        f"judge_claim({before}, {after:.6g}, {percent:.6g}, {n}, {changed}): the claimed change is exactly a bound of your interval, and claim_possible should be True: bounds are included (<=)."
+                    )
+                    break
+        for sign, edge in (
+            (1, 1),
+            (-1, 2),
+        ):  # 49 t more (or fewer) right ones of 2,401 - 2, and 625 t² + (t² - 1) changed
+            start = level + sign * 49 * jump / 2399
+            for score in nudged(start):
+                got = judge_claim(level, score, 1.0, 2399, 626 * jump**2 - 1)
+                if got[edge] == 0:
+                    found += 1
+                    assert got[3] is True, (
+                        f"judge_claim({level}, {score:.6g}, 1.0, 2399, {626 * jump**2 - 1}): a bound of your interval is exactly 0, and no_loss_possible should be True: bounds are included (<=)."
+                    )
+                    break
+        return found
+
     with checks.check(
         "5.10", "paired, with the right n, in per cent of the score: and the table cannot decide what it claims"
     ):
-        judge("the example", 0.8, 0.7, 10.0, 98, 9)
+        judge("the example", 49 / 98, 42 / 98, 10.0, 98, 9)
         judge("the tutorial, if 8 answers changed", 0.9019, 0.902, 0.6, 408, 8)
         judge("the tutorial, if 40 answers changed", 0.9019, 0.902, 0.6, 408, 40)
         judge("nothing changed", 0.9, 0.9, 1.0, 200, 0)
@@ -4899,6 +4945,7 @@ def check_ex_5_10() -> None:
         judge("a score that rose", 0.5, 0.55, 4.0, 1000, 120)
         judge("a claim that is too small", 0.9, 0.7, 1.0, 500, 120)
         judge("a claim that is easy to see", 0.9, 0.9, 50.0, 200, 0)
+        judge_bounds(0.5, 42 / 98, 98, 9, 0.25, 1)
     ### BEGIN HIDDEN TESTS
     for table in [
         (0.31, 0.29, 7.0, 5000, 400),
@@ -4916,7 +4963,10 @@ def check_ex_5_10() -> None:
         )
         assert bool(got[3]) == (right["low"] <= 0 <= right["high"]), "a wrong verdict on no loss."
         assert bool(got[4]) == (right["low"] <= right["claimed"] <= right["high"]), "a wrong verdict on the claim."
-        assert int(got[5]) == right["needed"] and float(got[5]) == int(got[5]), "a wrong number of answers."
+        assert type(got[5]) is int and got[5] == right["needed"], "a wrong number of answers."
+        assert [type(x) for x in got[:5]] == [float] * 3 + [bool] * 2, "wrong types."
+    judge_bounds(0.75, 0.5, 40, 14, 0.5, 1)
+    judge_bounds(0.9, 0.85, 200, 12, 0.125, 1)
     rng = np.random.default_rng(510)
     caught = 0
     for _ in range(400):  # the truth: 6 % of the answers become wrong, 3 % become right
@@ -4941,12 +4991,12 @@ check_ex_5_10()
 #
 # <details><summary>Hint 2: the key step</summary>
 #
-# `claimed` is negative, and its square is not: `needed` uses `claimed**2` twice. `math.ceil` returns a whole number.
+# `claimed` is negative, and its square is not: `needed` uses `claimed**2` twice, and the square of 1.96 + 0.84. `math.ceil` returns a whole number.
 # </details>
 #
 # <details><summary>Hint 3: nearly the code</summary>
 #
-# `rate = (changed + 1) / (n + 2)`; `half = 1.96 * math.sqrt((rate - center**2) / (n + 2))`; `needed = max(1, math.ceil(1.96**2 * (rate - …) / …))`; a number is inside if `low <= it <= high`.
+# `rate = (changed + 1) / (n + 2)`; `half = 1.96 * math.sqrt((rate - center**2) / (n + 2))`; `needed = max(1, math.ceil((1.96 + 0.84)**2 * (rate - …) / …))`; a number is inside if `low <= it <= high`.
 # </details>
 
 # %% [markdown]
@@ -4970,8 +5020,33 @@ tables.show(
 )
 
 # %% [markdown]
+# Does the last column keep its promise? Suppose that the claim is true, and simulate studies: answers change at the rate of the row, and the losses exceed the gains by 0.6 % of the score. How many studies have an interval that leaves out 0?
+
+# %%
+dice = np.random.default_rng(58)
+rows = []
+for changed in (2, 8, 40):
+    plan = judge_claim(f1_before, f1_after, 0.6, pairs, changed)
+    rate = (changed + 1) / (pairs + 2)
+    shares = [(rate - plan.claimed) / 2, (rate + plan.claimed) / 2, 1 - rate]  # lost, gained, the same
+    row = {"answers changed": changed}
+    for what, answers_asked in (("half of `needed`", plan.needed // 2), ("`needed`", plan.needed)):
+        studies = dice.multinomial(answers_asked, shares, size=1000)
+        shown = sum(
+            judge_claim(
+                f1_before, f1_before + (gained - lost) / answers_asked, 0.6, answers_asked, int(lost + gained)
+            ).high
+            < 0
+            for lost, gained, _ in studies.tolist()
+        )
+        row[f"{what}: answers"] = f"{answers_asked:,}"
+        row[f"{what}: studies that leave out 0"] = f"{shown / 1000:.0%}"
+    rows.append(row)
+tables.show(rows)
+
+# %% [markdown]
 # *Look back.* As a report on *these* 408 pairs, the sentence contradicts the table, and the table is the one that can be right. As a statement about the *method*, hardly anything can be concluded: 0 is inside in every row, and as soon as a few answers have changed, a loss of 0.6 % is inside as well. Both claims can then be right, and the table supports neither against the other. The last
-# column is what an honest author would have had to collect. Three numbers would have made the table useful: how many answers changed, in which direction, and the interval.
+# column of the first table is what an honest author would have had to collect, to see a loss of 0.6 % in four studies of five; with about half as many it is a throw of a coin. Three numbers would have made the table useful: how many answers changed, in which direction, and the interval.
 #
 # ## 11. Where you stand
 

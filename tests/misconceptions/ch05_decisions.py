@@ -733,7 +733,7 @@ def judged(before, after, percent, n, changed, *, half=None, claimed=None, neede
     half = 1.96 * math.sqrt((rate - middle**2) / total) if half is None else half
     claimed = -percent / 100 * before if claimed is None else claimed
     low, high = middle - half, middle + half
-    count = max(1, math.ceil(1.96**2 * (rate - claimed**2) / claimed**2)) if needed is None else needed(rate, claimed)
+    count = max(1, math.ceil(2.8**2 * (rate - claimed**2) / claimed**2)) if needed is None else needed(rate, claimed)
     return Row(claimed, low, high, low <= 0 <= high, low <= claimed <= high, count)
 
 
@@ -797,8 +797,56 @@ def lower_is_positive(before, after, percent_lower, n, changed):
 
 @wrong("ex_5_10", "rounded up")
 def rounded_down(before, after, percent_lower, n, changed):
-    count = lambda rate, claimed: max(1, math.floor(1.96**2 * (rate - claimed**2) / claimed**2))  # noqa: E731
+    count = lambda rate, claimed: max(1, math.floor(2.8**2 * (rate - claimed**2) / claimed**2))  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
+
+
+def with_needed(number):
+    """`judged` with another number of answers, from q' and the claimed change."""
+    return lambda *table: judged(*table, needed=lambda rate, claimed: max(1, math.ceil(number(rate, claimed))))
+
+
+@wrong("ex_5_10", "a power of 50 %")
+def power_of_one_half(*table):
+    return with_needed(lambda rate, claimed: 1.96**2 * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "squared one by one")
+def squares_added(*table):
+    return with_needed(lambda rate, claimed: (1.96**2 + 0.84**2) * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "is not squared")
+def sum_not_squared(*table):
+    return with_needed(lambda rate, claimed: 2.8 * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "one-sided test")
+def one_sided_plan(*table):
+    return with_needed(lambda rate, claimed: (1.64 + 0.84) ** 2 * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "the square of δ is not subtracted")
+def square_not_subtracted(*table):
+    return with_needed(lambda rate, claimed: 2.8**2 * rate / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "and is a float")
+def half_a_question(*table):
+    answer = judged(*table)
+    return answer._replace(needed=float(answer.needed))
+
+
+@wrong("ex_5_10", "exactly a bound of your interval")
+def strictly_inside_for_the_claim(*table):
+    answer = judged(*table)
+    return answer._replace(claim_possible=answer.low < answer.claimed < answer.high)
+
+
+@wrong("ex_5_10", "exactly 0, and no_loss_possible")
+def strictly_inside_for_no_loss(*table):
+    answer = judged(*table)
+    return answer._replace(no_loss_possible=answer.low < 0 < answer.high)
 
 
 @wrong("ex_5_10", "no_loss_possible should be")
@@ -821,13 +869,13 @@ def by_cells(before, after, percent_lower, n, changed):
     error = math.sqrt((won + lost) - (won - lost) ** 2 / total) / total
     low, high = center - 1.96 * error, center + 1.96 * error
     delta = before * percent_lower / -100
-    needed = max(1, int(-(-(1.96**2) * ((won + lost) / total / delta**2 - 1) // 1)))
+    needed = max(1, int(-(-((1.96 + 0.84) ** 2) * ((won + lost) / total / delta**2 - 1) // 1)))
     return Row(delta, low, high, not (low > 0 or high < 0), not (low > delta or high < delta), needed)
 
 
 @wrong("ex_5_10", "no number of answers is smaller than 1")
 def less_than_one_answer(before, after, percent_lower, n, changed):
-    count = lambda rate, claimed: math.ceil(1.96**2 * (rate - claimed**2) / claimed**2)  # noqa: E731
+    count = lambda rate, claimed: math.ceil(2.8**2 * (rate - claimed**2) / claimed**2)  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
 
 
@@ -857,5 +905,5 @@ def changed_without_the_half_answers(before, after, percent_lower, n, changed):
 @wrong("ex_5_10", "subtracts the square of d'")
 def needed_with_the_measured_difference(before, after, percent_lower, n, changed):
     middle = (after - before) * n / (n + 2)
-    count = lambda rate, claimed: max(1, math.ceil(1.96**2 * (rate - middle**2) / claimed**2))  # noqa: E731
+    count = lambda rate, claimed: max(1, math.ceil(2.8**2 * (rate - middle**2) / claimed**2))  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
