@@ -149,6 +149,18 @@ def test_each_exercise_is_complete(unit):
 
 
 @pytest.mark.parametrize("unit", UNITS)
+def test_a_check_depends_on_nothing_that_a_learner_can_reach(unit):
+    """It is isolated from the notebook, and its hidden tests do without the friendly functions."""
+    for cell in solution(unit).cells:
+        if not cell.metadata.get("nbgrader", {}).get("grade"):
+            continue
+        function = re.search(r"^@checks\.isolated\ndef (check_ex_\w+)\(\) -> None:", cell.source, re.MULTILINE)
+        assert function and cell.source.rstrip().endswith(f"\n{function[1]}()"), f"{cell.id} is not isolated"
+        for hidden in re.findall(r"### BEGIN HIDDEN TESTS\n(.*?)### END", cell.source, re.DOTALL):
+            assert not re.search(r"checks\.(check|close|tensor|number|given|raises)\b", hidden), cell.id
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_checks_leave_the_notebook_alone(unit):
     """A check defines one function, so that none of its variables can change what a later cell does."""
     for cell in solution(unit).cells:
