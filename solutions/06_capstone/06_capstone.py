@@ -7,8 +7,9 @@
 # |---|---|
 # | **You will** | diagnose a model with probes of your own; build an encoder-decoder that PyTorch can quantize from end to end, and prove that it computes what `nn.Transformer` computes; let it read dates in thirteen written forms, in float and in int8; compete against a frontier of reference entries under a byte budget; write the report card that a team can act on |
 # | **You need** | unit 04 (quantizable attention and blocks, artefacts) and unit 05 (paired intervals, frontier, latency); from unit 02, section 9: the error clinic |
-# | **Time** | about 4 hours, in two sittings: sections 1 to 3; 4 to 6 |
+# | **Time** | about 6 hours, in three sittings: section 1; sections 2 and 3; sections 4 to 6 |
 # | **Graded** | 5 exercises, 13 points |
+# | **Start here when you come back** | run the next cell; then each of the sections 1 to 6 runs from its first cell on, without the others |
 #
 # *Robin Hood has won a great clock from a travelling tinker, who swore that it tells the hour, the tides and the feast days. Back in the forest it ticks and tells nothing. Little John reaches for his staff. "Wait,"
 # says Robin. "Before anyone mends it: what does it do, exactly, and what does it only seem to do?" And he asks for a lamp.*
@@ -37,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import (
+    budget,
     certificate,
     challenge,
     checks,
@@ -60,7 +62,11 @@ from helpers.models import causal_mask, sinusoidal_positions
 from helpers.seq2seq import Seq2Seq
 
 known_warnings.hide()
+warnings.filterwarnings(
+    "ignore", message="enable_nested_tensor is True"
+)  # about speed, at every birth of nn.Transformer
 engine = int8.choose_engine()
+float_reader = load_date_reader()  # the trained model of sections 3 to 5
 my_numbers: dict[str, str] = {}  # what you may want to remember, for the last cell of the course
 
 # %% [markdown]
@@ -88,7 +94,6 @@ class StubbedTransformer(nn.Module):
         return self.leave(self.head(self.body(self.enter(source), self.enter(target))))
 
 
-warnings.filterwarnings("ignore", message="enable_nested_tensor is True")  # about speed, at every birth of such a model
 torch.manual_seed(61)
 printed = StubbedTransformer(input_size=45, output_size=45, hidden_size=32, num_layers=1).eval()
 
@@ -176,7 +181,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
 
 # %% [markdown]
 # ### Exercise 6.1: six probes
-# *Difficulty 3 of 5 · 30 minutes · 2 points*
+# *Difficulty 3 of 5 · 50 minutes · 2 points*
 #
 # Write six short functions, two to six lines each. The first three ask a model what its output depends on. `source` and `target` are random vectors, (batch, time, width), for *every* model, and the output is (batch, time, output_size).
 #
@@ -191,7 +196,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
 #
 # By hand, for `sees_the_future`: if a model's output at each position is the mean of all target vectors up to and including it, then for the targets (2, 4, 6) it answers (2, 3, 4). Replace 6 by 0: (2, 3, 2). Only the last output has moved, as it may. The mean over *all* targets gives (4, 4, 4), then (2, 2, 2): it sees the future.
 #
-# One warning about *how* to change a vector. Many models begin with a LayerNorm, and a LayerNorm subtracts the mean and divides by the spread. To add 1 to all numbers of a vector, or to double them, is to change nothing. Put another vector in its place.
+# One warning about *how* to change a vector, in every probe. Many models begin with a LayerNorm, and a LayerNorm subtracts the mean and divides by the spread. To add 1 to all numbers of a vector, or to double them, is to change nothing. Put another vector in its place.
 #
 # Each probe gets other models than the book's, too: with the layout right or wrong, with and without masks and positions, ours, and a single Linear layer. None may be changed.
 
@@ -745,6 +750,8 @@ check_ex_6_1()
 # ### In which order?
 #
 # Now let your probes speak. Below, the same model is cured step by step: first its layout (`batch_first=True`), then a causal mask, then positions. (Until your probes are written, the table says so.)
+#
+# *Predict:* the first row asks three things of a model that takes time first. Which of its three answers will mislead?
 
 
 # %%
@@ -838,9 +845,9 @@ plots.show(
 
 # %%
 padded = torch.cat([source, torch.zeros(3, 4, 32)], dim=1)  # four positions of padding behind each source
-plain, filled = (outputs(steps["+ positions"], text, target) for text in (source, padded))
+unpadded, filled = (outputs(steps["+ positions"], text, target) for text in (source, padded))
 print(
-    f"Four empty positions move the output by up to {(filled - plain).abs().max() / plain.abs().max():.0%} of its largest number."
+    f"Four empty positions move the output by up to {(filled - unpadded).abs().max() / unpadded.abs().max():.0%} of its largest number."
 )
 
 # %% [markdown]
@@ -870,7 +877,7 @@ print("What quantize_dynamic leaves in float: ", end="")
 errors.show_result(lambda: ", ".join(name.removeprefix("body.") for name in left_in_float(printed)))
 
 # %% [markdown]
-# - **As printed**, only the dynamic road is open, and on it all attention stays in float.
+# - **As printed**, of the three roads only the dynamic one is open, and on it all matrices of the attention stay in float.
 # - **With the batch first**, the fast path of eval mode (exercise 2.10.4) closes both roads: it asks an int8 layer for the device of its weight, and the attention that `prepare` has put in for a parameter which it does not have.
 # - **With mask and positions**, `nn.Transformer` notices that the mask is causal and says so in a second argument; PyTorch's quantizable attention takes a mask or that hint, not both.
 #
@@ -878,11 +885,11 @@ errors.show_result(lambda: ", ".join(name.removeprefix("body.") for name in left
 #
 # ### One stub, one scale
 #
-# One fault is left that no probe above can see, because it shows only in numbers. The class sends source and target through *the same* stub. A stub becomes one scale and one zero point. If the source is loud and the target quiet, the target pays:
+# One fault is left that no probe above can see, because it shows only in numbers. The class sends source and target through *the same* stub. A stub becomes one scale and one zero point. If the source is loud and the target quiet, the target pays. *Predict:* below, the source is 80 times as loud as the target. How large is the target's error through the one stub?
 
 
 # %%
-def lost(stub: nn.Module, x: Tensor) -> str:
+def share_lost(stub: nn.Module, x: Tensor) -> str:
     """Relative error of a tensor that goes through a converted stub."""
     return f"{((stub(x).dequantize() - x).norm() / x.norm()).item():.1%}"
 
@@ -891,11 +898,11 @@ loud, quiet = 8 * source, 0.1 * target
 shared = converted(printed, loud, quiet).enter
 tables.show(
     [
-        {"through": "one stub for both", "source": lost(shared, loud), "target": lost(shared, quiet)},
+        {"through": "one stub for both", "source": share_lost(shared, loud), "target": share_lost(shared, quiet)},
         {
             "through": "a stub for each",
-            "source": lost(converted(printed, loud, loud).enter, loud),
-            "target": lost(converted(printed, quiet, quiet).enter, quiet),
+            "source": share_lost(converted(printed, loud, loud).enter, loud),
+            "target": share_lost(converted(printed, quiet, quiet).enter, quiet),
         },
     ]
 )
@@ -922,7 +929,7 @@ tables.show(
 #
 # Read the second column once more. What says "first call", you will repair. What says "never", you will ship, unless you ask.
 #
-# Nearly all cures lead to the same place: an encoder-decoder from our own attention. We build it now.
+# Most cures in the third column lead to the same place: an encoder-decoder from our own attention. We build it now.
 
 
 # %% [markdown]
@@ -970,11 +977,11 @@ plots.show(
 
 # %%
 torch.manual_seed(0)
-small = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+their_attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
 tokens = torch.randn(1, 4, 8)
 with torch.no_grad():
-    _, theirs = small(tokens, tokens, tokens, attn_mask=causal_mask(4))
-    _, turned = small(tokens, tokens, tokens, attn_mask=~causal_mask(4))
+    _, theirs = their_attention(tokens, tokens, tokens, attn_mask=causal_mask(4))
+    _, turned = their_attention(tokens, tokens, tokens, attn_mask=~causal_mask(4))
 print("nn.MultiheadAttention given causal_mask(4), first query: ", [round(p, 2) for p in theirs[0, 0].tolist()])
 print("nn.MultiheadAttention given ~causal_mask(4), first query:", [round(p, 2) for p in turned[0, 0].tolist()])
 print("last query of the first one:", theirs[0, -1].tolist())
@@ -991,15 +998,15 @@ print("ours:  ", ", ".join(name for name in seq2seq.our_names(layer.state_dict()
 
 # %% [markdown]
 # ### Exercise 6.2: a decoder block
-# *Difficulty 4 of 5 · 30 minutes · 3 points*
+# *Difficulty 4 of 5 · 50 minutes · 3 points*
 #
-# Write two classes. `MemoryAttention` is attention from `x` to `memory`, by the formula above. It inherits from `quantizable.QuantizableAttention`, the solution of exercise 4.4, which has everything you need: the Linear layers `q`, `k`, `v`, `out`; `split` and `merge` for the heads; `scores` and `mix`, a `FloatFunctional` for each product; `dequant` and `quant` around the float part (scaling, mask, softmax). Only its `forward` must become one of two tensors.
+# Write two classes. `MemoryAttention` is attention from `x` to `memory`, by the formula above. It inherits from `quantizable.QuantizableAttention`, the solution of [exercise 4.4](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_4_check), which has everything you need: the Linear layers `q`, `k`, `v`, `out`; `split` and `merge` for the heads; `scores` and `mix`, a `FloatFunctional` for each product; `dequant` and `quant` around the float part (scaling, mask, softmax). Only its `forward` must become one of two tensors.
 #
 # `DecoderLayer` is the block, on a float residual stream $x$, with the memory $m$ as it comes:
 #
 # $$a = x + \mathrm{attention}(n_1, n_1)\ \text{ with } n_1 = \mathrm{norm}_1(x), \qquad c = a + \mathrm{cross}(\mathrm{norm}_2(a),\, m), \qquad y = c + \mathrm{ffn}(\mathrm{norm}_3(c))$$
 #
-# The first attention gets `mask`, the second `memory_mask`; each is a `MemoryAttention` of its own. Both, and the feed-forward network (`quantizable.QuantizableFeedForward`), take and give quantized tensors once the block is converted; LayerNorms and additions are float. So each of the three parts needs a `QuantStub` behind its norm and a `DeQuantStub` before its addition, as in unit 04, section 7. (That the LayerNorms have no qconfig is left to whoever prepares the model: here the check, later `seq2seq.prepare`. In a recipe of your own, set `norm.qconfig = None` as in unit 04.) `memory` arrives *already quantized*: it is the same for all blocks and all steps, and is rounded once, by whoever made it.
+# The first attention gets `mask`, the second `memory_mask`; each is a `MemoryAttention` of its own. Both, and the feed-forward network (`quantizable.QuantizableFeedForward(d_model, d_ff)`), take and give quantized tensors once the block is converted; LayerNorms and additions are float. So each of the three parts needs a `QuantStub` behind its norm and a `DeQuantStub` before its addition, as in unit 04, section 7. (That the LayerNorms have no qconfig is left to whoever prepares the model: here the check, later `seq2seq.prepare`. In a recipe of your own, set `norm.qconfig = None` as in unit 04.) `memory` arrives *already quantized*: it is the same for all blocks and all steps, and is rounded once, by whoever made it.
 #
 # By hand, if the first attention always says 0.5, the second 2, the network −1, and $x = 1$: $a = 1.5$, $c = 3.5$, $y = 2.5$.
 
@@ -1492,7 +1499,7 @@ check_ex_6_2()
 # </details>
 
 # %% [markdown]
-# What did it buy? Compare with the book's class: there the decoder saw the answer that it was to predict. Here both masks hold, in float and in int8, and padding can hold anything without changing a single output. It cost crossings: a call of the block quantizes six times and dequantizes six times, as the check has counted, and two of these pairs are there for the attention to the memory (behind its norm, and around its softmax). The check's seventh quantizer is the memory's own: it works once for all blocks.
+# What did it buy? Compare with the book's class: there the decoder saw the answer that it was to predict. Here both masks hold, in float and in int8, and padding can hold anything without changing a single output. It cost crossings: outside of its kernels, a call of the block quantizes six times and dequantizes six times, as the check has counted, and two of these pairs are there for the attention to the memory (behind its norm, and around its softmax). The check's seventh quantizer is the memory's own: it works once for all blocks. (What happens inside a kernel is not counted. The four products of activations take codes and give codes, but PyTorch multiplies floats in between: [unit 05 has looked inside](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle).)
 
 # %% [markdown]
 # ## 3. Repair: the whole model
@@ -1503,8 +1510,10 @@ check_ex_6_2()
 shown_day = datetime.date(1976, 7, 8)
 print(f"{shown_day} is in the split: {dates.split_of(shown_day)}")
 tables.show([{"form": form, f"how it writes {shown_day}": write(shown_day)} for form, write in dates.FORMS.items()])
-_, answers, texts = dates.pairs("held_out", 6, seed=3)
-tables.show([{"source": text, "target": dates.decode(row)} for text, row in zip(texts, answers, strict=True)])
+_, shown_answers, shown_texts = dates.pairs("held_out", 6, seed=3)
+tables.show(
+    [{"source": text, "target": dates.decode(row)} for text, row in zip(shown_texts, shown_answers, strict=True)]
+)
 
 # %% [markdown]
 # This is more than copying. The day and the month change places between 8.7.1976 and 7/8/1976; a year of two digits needs its century; "day 190 of 1976" needs a calendar that knows leap years. And nearly every text has *one right answer*, so quality is simple to state: **exact match**, the share of texts whose answer is right in every character. (Nearly: "jan" without its a and "jun" without its u are both "jn".) We ask for 97 % in float, or more; below that, there would be little to lose.
@@ -1567,7 +1576,7 @@ errors.show_error(lambda: tq.convert(ids_stub)(some_ids))
 # Nothing is heard of it until the model is converted. And if codes could be made of them, these would point to other rows of the table: an id is a name, and a name cannot be rounded.
 #
 # ### Exercise 6.3: the repaired model
-# *Difficulty 4 of 5 · 40 minutes · 3 points*
+# *Difficulty 4 of 5 · 50 minutes · 3 points*
 #
 # Write the class `DateReader` by the table above, and the function `greedy`, which writes an answer. The blocks come from the helpers and are built like your solution of 6.2: `seq2seq.EncoderBlock(config)`, called with `(x, mask)`, and `seq2seq.DecoderBlock(config)`, called with `(x, memory, mask, memory_mask)`.
 #
@@ -2088,10 +2097,13 @@ check_ex_6_3()
 # %% [markdown]
 # ### Before and after
 #
-# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts. (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date. (Four models write 2,000 answers each, letter by letter: on a busy machine this takes a while.)
+# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts.
+#
+# In this unit, from here to the last page, a **change** is the exact match of the candidate minus that of float, so *below 0 something was lost*, as in unit 05 (5.2, 5.10). Its 95 % interval is always that of [exercise 5.10](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_10_check), for two models that answered the same questions. A margin is kept if the *whole* interval lies above it: above −0.5 points, or above −1.
+#
+# (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date. (Four models write 2,000 answers each, letter by letter: on a busy machine this takes a while.)
 
 # %%
-float_reader = load_date_reader()
 calibration = [
     (sources, targets)
     for sources, targets in zip(*(ids.split(128) for ids in dates.pairs("training", 512, seed=61)[:2]), strict=True)
@@ -2110,37 +2122,45 @@ read_right = {name: seq2seq.exact_matches(model, held_out_sources, held_out_targ
 
 
 # %%
+def change_of(before: Tensor, after: Tensor) -> tuple[int, int, intervals.Interval]:
+    """Broken and repaired answers, and the change of exact match with its interval (a loss is below 0)."""
+    broken, repaired = int((before & ~after).sum()), int((~before & after).sum())
+    loss = intervals.paired_loss(broken, repaired, len(before))  # float minus candidate: the other sign
+    return broken, repaired, intervals.Interval(0 - loss.estimate, -loss.high, -loss.low)
+
+
 def in_points(interval: intervals.Interval) -> str:
     """An interval of shares, in percentage points."""
     return f"{100 * interval.estimate:+.2f} ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
 
 
-rows = []
-for name, right in read_right.items():
+def margin_kept(change: intervals.Interval, margin: float) -> str:
+    """Whether the whole interval lies above the margin, or below it, or neither."""
+    return "yes" if change.low > -margin else "no" if change.high < -margin else "not known"
+
+
+def comparison(name: str) -> dict[str, str]:
+    """One row of the table: the model alone, and beside float."""
+    right = read_right[name]
     of_all = intervals.wilson(int(right.sum()), len(right))
     row = {
         "model": name,
         "exact match, 95 % interval": f"{of_all.estimate:.2%} ({of_all.low:.2%} to {of_all.high:.2%})",
-        "KB on disk": f"{metrics.file_bytes(readers[name]) / 1000:.0f}",
-        "broken, repaired": "", "McNemar's p": "", "loss in points, 95 % interval": "",
-        "loss at most": "", "margin": "", "verdict": "the reference",
-    }  # fmt: skip
-    if name in margins:
-        before = read_right["float"]
-        broken, repaired = int((before & ~right).sum()), int((~before & right).sum())
-        loss = intervals.paired_bootstrap(1 - before.double(), 1 - right.double())
-        worst = intervals.wilson(broken, len(right)).high
-        bound = loss._replace(high=max(loss.high, worst))  # no flips at all would give an interval without width
-        row |= {
-            "broken, repaired": f"{broken}, {repaired}",
-            "McNemar's p": f"{intervals.mcnemar(broken, repaired):.2f}",
-            "loss in points, 95 % interval": in_points(loss),
-            "loss at most": f"{100 * bound.high:.2f}",
-            "margin": f"{100 * margins[name]:.1f}",
-            "verdict": intervals.verdict(bound, margins[name]),
-        }
-    rows.append(row)
-tables.show(rows)
+        "bytes, by torch.save": f"{metrics.file_bytes(readers[name]):,}",
+    }
+    if name not in margins:
+        return row | {"broken": "", "repaired": "", "change in points, 95 % interval": "", "margin": "", "kept?": ""}
+    broken, repaired, change = change_of(read_right["float"], right)
+    return row | {
+        "broken": str(broken),
+        "repaired": str(repaired),
+        "change in points, 95 % interval": in_points(change),
+        "margin": f"{-100 * margins[name]:.1f}",
+        "kept?": margin_kept(change, margins[name]),
+    }
+
+
+tables.show([comparison(name) for name in readers])
 print(f"{len(held_out_targets):,} held-out texts; engine {engine}")
 for name in ("dynamic int8", "static int8"):
     matrices = [part.weight() for part in readers[name].modules() if callable(getattr(part, "weight", None))]
@@ -2152,8 +2172,8 @@ for name in ("dynamic int8", "static int8"):
 # %% [markdown]
 # The aim of 97 % in float is reached, and the two int8 models stay within their margins: they write the same answers as float, or almost. That the static file is the larger one is no fault: only it makes codes of the embedding, too, but it keeps a scale and a zero point for every tensor inside, as entries of their own, and on most engines for each row of a matrix. Read two things with care.
 #
-# - *An interval without width is not certainty.* If no answer flips, every resample of the bootstrap is the same, and its interval is a single point. But 2,000 texts without a broken one do not prove that the next one will not break. So "loss at most" takes Wilson's upper end for the share of broken answers, where that is larger. This is the number that the verdict uses.
-# - *One date of calibration* breaks a few answers at most, though what no observer has seen is cut off. Its interval contains 0, so this table cannot tell the loss from luck: the test is easy for these models.
+# - *No broken answer is no proof.* 2,000 texts without a broken one do not prove that the next one will not break. The interval knows this: it has a width even where nothing has changed. (The bootstrap of unit 05 would give a single point there; section 5 shows it.)
+# - *One date of calibration* breaks a few answers at most, though what no observer has seen is cut off. If its interval contains 0, this table cannot tell the loss from luck: the test is easy for these models.
 #
 # Which texts does float itself get wrong?
 
@@ -2174,7 +2194,7 @@ jn = torch.tensor(["-jn-" in text or text.startswith("jn ") for text in held_out
 print(f"January or June: {int(jn.sum())} of {len(jn):,} texts; {int((jn & ~read_right['float']).sum())} of the faults")
 
 # %% [markdown]
-# "jn" without a weekday is January or June: no model can know; the best one can only guess. The other faults are days of the year, where the model must compute.
+# "jn" without a weekday is January or June, and nothing in the text says which: here even the best model guesses. The other faults are days of the year, where the model must compute.
 #
 # A harder test tells models apart better. Give each text with a word in it *two more* typos. Where do the models fail?
 
@@ -2183,21 +2203,21 @@ with_words = [form for form, write in dates.FORMS.items() if sum(c.isalpha() for
 hard_right: dict[str, list[Tensor]] = {name: [] for name in list(readers)[:3]}
 failing = []
 for form in with_words:
-    _, targets, texts = dates.pairs("held_out", 60, seed=63, forms=[form])
+    _, hard_targets, hard_texts = dates.pairs("held_out", 60, seed=63, forms=[form])
     draw = torch.Generator().manual_seed(64)
     for _ in range(2):
         kinds, spots = (torch.randint(high, (60,), generator=draw).tolist() for high in (3, 1000))
-        texts = [dates.mistyped(*typo) for typo in zip(texts, kinds, spots, strict=True)]
-    for name, answers in hard_right.items():
-        answers.append(seq2seq.exact_matches(readers[name], dates.encode(texts), targets))
+        hard_texts = [dates.mistyped(*typo) for typo in zip(hard_texts, kinds, spots, strict=True)]
+    for name, right in hard_right.items():
+        right.append(seq2seq.exact_matches(readers[name], dates.encode(hard_texts), hard_targets))
     missed = (~hard_right["float"][-1]).nonzero()[:3, 0].tolist()
     if form in ("mon day 'yy", "day n of year"):
-        failing += [(form, texts[i], dates.decode(targets[i])) for i in missed]
+        failing += [(form, hard_texts[i], dates.decode(hard_targets[i])) for i in missed]
 
 fig, ax = plots.figure(width=9, height=4.4)
 styles = [(plots.GREY, ""), (plots.ORANGE, "//"), (plots.BLUE, "..")]
-for offset, (name, answers), (colour, hatch) in zip((-0.27, 0, 0.27), hard_right.items(), styles, strict=True):
-    faults = [100 * (1 - right.double().mean().item()) for right in answers]
+for offset, (name, by_form), (colour, hatch) in zip((-0.27, 0, 0.27), hard_right.items(), styles, strict=True):
+    faults = [100 * (1 - right.double().mean().item()) for right in by_form]
     places = [i + offset for i in range(len(with_words))]
     ax.barh(places, faults, height=0.25, color=colour, hatch=hatch, edgecolor="white", label=name)
 ax.set_yticks(range(len(with_words)), with_words)
@@ -2210,11 +2230,12 @@ plots.show(
     alt="Groups of three horizontal bars, one group for each written form with words. Within a group the bars of float, dynamic and static int8 are about equally long; between the groups they differ: day n of year has by far the "
     "longest bars; all other forms have few faults, or none.",
 )
-hard = {name: torch.cat(answers) for name, answers in hard_right.items()}
+hard = {name: torch.cat(by_form) for name, by_form in hard_right.items()}
 for name in list(hard)[1:]:
-    broken, repaired = int((hard["float"] & ~hard[name]).sum()), int((hard[name] & ~hard["float"]).sum())
-    loss = intervals.paired_bootstrap(1 - hard["float"].double(), 1 - hard[name].double())
-    print(f"{name}: loss in points {in_points(loss)}; broken {broken}, repaired {repaired} of {len(hard[name])}")
+    count_broken, count_repaired, change = change_of(hard["float"], hard[name])
+    print(
+        f"{name}: change in points {in_points(change)}; broken {count_broken}, repaired {count_repaired} of {len(hard[name])}"
+    )
 
 # %% [markdown]
 # It is the *form* that decides, one above all, and hardly the precision: float fails on nearly the same texts, and only here and there an answer flips, in either direction. Here are the first faults of float in two forms:
@@ -2235,23 +2256,25 @@ tables.show(
 # Look at answers themselves, letter by letter. The last three texts are none that the model was trained for: the ISO date itself, a known form with a date that does not exist, and a name.
 
 # %%
-asked = [
+questions = [
     *("thursday, 8 july 1976", "8.7.1976", "7/8/1976", "day 190 of 1976", "the 8th of jluy 1976", "jul 8 '76"),
     *("1976-07-08", "31 february 1976", "robin hood"),
 ]
-written = {name: seq2seq.greedy(readers[name], dates.encode(asked)) for name in hard_right}
+their_answers = {name: seq2seq.greedy(readers[name], dates.encode(questions)) for name in hard_right}
 try:  # your own model and your own greedy, once they are written
     with torch.no_grad():
-        mine = DateReader(float_reader.config).eval()
-        mine.load_state_dict(float_reader.state_dict(), strict=False)
-        written["your DateReader, float"] = greedy(mine, dates.encode(asked))
-        written["your DateReader, static int8"] = greedy(seq2seq.static_int8(mine, calibration), dates.encode(asked))
+        my_reader = DateReader(float_reader.config).eval()
+        my_reader.load_state_dict(float_reader.state_dict(), strict=False)
+        their_answers["your DateReader, float"] = greedy(my_reader, dates.encode(questions))
+        their_answers["your DateReader, static int8"] = greedy(
+            seq2seq.static_int8(my_reader, calibration), dates.encode(questions)
+        )
 except NotImplementedError:
     print("Your own DateReader will stand here, too, when exercise 6.3 is solved.")
 tables.show(
     [
-        {"source": f"`{text}`"} | {name: f"`{dates.decode(ids[i])}`" for name, ids in written.items()}
-        for i, text in enumerate(asked)
+        {"source": f"`{text}`"} | {name: f"`{dates.decode(ids[i])}`" for name, ids in their_answers.items()}
+        for i, text in enumerate(questions)
     ]
 )
 
@@ -2311,7 +2334,7 @@ print(
 # %% [markdown]
 # Mostly, it does. The last figures of the year are read where they stand, the month from letters of its name, and the day from its figure. But in this head the two zeros look at END, where there is nothing of them to read, and the first "1" looks nowhere in particular: what a model looks at need not be what it needs. The int8 model looks at the same places, and only how much it looks moves a little: as in unit 04, section 5, though now between two texts.
 #
-# What did the repair cost, and what did it buy? The book's class had quantizers at its two ends, floats and crashes between, and no task. This one has masks, positions and one matching head; every matrix, the embedding included, is a table of int8 codes; in float it *is* `nn.Transformer`, number for number, and in int8 it reads dates as float does, within a margin that was stated before. The price is the list of crossings: LayerNorm, softmax, GELU and the residual stream are float, and unit 04 has shown why.
+# What did the repair cost, and what did it buy? The book's class had quantizers at its two ends, floats and crashes between, and no task. This one has masks, positions and one matching head; every matrix, the embedding included, is a table of 8-bit codes; in float it computes what `nn.Transformer` computes, up to rounding, and in int8 it reads dates as float does, within a margin that was stated before. The price is the list of crossings: LayerNorm, softmax, GELU and the residual stream are float, and unit 04 has shown why.
 #
 # The file is smaller, by the table above, but not to a quarter: under "Why is the file not a quarter?" unit 04 has opened such a file and shown what else is in it. So there is room, and the next section makes it a competition.
 
@@ -2324,13 +2347,13 @@ print(
 # A competition needs a rule that cannot be bent, and ours is one sentence: **what counts is what another process can rebuild from the file.** `challenge.submit_entry` takes a model or an artefact, writes its bytes, forgets the original, rebuilds a model from the bytes with the course's own classes, and lets *that* one read held-out dates. Therefore:
 #
 # - **Bytes** are the length of the file, everything included: codes, scales, biases, names, configuration, hash.
-# - **Quality** is exact match on held-out dates, those of section 3. *Points lost* are positive when float is better; their paired interval is that of [exercise 5.10](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_10_check), which has a width even where no answer has changed.
-# - **Budget**: the file has at most `challenge.BUDGET` bytes, a tenth of the float file. **Floor**: the *whole* 95 % interval of the loss lies below `challenge.MARGIN`. Luck is not enough.
+# - **Quality** is the change of exact match on held-out dates, with sign and interval of section 3.
+# - **Budget**: the file has at most `challenge.BUDGET` bytes, a tenth of the float file. **Floor**: at most `challenge.MARGIN`, 4 points, of exact match may be lost, and the *whole* 95 % interval of the change must say so: it lies above −4 points. Luck is not enough.
 #
 # PyTorch has no file for 3 bits, so there is one more form of entry. `challenge.pack(model, plan)` stores integer codes without gaps, as in exercise 4.2, for any width from 2 to 8 bits; a plan gives each matrix a `frontier.Scheme(bits, group, symmetric)`, as in unit 05 (section 5). Scales are float16, zero points one byte, and what the plan does not name stays float32.
 # The judge unpacks it into a *float* model, so such an entry saves bytes of the file. It saves no time. That is the same bargain as that of the artefact in exercise 4.10.
 #
-# By hand: a matrix of 64 × 64 weights at 2 bits, affine, one scale a row, has $4096 \cdot 2 / 8 = 1024$ bytes of codes, $64 \cdot 2$ of scales and $64 \cdot 1$ of zero points: 1216 bytes in place of 16,384. At 3 bits it has 1728.
+# By hand: a matrix of 64 × 64 weights at 2 bits, affine, one scale a row, has $4096 \cdot 2 / 8 = 1024$ bytes of codes, $64 \cdot 2$ of scales and $64 \cdot 1$ of zero points: 1216 bytes in place of 16,384. At 3 bits it has 1728. *Predict:* the date reader has 235,136 weights in its matrices. How many bits each fit into the budget?
 
 # %%
 print(
@@ -2341,23 +2364,27 @@ uniform = {
     "4 bits, a scale a row": frontier.Scheme(4),
     "3 bits, a scale a row": frontier.Scheme(3),
     "2 bits, a scale a row, affine": frontier.Scheme(2, "channel", symmetric=False),
+    "2 bits, one scale a matrix, affine": frontier.Scheme(2, None, symmetric=False),
 }
-calibration = [dates.pairs("training", 250, seed)[:2] for seed in (641, 642)]
-board = [
+plain_entries = [
     challenge.submit_entry(float_reader, "float"),
     challenge.submit_entry(int8.dynamic_int8(float_reader), "dynamic int8"),
-    challenge.submit_entry(seq2seq.static_int8(float_reader, calibration), "static int8"),
+    challenge.submit_entry(
+        seq2seq.static_int8(float_reader, [dates.pairs("training", 250, seed)[:2] for seed in (641, 642)]),
+        "static int8",
+    ),
 ]
 for title, scheme in uniform.items():
-    board.append(challenge.submit_entry(challenge.pack(float_reader, frontier.everywhere(float_reader, scheme)), title))
-tables.show([result.row() for result in board])
+    packed_file = challenge.pack(float_reader, frontier.everywhere(float_reader, scheme))
+    plain_entries.append(challenge.submit_entry(packed_file, title))
+tables.show([result.row() for result in plain_entries])
 never_planned = sum(p.numel() for p in float_reader.parameters()) - sum(
     w.numel() for w in frontier.matrices(float_reader).values()
 )
 print(f"biases and LayerNorms, float32 in every entry: {4 * never_planned:,} bytes")
 
 # %% [markdown]
-# No uniform width wins. Down to 4 bits hardly a date is lost, and the file is too large; at 2 bits it is small enough, and reads less than a third of the dates. (PyTorch's own two int8 files are larger than the packed one of 8 bits: each is an archive with a name for every tensor, and dynamic int8 keeps the embedding in float. Bits per character ask for the whole distribution of each next
+# No uniform width wins. Down to 4 bits hardly a date is lost, and the file is too large; at 2 bits it is small enough, and reads less than a third of the dates with a scale a row, and none with one scale a matrix. (PyTorch's own two int8 files are larger than the packed one of 8 bits: each is an archive with a name for every tensor, and dynamic int8 keeps the embedding in float. For the same reason the float file, here written by safetensors, has fewer bytes than that of `torch.save` in section 3. Bits per character ask for the whole distribution of each next
 # character: they tell 8 bits from 4 where exact match hardly can.)
 #
 # ### Which matrix pays for it?
@@ -2366,26 +2393,26 @@ print(f"biases and LayerNorms, float32 in every entry: {4 * never_planned:,} byt
 
 
 # %%
-asked, answers, _ = dates.pairs("validation", 64, seed=640)
+probe_source, probe_target, _ = dates.pairs("validation", 64, seed=640)
 with torch.no_grad():
-    wanted = float_reader(asked, seq2seq.shifted(answers)).log_softmax(-1)
+    float_log_p = float_reader(probe_source, seq2seq.shifted(probe_target)).log_softmax(-1)
 
 
 @torch.no_grad()
 def moved(model: nn.Module) -> float:
     """KL divergence of the model's predictions from those of the float reader, bits per character."""
-    found = model(asked, seq2seq.shifted(answers)).log_softmax(-1)
-    return ((wanted.exp() * (wanted - found)).sum(-1).mean() / torch.log(torch.tensor(2.0))).item()
+    found = model(probe_source, seq2seq.shifted(probe_target)).log_softmax(-1)
+    return ((float_log_p.exp() * (float_log_p - found)).sum(-1).mean() / math.log(2)).item()
 
 
 two_bits = uniform["2 bits, a scale a row, affine"]
 alone = {name: moved(frontier.rounded(float_reader, {name: two_bits})) for name in frontier.matrices(float_reader)}
 rest = sum(alone.values()) - alone["embedding"]
 print(f"embedding: {alone['embedding']:.2g} bits per character; the other {len(alone) - 1} together: {rest:.2g}")
-looks = {"e": ("encoder", plots.BLUE, ""), "d": ("decoder", plots.ORANGE, "//"), "": ("both ends", plots.RED, "xx")}
+bars = {"e": ("encoder", plots.BLUE, ""), "d": ("decoder", plots.ORANGE, "//"), "": ("both ends", plots.RED, "xx")}
 fig, ax = plots.figure(width=8, height=6.4)
 for row, name in enumerate(sorted(alone, key=alone.get)):
-    label, color, hatch = looks["" if name in ("embedding", "head") else name[0]]
+    label, color, hatch = bars["" if name in ("embedding", "head") else name[0]]
     ax.barh(row, max(alone[name], 1e-7), color=color, hatch=hatch, edgecolor="white", label=label)
 ax.set_yticks(range(len(alone)), sorted(alone, key=alone.get), fontsize=7)
 ax.set(xscale="log", xlabel="KL divergence from float, bits per character (logarithmic)")
@@ -2437,14 +2464,16 @@ def by_component(attention: int, ffn: int) -> dict[str, frontier.Scheme]:
     return {name: frontier.Scheme(b, "channel", symmetric=False) for name, b in bits.items()}
 
 
-three, two = (frontier.everywhere(float_reader, uniform[t]) for t in list(uniform)[2:])
+three_bit_plan, two_bit_plan = (frontier.everywhere(float_reader, uniform[t]) for t in list(uniform)[2:4])
 packed_entries = {
     "mixed: attention 3 bits, rest 2": challenge.pack(float_reader, by_component(attention=3, ffn=2)),
     "control: feed-forward 3 bits, rest 2": challenge.pack(float_reader, by_component(attention=2, ffn=3)),
-    "trained 30 steps, 3 bits": challenge.pack(trained_with_rounding(float_reader, three, 30), three),
-    "trained 30 steps, 2 bits, affine": challenge.pack(trained_with_rounding(float_reader, two, 30), two),
+    "trained 30 steps, 3 bits": challenge.pack(trained_with_rounding(float_reader, three_bit_plan, 30), three_bit_plan),
+    "trained 30 steps, 2 bits, affine": challenge.pack(
+        trained_with_rounding(float_reader, two_bit_plan, 30), two_bit_plan
+    ),
 }
-board += [challenge.submit_entry(entry, title) for title, entry in packed_entries.items()]
+board = plain_entries + [challenge.submit_entry(entry, title) for title, entry in packed_entries.items()]
 tables.show([result.row() for result in board[-4:]])
 
 # %% [markdown]
@@ -2456,7 +2485,7 @@ tables.show([result.row() for result in board[-4:]])
 
 # %%
 eight = int8.dynamic_int8(float_reader)
-small = challenge.pack(float_reader, two)
+two_bit_file = challenge.pack(float_reader, two_bit_plan)
 
 
 class Pretender(nn.Module):
@@ -2479,8 +2508,8 @@ def altered(change: object) -> nn.Module:
 
 
 def with_metadata(extra: dict[str, str]) -> bytes:
-    header = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])["__metadata__"]
-    return safetensors.torch.save(safetensors.torch.load(small), header | extra)
+    header = json.loads(two_bit_file[8 : 8 + int.from_bytes(two_bit_file[:8], "little")])["__metadata__"]
+    return safetensors.torch.save(safetensors.torch.load(two_bit_file), header | extra)
 
 
 def pickled(model: nn.Module) -> bytes:
@@ -2499,21 +2528,21 @@ cheats = {
     "a larger model": lambda: seq2seq.Seq2Seq(seq2seq.Seq2SeqConfig(**float_reader.config.to_dict() | {"n_layers": 3})),
     "a list of answers in the file's header": lambda: with_metadata({"answers": "1976-07-04 " * 500}),
     "the answers as one more tensor": lambda: safetensors.torch.save(
-        safetensors.torch.load(small) | {"answers": answers},
-        json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])["__metadata__"],
+        safetensors.torch.load(two_bit_file) | {"answers": probe_target},
+        json.loads(two_bit_file[8 : 8 + int.from_bytes(two_bit_file[:8], "little")])["__metadata__"],
     ),
     "one scale a weight: floats under another name": lambda: challenge.pack(
         float_reader, {"head": frontier.Scheme(2, 1)}
     ),
     "a pickled model, which is a program": lambda: pickled(float_reader),
-    "a flipped bit": lambda: small[:-9] + bytes([small[-9] ^ 1]) + small[-8:],
+    "a flipped bit": lambda: two_bit_file[:-9] + bytes([two_bit_file[-9] ^ 1]) + two_bit_file[-8:],
 }
 for title, entry in cheats.items():
     print(f"{title}\n    ", end="")
     errors.show_error(lambda entry=entry: challenge.submit_entry(entry()))
 
 # %% [markdown]
-# A model in memory can carry wrappers, hooks and methods of its own, so those are looked for, kind by kind. A *file* needs no such hunt: the judge knows what must be in it, writes it a second time from what it has understood, and refuses it if a byte differs. There is no place left for anything else.
+# A model in memory can carry wrappers, hooks and methods of its own, so those are looked for, kind by kind. A *file* needs no such hunt: the judge knows what must be in it, writes it a second time from what it has understood, and refuses it if a byte differs. Here is what that leaves: the weights themselves, and nothing that the judge did not ask for.
 #
 # Two things no judge of a file can see. The first: whether somebody *trained*, or chose, on the held-out dates. New pairs with another seed would not show it, for they are pairs of the same dates. Benchmarks live with the same weakness; the only real cure is data that did not exist when the model was made. (The check watches whether a model reads held-out dates while your function runs. That catches a mistake. It does not catch a plan.)
 # The second: the judge in *this* notebook is a function that the notebook can replace. So the grade comes from `python -m helpers.challenge FILE`, in a process of its own.
@@ -2521,12 +2550,13 @@ for title, entry in cheats.items():
 # ### Exercise 6.4: your entry
 # *Difficulty 4 of 5 · 40 minutes · 3 points*
 #
-# Write `my_entry`: from the float model it makes an artefact that meets budget *and* floor. Any mix of methods is welcome: widths, groups, symmetric or affine, one plan by hand or one that is searched for, training. `trained_with_rounding`, `moved`, `frontier.rounded`, `helpers.budget.greedy` (unit 05) are there to be used.
+# Write `my_entry`: from the float model it makes an artefact that meets budget *and* floor. Any mix of methods is welcome: widths, groups, symmetric or affine, one plan by hand or one that is searched for, training. `trained_with_rounding`, `moved`, `frontier.rounded` and `budget.greedy` (unit 05, exercise 5.9: it buys bits, and has nothing to do with the `greedy` that writes dates) are there to be used.
 #
-# - Learn from "training", choose on "validation": `exam = challenge.draw_exam(model, seed=1, count=500, split="validation")`, then `challenge.submit_entry(entry, exam=exam).loss`. Without `exam`, the judge asks held-out dates, so `my_entry` itself must not call it like that.
+# - Learn from "training", choose on "validation": `exam = challenge.draw_exam(model, seed=1, count=500, split="validation")`, then `challenge.submit_entry(entry, exam=exam).change`. Without `exam`, the judge asks held-out dates, so `my_entry` itself must not call it like that.
 # - Leave the model as it is, gradients included, and seed what is random. Be done in a minute (that one is a request: nobody stops the time).
 # - The check calls your function once, or twice if it draws random numbers, with a date reader whose hidden units stand in another order. It computes the same as `float_reader`; the file must be made of *it*.
 # - More than that earns *extra credit*. It is named in the result, and it is worth no points: a file below each size in `challenge.SMALLER` that still meets the floor; a loss that is certainly below `challenge.CLOSER`.
+# - **The second prize** is the last of these sizes: *below 80,000 bytes*, floor included. A plan alone hardly gets there: in the first table, 2 bits with a scale a row have more bytes than that already, and with one scale a matrix no date is read. What else can go, and what must then be learned again?
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_6_4", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2744,11 +2774,11 @@ check_ex_6_4()
 # %% [markdown]
 # ### The leaderboard
 #
-# Your entry among the others (run the check first, which keeps your file; without a solution, only the references are drawn). Down and to the left is better. The frontier joins the entries that nobody dominates: where nobody is smaller *and* at least as good.
+# Your entry among the others (run the check first, which keeps your file; without a solution, only the references are drawn). Up and to the left is better. The frontier joins the entries that nobody dominates: where nobody is smaller *and* at least as good.
 
 
 # %%
-def mine() -> challenge.Result | None:
+def judged_again() -> challenge.Result | None:
     try:
         file = getattr(my_entry, "file", None) or my_entry(float_reader)
         return challenge.submit_entry(file, "your entry", references=board)
@@ -2757,45 +2787,48 @@ def mine() -> challenge.Result | None:
         return None
 
 
-yours = mine()
+yours = judged_again()
 everybody = board + ([yours] if yours else [])
-best = sorted(
-    (everybody[i] for i in frontier.frontier([(r.bytes, r.loss.estimate) for r in everybody])), key=lambda r: r.bytes
-)
+frontier_rows = frontier.frontier([(r.bytes, -r.change.estimate) for r in everybody])
+undominated = sorted((everybody[i] for i in frontier_rows), key=lambda r: r.bytes)
 fig, ax = plots.figure(width=9, height=4.6)
-left = min(75_000, 0.9 * min(r.bytes for r in everybody))
-ax.axvspan(left, challenge.BUDGET, color=plots.GREY, alpha=0.15, linewidth=0)
+left_edge = min(75_000, 0.9 * min(r.bytes for r in everybody))
+ax.axvspan(left_edge, challenge.BUDGET, color=plots.GREY, alpha=0.15, linewidth=0)
 ax.axvline(challenge.BUDGET, color=plots.GREY, linestyle="--")
-ax.axhline(100 * challenge.MARGIN, color=plots.GREY, linestyle=":")
+ax.axhline(-100 * challenge.MARGIN, color=plots.GREY, linestyle=":")
 ax.step(
-    [r.bytes for r in best], [100 * r.loss.estimate for r in best], where="post", color=plots.GREEN, label="frontier"
+    [r.bytes for r in undominated],
+    [100 * r.change.estimate for r in undominated],
+    where="post",
+    color=plots.GREEN,
+    label="frontier",
 )
 marks = {"PyTorch's own files": ("s", plots.BLUE), "packed": ("o", plots.BLUE), "packed, trained": ("^", plots.ORANGE)}
 for number, r in enumerate(everybody, start=1):
     sort = "packed, trained" if r.name.startswith("trained") else "packed" if r.kind == "packed" else next(iter(marks))
     mark, color = ("*", plots.RED) if r is yours else marks[sort]
-    ax.plot([r.bytes] * 2, [100 * r.loss.low, 100 * r.loss.high], color=color, linewidth=1)
-    ax.plot(r.bytes, 100 * r.loss.estimate, mark, markersize=14 if r is yours else 6, color=color)
-    ax.annotate(str(number), (r.bytes, 100 * r.loss.estimate), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    ax.plot([r.bytes] * 2, [100 * r.change.low, 100 * r.change.high], color=color, linewidth=1)
+    ax.plot(r.bytes, 100 * r.change.estimate, mark, markersize=14 if r is yours else 6, color=color)
+    ax.annotate(str(number), (r.bytes, 100 * r.change.estimate), textcoords="offset points", xytext=(6, 5), fontsize=8)
 if yours:
     marks["you"] = ("*", plots.RED)
 for sort, (mark, color) in marks.items():
     ax.plot([], [], mark, color=color, label=sort)
-ax.legend(loc="upper right")
+ax.legend(loc="lower right")
 ax.set_yscale("symlog", linthresh=1)
 ax.set_xscale("log")
-ax.set_xlim(left, 1.15e6)
-ax.set_ylim(-0.5, 110)
+ax.set_xlim(left_edge, 1.15e6)
+ax.set_ylim(-110, 0.9)
 ax.set_xticks([80_000, 96_000, 150_000, 300_000, 600_000, 1_000_000], ["80", "96", "150", "300", "600", "1000"])
-ax.set_yticks([0, 1, 4, 10, 30, 100], ["0", "1", "4", "10", "30", "100"])
+ax.set_yticks([0, -1, -4, -10, -30, -100], ["0", "−1", "−4", "−10", "−30", "−100"])
 ax.minorticks_off()
-ax.set(xlabel="kilobytes of the file (logarithmic)", ylabel="points of exact match lost")
+ax.set(xlabel="kilobytes of the file (logarithmic)", ylabel="change of exact match, points")
 plots.show(
     fig,
-    caption="Bytes against exact match lost, with 95 % intervals. Dashed: the budget; dotted: the floor; steps: the frontier. "
-    "Who is in the shaded strip, below the dotted line with the whole interval, has won. The numbers are rows of the table.",
-    alt="Scatter plot with logarithmic axes. Float, dynamic and static int8, 8 and 4 bits lie near zero loss, right of the dashed budget line. "
-    "2 bits lies left of it at the very top. A red star, the entry of this exercise, lies just left of the budget line and below the dotted floor line; "
+    caption="Bytes against the change of exact match, with 95 % intervals. Dashed: the budget; dotted: the floor; steps: the frontier. "
+    "Who is in the shaded strip, above the dotted line with the whole interval, has won. The numbers are rows of the table.",
+    alt="Scatter plot with logarithmic axes. Float, dynamic and static int8, 8 and 4 bits lie near zero, right of the dashed budget line. "
+    "The two entries of 2 bits lie left of it at the very bottom. A red star, the entry of this exercise, lies just left of the budget line and above the dotted floor line; "
     "the references with 3 bits are between 100 and 120 kilobytes.",
 )
 tables.show([{"no.": number} | r.row() for number, r in enumerate(everybody, start=1)])
@@ -2804,7 +2837,7 @@ if yours:
     print("extra credit:", "; ".join(yours.extra) or "none yet")
     print("you dominate:", "; ".join(yours.dominates) or "nobody")
     my_numbers["Budget challenge: file"] = f"{yours.bytes:,} bytes, {yours.times_smaller:.1f} times smaller than float"
-    my_numbers["Budget challenge: exact match lost"] = f"{100 * yours.loss.estimate:.1f} percentage points"
+    my_numbers["Budget challenge: change of exact match"] = f"{100 * yours.change.estimate:+.1f} percentage points"
     my_numbers["Budget challenge: extra credit"] = "; ".join(yours.extra) or "none"
 
 # %% [markdown]
@@ -2865,9 +2898,12 @@ MARGIN = 0.01  # at most 1 percentage point of exact match may be lost
 # A trap on the way, of the silent kind. The embedding of `int8_reader` hands out a copy of its codes, but its scales are a view of its own memory. So ask twice:
 
 # %% tags=["nbval-check-output"]
-one, two = (int8_reader.state_dict()["embedding._packed_params._packed_weight"] for _ in range(2))
-print("codes, the same memory:", one.data_ptr() == two.data_ptr())
-print("scales, the same memory:", one.q_per_channel_scales().data_ptr() == two.q_per_channel_scales().data_ptr())
+first_look, second_look = (int8_reader.state_dict()["embedding._packed_params._packed_weight"] for _ in range(2))
+print("codes, the same memory:", first_look.data_ptr() == second_look.data_ptr())
+print(
+    "scales, the same memory:",
+    first_look.q_per_channel_scales().data_ptr() == second_look.q_per_channel_scales().data_ptr(),
+)
 
 # %% [markdown]
 # In the single line `torch.save(make_model().state_dict(), path)` nobody keeps the model: its memory is free before the file is written, and whatever lies there by then is saved as scales. So give the model a name until it is saved. And it is rule 1 again: whoever measures the object in the notebook never sees such a file.
@@ -2886,7 +2922,7 @@ print("paired bootstrap:", intervals.paired_bootstrap(all_right, all_right))
 #
 # $$d' = \frac{r - b}{n + 2} \qquad q' = \frac{b + r + 1}{n + 2} \qquad d' \pm 1.96 \sqrt{\frac{q' - d'^2}{n + 2}}$$
 #
-# It counts two pairs more than were asked, and in these one change more, half of it broken and half of it repaired. (Section 3 asked Wilson about the *broken* answers alone; this counts both kinds. And a loss is negative here, candidate minus float, while the leaderboard counts points *lost*.) By hand, for 50 pairs and no change: $d' = 0$, $q' = 1/52$, and the half width is $1.96 \cdot \sqrt{1/52^2} = 1.96/52 = 0.038$. So after fifty perfect answers a loss of 3 points is still possible.
+# It counts two pairs more than were asked, and in these one change more, half of it broken and half of it repaired. $d'$ is the middle of the interval of the change, and $q'$ the share of answers that changed, in either direction; without the added pairs they would be $(r - b)/n$ and $(b + r)/n$. Sections 3 and 4 have used it already. By hand, for 50 pairs and no change: $d' = 0$, $q' = 1/52$, and the half width is $1.96 \cdot \sqrt{1/52^2} = 1.96/52 = 0.038$. So after fifty perfect answers a loss of 3 points is still possible.
 #
 # How many pairs does the promise "at most 1 point" need?
 
@@ -2900,25 +2936,26 @@ def paired_interval(broken: int, repaired: int, pairs: int) -> tuple[float, floa
     return center, center - spread, center + spread
 
 
-for lost in (0, 1, 3):
+for count_broken in (0, 1, 3):
     # Rounded, so that the margin itself does not count as above it.
-    enough = next(n for n in range(2, 2000) if round(paired_interval(lost, 0, n)[1], 9) > -MARGIN)
-    print(f"{lost} broken, none repaired: at least {enough} pairs")
+    enough = next(n for n in range(2, 2000) if round(paired_interval(count_broken, 0, n)[1], 9) > -MARGIN)
+    print(f"{count_broken} broken, none repaired: at least {enough} pairs")
 
 # %% [markdown]
 # Now on the real file:
 
 # %%
-sources, targets, _ = dates.pairs("held_out", 600, seed=650)
-before = seq2seq.exact_matches(load_reader(DATE_READER), sources, targets)
-after = seq2seq.exact_matches(load_reader(files["static int8"]), sources, targets)
+card_sources, card_targets, _ = dates.pairs("held_out", 600, seed=650)
+float_right = seq2seq.exact_matches(load_reader(DATE_READER), card_sources, card_targets)
+int8_right = seq2seq.exact_matches(load_reader(files["static int8"]), card_sources, card_targets)
 fig, ax = plots.figure(width=7.5, height=3.0)
 for place, count in enumerate((50, 100, 150, 300, 600)):
-    lost, won = int((before & ~after)[:count].sum()), int((~before & after)[:count].sum())
-    center, low, high = (100 * x for x in paired_interval(lost, won, count))
+    gone = int((float_right & ~int8_right)[:count].sum())
+    won = int((~float_right & int8_right)[:count].sum())
+    center, low, high = (100 * x for x in paired_interval(gone, won, count))
     ax.plot([place, place], [low, high], color=plots.BLUE, linewidth=3)
     ax.plot(place, center, marker="o", color=plots.BLUE)
-    ax.annotate(f"{lost} broken\n{won} repaired", (place, high), (0, 5), textcoords="offset points", ha="center")
+    ax.annotate(f"{gone} broken\n{won} repaired", (place, high), (0, 5), textcoords="offset points", ha="center")
 ax.axhline(-100 * MARGIN, color=plots.RED, linestyle="--")
 ax.text(4.45, -100 * MARGIN - 0.15, "the margin", color=plots.RED, va="top", ha="right")
 ax.axhline(0, color=plots.GREY, linewidth=0.8)
@@ -2941,7 +2978,7 @@ plots.show(
 # | `"measure more"` | otherwise |
 #
 # ### Exercise 6.5: the report card
-# *Difficulty 2 of 5 · 20 minutes · 2 points*
+# *Difficulty 2 of 5 · 40 minutes · 2 points*
 #
 # Write `report_card`. It gets two files and the function that rebuilds a model from a file, the pairs, the margin, your notes, the timing and the machine. It returns a new plain `dict` that JSON can hold: text, whole numbers, floats, `None`, and dicts of these. What it was given it leaves as it is.
 #
@@ -3512,7 +3549,7 @@ def this_machine() -> dict[str, str]:
     }
 
 
-timed = sources[:32]
+timed = dates.pairs("held_out", 32, seed=650)[0]
 programs = {
     "float": lambda: seq2seq.greedy(float_reader, timed),
     **{
@@ -3525,7 +3562,7 @@ for name, result in clock.items():
     print(f"{name:18s} {result}")
 
 # %% [markdown]
-# Now the cards, each on the same 400 held-out pairs, drawn with a seed of their own. (`report_card` is yours: solve 6.5 first.)
+# Now the cards, each on the same 400 held-out pairs, drawn with a seed of their own. (`report_card` is yours: solve 6.5 first.) *Predict:* which word does each of the three cards end with, and for which reason?
 
 # %% tags=["varies"]
 NOTES = {
@@ -3610,14 +3647,14 @@ def same(a: object, b: object) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-left, middle = (torch.load(files[name], weights_only=True) for name in ("static int8", "one step"))
-changed = [name for name in left if not same(left[name], middle[name])]
-print(f"The two int8 files differ in {len(changed)} of {len(left)} entries.")
-print("Their modules:", sorted({name.split(".")[0] for name in changed}))
-print("Their kinds:", sorted({name.split(".")[-1] for name in changed}))
+whole_state, step_state = (torch.load(files[name], weights_only=True) for name in ("static int8", "one step"))
+other_entries = [name for name in whole_state if not same(whole_state[name], step_state[name])]
+print(f"The two int8 files differ in {len(other_entries)} of {len(whole_state)} entries.")
+print("Their modules:", sorted({name.split(".")[0] for name in other_entries}))
+print("Their kinds:", sorted({name.split(".")[-1] for name in other_entries}))
 
 # %% [markdown]
-# Read the middle column first. Its file hardly differs in size from the left one, its scheme has the same name, it loads without a word, and its weights are the same codes: only scales and zero points of activations differ. The ranges of the decoder are those of one single token, so much of what comes later is cut off. Nothing but questions with known answers shows that. The right column is no worse than its promise, and its file is not smaller by
+# Read the middle column first. Its file hardly differs in size from the left one, its scheme has the same name, it loads without a word, and its weights are the same codes: only scales and zero points of activations differ. The ranges of the decoder are those of one single token, so much of what comes later is cut off. Neither size nor name nor codes show that; questions with known answers do. The right column is no worse than its promise, and its file is not smaller by
 # a single byte: the bits were saved in thought only. (Section 4 packs them for real.) So two cards advise against, for opposite reasons, and neither reason can be seen in the other's numbers.
 #
 # Look at the time, too. On a model this small, int8 need not be faster at all ([where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?) says when it is), and the rule does not ask: here the team wanted a smaller file. If you need time, write it into the rule *before* the clock runs.
@@ -3628,11 +3665,11 @@ print("Their kinds:", sorted({name.split(".")[-1] for name in changed}))
 text = json.dumps(cards["static int8"], indent=1, allow_nan=False)
 assert json.loads(text) == cards["static int8"]
 print(text)
-best = cards["static int8"]
-my_numbers["Report card: exact match of static int8"] = per_cent(best["quality"]["exact_match"], "share")
-my_numbers["Report card: change to float"] = per_cent(best["quality"], "difference", "+")
+int8_card = cards["static int8"]
+my_numbers["Report card: exact match of static int8"] = per_cent(int8_card["quality"]["exact_match"], "share")
+my_numbers["Report card: change to float"] = per_cent(int8_card["quality"], "difference", "+")
 my_numbers["Report card: file"] = columns["static int8"]["bytes"]
-my_numbers["Report card: recommendation"] = best["recommendation"]
+my_numbers["Report card: recommendation"] = int8_card["recommendation"]
 
 # %% [markdown]
 # *Look back.* The card costs a second of computing and a page of honesty. What it cannot contain: whether the texts of tomorrow look like those of the test. That is why "limits" is a line of its own, why a card without it is refused, and why the hash is there: when somebody says that the model has become worse, the first question is whether it is still the same file.
@@ -3646,14 +3683,14 @@ my_numbers["Report card: recommendation"] = best["recommendation"]
 #
 # | | what is true | the proof |
 # |---|---|---|
-# | 1 | **Two numbers are all there is**: a scale and a zero point. What matters is how many values share them. | [exercise 2.1](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_1_check), [exercise 2.3](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_3_check), [what a finer ruler costs](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?) |
-# | 2 | **An int8 layer is whole numbers**: integer sums, corrections for the zero points, one multiplication at the end. PyTorch's kernels agree within one code, with bias and multiplier in float. | [exercise 3.5](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_5_check), [what runs inside](../03_linear_variants/03_linear_variants.ipynb#heading=Is-that-really-what-runs-inside?) |
+# | 1 | **An affine grid is two numbers**: a scale and a zero point. What matters is how many values share them. | [exercise 2.1](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_1_check), [exercise 2.3](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_3_check), [what a finer ruler costs](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?) |
+# | 2 | **An int8 layer is whole numbers**: integer sums, corrections for the zero points, one multiplication at the end. PyTorch's kernels agree with it within one code; whether they keep the bias as a float or round it is a matter of the engine. | [exercise 3.5](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_5_check), [what runs inside](../03_linear_variants/03_linear_variants.ipynb#heading=Is-that-really-what-runs-inside?) |
 # | 3 | **Ranges come from data.** Static quantization remembers them, dynamic asks each input, and a range from the wrong data can ruin a model without a sound. | [exercise 2.4](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_4_check), [dynamic: the small print](../01_transformer_basics/01_transformer_basics.ipynb#heading=The-small-print-of-dynamic-quantization), [three cards](#Three-cards) |
-# | 4 | **Integers multiply and add.** Softmax and masks need float; a few loud columns stretch the one scale of the residual stream. | [what integers cannot](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot), [the residual stream](../04_component_wise/04_component_wise.ipynb#heading=What-is-in-the-residual-stream?), [both kinds measured](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model,-measured) |
+# | 4 | **Integers multiply and add; the rest of our Transformer is float.** Softmax, masks, GELU and LayerNorm work on floats in our blocks, and so, inside, does PyTorch's product of two quantized activations. A few loud columns stretch the one scale of the residual stream. | [what integers cannot](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot), [the residual stream](../04_component_wise/04_component_wise.ipynb#heading=What-is-in-the-residual-stream?), [both kinds measured](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model,-measured) |
 # | 5 | **The silent failure is the dear one.** A right shape, a file that loads and a run without an error prove nothing. Write the probe first. | [exercise 1.3](../01_transformer_basics/01_transformer_basics.ipynb#cell-id=ex_1_3_check), [the error clinic](../02_quantization_apis/02_quantization_apis.ipynb#heading=9.-The-error-clinic), [exercise 6.1](../06_capstone/06_capstone.ipynb#cell-id=ex_6_1_check) |
-# | 6 | **Ask each part alone.** What costs most quality and what saves most bytes are different parts of the model. | [exercise 4.7](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_7_check), [the whole model in one table](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model-in-one-table,-and-in-one-picture) |
+# | 6 | **Ask each part alone.** What costs most quality and what saves most bytes can be different parts, as in both models of this course. | [exercise 4.7](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_7_check), [the whole model in one table](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model-in-one-table,-and-in-one-picture) |
 # | 7 | **Below 8 bits, three things help:** finer scales, mixed widths, training; each beside its control. Which helps most depends on the model. | [finer scales](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?), [mixed widths](../04_component_wise/04_component_wise.ipynb#heading=Mixed-precision:-the-same-bytes,-better-spent), [training](../04_component_wise/04_component_wise.ipynb#heading=What-is-it-worth-on-the-course-model?), [another model](#Which-matrix-pays-for-it?) |
-# | 8 | **Fewer bits are not less time.** Width, batch, kernel and processor decide; ask a stopwatch that may refuse. | [where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?), [the real clock](../05_evaluation/05_evaluation.ipynb#heading=The-real-clock), [what moved the needle](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle) |
+# | 8 | **Fewer bits are not yet less time.** Width, batch, kernel and processor decide; ask a stopwatch that may refuse. | [where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?), [the real clock](../05_evaluation/05_evaluation.ipynb#heading=The-real-clock), [what moved the needle](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle) |
 # | 9 | **Compare answer by answer,** with an interval, and with the margin stated before. Equal scores are not equal models. | [exercise 5.2](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_2_check), [exercise 5.3](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_3_check), [exercise 6.5](#Exercise-6.5:-the-report-card) |
 # | 10 | **What ships is a file**: numbers, configuration, hash. Its length is its size, and a stranger's process must be able to read it. | [what does one ship?](../04_component_wise/04_component_wise.ipynb#heading=What-does-one-ship?), [parameters that are none](../05_evaluation/05_evaluation.ipynb#heading=A-trap:-parameters-that-are-none), [exercise 4.10](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_10_check) |
 #
@@ -3674,21 +3711,19 @@ my_numbers["Report card: recommendation"] = best["recommendation"]
 #
 # ### The book's chapter 6, corrected
 #
-# Its class stands in [section 1](#1.-Diagnose:-what-is-wrong-with-it?): it can be built, and no recipe of PyTorch makes int8 of it from end to end. Its conclusions:
+# Its class stands in [section 1](#1.-Diagnose:-what-is-wrong-with-it?): it can be built, and none of the three roads that exercise 6.1 has tried makes int8 of it from end to end. Its conclusions:
 #
 # > **The book says:** the model with its stubs is already efficient and optimized, and can be deployed on a small device.
 # >
 # > **What happens:** stubs are marks. Count what they change in a float model:
 
 # %% tags=["nbval-check-output"]
-plain = torch.nn.Sequential(torch.nn.Linear(8, 8))
-marked = torch.ao.quantization.QuantWrapper(copy.deepcopy(plain))  # a stub in front, a stub behind
-x = torch.randn(4, 8, generator=torch.Generator().manual_seed(66))
-print("same output, bit for bit:", torch.equal(plain(x), marked(x)))
+bare = torch.nn.Sequential(torch.nn.Linear(8, 8))
+marked = torch.ao.quantization.QuantWrapper(copy.deepcopy(bare))  # a stub in front, a stub behind
+some_x = torch.randn(4, 8, generator=torch.Generator().manual_seed(66))
+print("same output, bit for bit:", torch.equal(bare(some_x), marked(some_x)))
 print("dtypes of the parameters:", {str(parameter.dtype) for parameter in marked.parameters()})
-print(
-    "bytes of the parameters: ", *(sum(p.numel() * p.element_size() for p in m.parameters()) for m in (plain, marked))
-)
+print("bytes of the parameters: ", *(sum(p.numel() * p.element_size() for p in m.parameters()) for m in (bare, marked)))
 
 # %% [markdown]
 # > **What works:** stubs, observers, data, `convert`, and then the card of section 5. The work lies between.
@@ -3701,16 +3736,16 @@ print(
 #
 # ### Where to go next
 #
-# Topics, each of which begins where a unit ended:
+# Topics, each of which begins where a unit ended. The course does not teach these methods; the links are to the papers:
 #
 # | topic | the question | it begins at |
 # |---|---|---|
-# | outliers (LLM.int8, SmoothQuant, AWQ, rotations) | what if a few channels are a hundred times louder than all others? | [clip search](../02_quantization_apis/02_quantization_apis.ipynb#heading=Cut-off-the-loudest?) |
-# | four bits and below (GPTQ, NF4, MXFP4) | can rounding be cleverer than "to the nearest"? | [bits under a byte budget](../05_evaluation/05_evaluation.ipynb#heading=7.-Bits-under-a-byte-budget) |
-# | the cache of keys and values | in long generation the cache outgrows the weights: in how many bits? | [attention](../04_component_wise/04_component_wise.ipynb#heading=5.-Attention) |
-# | integers only (I-BERT) | softmax, GELU and LayerNorm without any float? | [what integers can do](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot) |
-# | learned ranges (LSQ, PACT) | what if the scale is trained, too? | [QAT with a schedule](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_8_check) |
-# | deployment (PT2E, ONNX Runtime, ExecuTorch) | how does the file run where there is no Python? | [the same model elsewhere](../04_component_wise/04_component_wise.ipynb#heading=The-same-model-elsewhere) |
+# | outliers: [LLM.int8()](https://arxiv.org/abs/2208.07339) (Dettmers et al. 2022), [SmoothQuant](https://arxiv.org/abs/2211.10438) (Xiao et al. 2022), [AWQ](https://arxiv.org/abs/2306.00978) (Lin et al. 2023), rotations as in [QuaRot](https://arxiv.org/abs/2404.00456) (Ashkboos et al. 2024) | what if a few channels are a hundred times louder than all others? | [clip search](../02_quantization_apis/02_quantization_apis.ipynb#heading=Cut-off-the-loudest?) |
+# | four bits and below: [GPTQ](https://arxiv.org/abs/2210.17323) (Frantar et al. 2022), NF4 of [QLoRA](https://arxiv.org/abs/2305.14314) (Dettmers et al. 2023), MXFP4 of the [microscaling formats](https://arxiv.org/abs/2310.10537) (Rouhani et al. 2023) | can rounding be cleverer than "to the nearest"? | [bits under a byte budget](../05_evaluation/05_evaluation.ipynb#heading=7.-Bits-under-a-byte-budget) |
+# | the cache of keys and values: [KVQuant](https://arxiv.org/abs/2401.18079) (Hooper et al. 2024), [KIVI](https://arxiv.org/abs/2402.02750) (Liu et al. 2024) | the cache grows with every token that is written, the weights do not: in how many bits? | [attention](../04_component_wise/04_component_wise.ipynb#heading=5.-Attention) |
+# | integers only: [I-BERT](https://arxiv.org/abs/2101.01321) (Kim et al. 2021) | softmax, GELU and LayerNorm without any float? | [what integers can do](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot) |
+# | learned ranges: [LSQ](https://arxiv.org/abs/1902.08153) (Esser et al. 2019), [PACT](https://arxiv.org/abs/1805.06085) (Choi et al. 2018) | what if the scale is trained, too? | [QAT with a schedule](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_8_check) |
+# | deployment: PT2E, ONNX Runtime, ExecuTorch (libraries below) | how does the file run where there is no Python? | [the same model elsewhere](../04_component_wise/04_component_wise.ipynb#heading=The-same-model-elsewhere) |
 #
 # Libraries, and what each is for:
 #
