@@ -15,7 +15,7 @@ from pathlib import Path
 
 from IPython.display import HTML, display
 
-from helpers import checks
+from helpers import progress as record
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 UNITS = (
@@ -73,7 +73,7 @@ def _unit(path: Path) -> Unit | None:
 def progress() -> dict[str, object] | None:
     """What the progress file says, ``{"2.1": "solved"}``; empty if there is none, None if it cannot be read."""
     try:
-        state = json.loads(checks.PROGRESS_FILE.read_text(encoding="utf-8"))
+        state = json.loads(record.FILE.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError):
@@ -159,7 +159,7 @@ def show(results: Mapping[str, object] | None = None, name: str = "", file: str 
     course, state = units(), progress()
     if state is None:
         said = (
-            f"The progress file {checks.PROGRESS_FILE.name} cannot be read, so nothing can be counted. "
+            f"The progress file {record.FILE.name} cannot be read, so nothing can be counted. "
             "Put a good copy in its place, or run the checks of your solved exercises again: that begins a new file."
         )
         table = []

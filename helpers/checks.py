@@ -6,10 +6,10 @@ written is only mentioned. Introduced in unit 00.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
+import sysconfig
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -18,14 +18,43 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PROGRESS_FILE = Path(__file__).resolve().parent.parent / "progress.json"
+from helpers import progress
+from helpers.isolation import isolated, untouched
+from helpers.progress import show_progress
+
+__all__ = ["CheckFailed", "NotSolvedYet", "check", "close", "given", "isolated", "number", "raises", "show_progress",
+           "tensor", "untouched"]  # fmt: skip
+
+COLUMNS = 88  # of a message: JupyterLab breaks longer lines inside a word
+# What PyTorch and Python say, and what it means here.
+EXPLAINED = (
+    ("doesn't define __round__ method", "round() takes a Python number: call .item() on the tensor, or torch.round."),
+    (
+        "Boolean value of Tensor with no values",
+        "the tensor is empty, as min_val and max_val of an observer are before it has seen anything: ask its numel() "
+        "first.",
+    ),
+    (
+        "Boolean value of Tensor with more than one value",
+        "`if` and `or` need one truth value: say which, with .any() or .all().",
+    ),
+    (
+        "does not require grad",
+        "nothing here is to be trained: are all parameters frozen, or were gradients off while the loss was computed?",
+    ),
+    (
+        "'NoneType' object is not callable",
+        "something that should be a function or a model is None: a function that changes its argument in place often "
+        "returns None.",
+    ),
+)
 
 
 class CheckFailed(AssertionError):
     """A check that did not pass; its text is written for the learner."""
 
     def _render_traceback_(self) -> list[str]:  # IPython asks for this: the sentence, not a page of frames
-        return [str(self)]
+        return [wrapped(str(self))]
 
 
 class NotSolvedYet(CheckFailed):
@@ -53,17 +82,17 @@ def check(exercise: str, passed: str) -> Iterator[None]:
         )
     except Exception as error:
         if isinstance(error, NotImplementedError) and "is not solved yet" in str(error):
-            _record(exercise, "untouched")
+            progress.record(exercise, "untouched")
             raise NotSolvedYet(
                 f"Exercise {exercise} is not solved yet: write your code where the cell above says YOUR CODE HERE, run "
                 "that cell, then run this one again."
             ) from None
-        _record(exercise, "tried")
+        progress.record(exercise, "tried")
         raise CheckFailed(f"Exercise {exercise}: {_explanation(error)}") from error
     finally:
         torch.set_grad_enabled(gradients)
-    _record(exercise, "solved")
-    print(f"Exercise {exercise} passed: {passed}.")
+    progress.record(exercise, "solved")
+    print(wrapped(f"Exercise {exercise} passed: {passed}."))
 
 
 def close(
@@ -83,7 +112,7 @@ def close(
     what : str
         What `answer` is, for the message: "your output for 2 heads".
     mistakes : mapping of str to Tensor
-        A sentence for each known mistake, with the value that this mistake gives.
+        A sentence for each known mistake, with the value that this mistake gives. It is said only if no other fits.
     atol, rtol : float
         Allowed is ``atol + rtol * abs(expected)``, for every element (the maximum counts, not the mean).
 
@@ -94,9 +123,11 @@ def close(
     tensor(answer, expected.shape, what)
     if _same(answer, expected, atol, rtol):
         return
-    for sentence, wrong in (mistakes or {}).items():
-        if wrong.shape == expected.shape and _same(answer, wrong, atol, rtol):
-            raise AssertionError(f"{what} is wrong: {sentence}")
+    fits = [
+        s for s, wrong in (mistakes or {}).items() if wrong.shape == expected.shape and _same(answer, wrong, atol, rtol)
+    ]
+    if len(fits) == 1:  # two that fit would be a guess
+        raise AssertionError(f"{what} is wrong: {fits[0]}")
     if not torch.isfinite(answer.double()).all():
         raise AssertionError(
             f"{what} holds nan or inf: infinity times 0, infinity minus infinity, or a division by 0 makes them."
@@ -130,10 +161,20 @@ def number(
     near = lambda other: abs(value - other) <= rtol * max(abs(other), 1e-12)  # noqa: E731
     if near(expected):
         return
-    for sentence, wrong in (mistakes or {}).items():
-        if near(wrong):
-            raise AssertionError(f"{what} is wrong: {sentence}")
+    fits = [sentence for sentence, wrong in (mistakes or {}).items() if near(wrong)]
+    if len(fits) == 1:
+        raise AssertionError(f"{what} is wrong: {fits[0]}")
     raise AssertionError(f"{what} is {value:.6g}; expected is {expected:.6g}.")
+
+
+def wrapped(text: str) -> str:
+    """`text` broken between words, so that no page breaks it inside one; its own lines stay."""
+    return "\n".join(
+        textwrap.fill(line, COLUMNS, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+        if line
+        else ""
+        for line in text.splitlines()
+    )
 
 
 def given(answer: object, what: str) -> None:
@@ -152,62 +193,57 @@ def raises(kind: type[Exception], call: Callable[[], object], otherwise: str) ->
     raise AssertionError(otherwise)
 
 
-def show_progress(unit: str, exercises: int, parts: Mapping[int, int] | None = None) -> None:
-    """Print which of the unit's exercises have passed their visible check on this computer.
-
-    Parameters
-    ----------
-    unit : str
-        "2" for exercises 2.1, 2.2, …
-    exercises : int
-    parts : mapping of int to int, or None
-        ``{10: 3}``: exercise 2.10 consists of 2.10.1, 2.10.2 and 2.10.3.
-    """
-    state = _read()
-    parts = parts or {}
-    names = []
-    for i in range(1, exercises + 1):
-        names += [f"{unit}.{i}.{j}" for j in range(1, parts[i] + 1)] if i in parts else [f"{unit}.{i}"]
-    solved = [name for name in names if state.get(name) == "solved"]
-    open_ones = [name for name in names if name not in solved]
-    if os.environ.get("COURSE_PROGRESS") == "off":
-        print("Progress is not recorded in this run.")
-        return
-    print(f"Unit {unit}: {len(solved)} of {len(names)} exercises solved.")
-    if open_ones:
-        print(f"Still open: {', '.join(open_ones)}.")
-
-
 def _explanation(error: Exception) -> str:
     """What to tell a learner whose code raised, or failed an assertion."""
     if isinstance(error, AssertionError):
         sentence = str(error) or f"an assertion without a text failed{_place(error)}."
         begin = sentence[0].upper() if re.match(r"[a-z]+[ ,']", sentence) else sentence[0]  # my_name stays my_name
         return f"not yet. {begin}{sentence[1:]}"
-    if isinstance(error, NameError):
+    if isinstance(error, UnboundLocalError):
         return (
-            f"{error}{_place(error)}. Either your code uses a name that does not exist, or the cell that defines it "
-            "has not run: use Run > Run All Above Selected Cell, then run this cell again."
+            f"{error}{_place(error)}. Python takes a name that a function assigns anywhere, also as the variable of a "
+            "`for`, for the function's own: give one of the two another name."
+        )
+    if isinstance(error, NameError):
+        return _missing_name(error)
+    meaning = next((f" That means: {meaning}" for text, meaning in EXPLAINED if text in str(error)), "")
+    place = _place(error)
+    if not place:
+        return (
+            f"what your function returned stopped the check with {type(error).__name__}: {error}\n"
+            f"It is not what the exercise asks for.{meaning} To see more, call your function yourself in a new cell."
         )
     return (
         f"your code stopped with {type(error).__name__}: {error}\n"
-        f"It happened{_place(error)}. To see more, call your function yourself in a new cell."
+        f"It happened{place}.{meaning} To see more, call your function yourself in a new cell."
+    )
+
+
+def _missing_name(error: NameError) -> str:
+    place = _place(error)
+    if not place:  # the check itself asks for the learner's function
+        return (
+            f"there is no `{error.name}` in this kernel yet. Run the cell with your answer (it must define this name), "
+            "then this one again."
+        )
+    return (
+        f"{error}{place}. Either your code uses a name that does not exist, or the cell that defines it has not run: "
+        "run the notebook's first cell and the cells above your answer, then this cell again."
     )
 
 
 def _place(error: BaseException) -> str:
-    """Where in the learner's own code an error came from: the last frame of a notebook cell that is not a check."""
+    """Where in the learner's own code an error came from, "" if nowhere: the last frame of a cell that is no check."""
     frames = [
         summary
         for (frame, _), summary in zip(
             traceback.walk_tb(error.__traceback__), traceback.extract_tb(error.__traceback__), strict=True
         )
-        if "site-packages" not in summary.filename
-        and not summary.filename.startswith(str(Path(__file__).parent))
+        if not summary.filename.startswith(_NO_CELLS)
         and not frame.f_code.co_qualname.startswith("check_ex_")  # the check, and functions inside it
     ]
     if not frames:
-        return " in the check, with what your function returned"
+        return ""
     return f" in {frames[-1].name}, line {frames[-1].lineno} of its cell: {frames[-1].line or ''}".rstrip(": ")
 
 
@@ -215,37 +251,9 @@ def _same(a: Tensor, b: Tensor, atol: float, rtol: float) -> bool:
     return bool(torch.allclose(a.double(), b.double(), atol=atol, rtol=rtol))
 
 
-def _read() -> dict[str, str]:
-    try:
-        state = json.loads(PROGRESS_FILE.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {k: v for k, v in state.items() if isinstance(v, str)} if isinstance(state, dict) else {}
-
-
-def _record(exercise: str, state: str) -> None:
-    """Note the outcome in the local progress file; never while grading, and never fatal."""
-    if os.environ.get("NBGRADER_EXECUTION") == "autograde" or os.environ.get("COURSE_PROGRESS") == "off":
-        return
-    progress = _read()
-    if progress.get(exercise) != "solved":
-        progress[exercise] = state
-    part = PROGRESS_FILE.with_suffix(f".{os.getpid()}.part")  # two notebooks may be open
-    try:
-        _set_aside_if_damaged()
-        part.write_text(json.dumps(progress, indent=1, sort_keys=True))
-        part.replace(PROGRESS_FILE)
-    except OSError as error:
-        print(f"(Your progress was not saved in {PROGRESS_FILE.name}: {error.strerror}. Your answer is not affected.)")
-
-
-def _set_aside_if_damaged() -> None:
-    """Keep a progress file that is no JSON, perhaps edited by hand, under another name before a new one begins."""
-    try:
-        json.loads(PROGRESS_FILE.read_text())
-    except FileNotFoundError:
-        return
-    except ValueError:  # bytes that are no text are one, too
-        kept = PROGRESS_FILE.with_suffix(".damaged.json")
-        PROGRESS_FILE.replace(kept)
-        print(f"({PROGRESS_FILE.name} cannot be read. It is kept as {kept.name}, and a new one begins.)")
+# Files whose frames are nobody's cell: the course, installed packages, Python's own library.
+_NO_CELLS = (
+    str(Path(__file__).parent),
+    "<frozen",
+    *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")},
+)

@@ -10,6 +10,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+FIRST_ENGINE = torch.backends.quantized.engine  # torch's own choice, before any cell changes it
+
+
+def course_engine() -> str | None:
+    """The int8 engine that the course computes with, whatever a cell has switched to; None if this torch has none."""
+    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    wanted = os.environ.get("COURSE_INT8_ENGINE", FIRST_ENGINE)
+    return wanted if wanted in available else next(iter(available), None)
+
 
 def engines() -> list[str]:
     """Int8 engines of this torch, the one in use first."""

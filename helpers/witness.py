@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size, torch.device)
 
 
 def unchanged(before: nn.Module, model: nn.Module) -> str:
@@ -29,7 +29,7 @@ def unchanged(before: nn.Module, model: nn.Module) -> str:
     -------
     str
         The first difference, as half a sentence: a layer, the training mode, a qconfig, a hook, an attribute such as
-        `batch_first`, a tie, or a tensor.
+        `batch_first` (plain values, and lists, tuples and dictionaries of them), a tie, `requires_grad`, or a tensor.
     """
     old, new = dict(before.named_modules()), dict(model.named_modules())
     types = {name: type(part) for name, part in new.items()}
@@ -43,19 +43,31 @@ def unchanged(before: nn.Module, model: nn.Module) -> str:
             hasattr(part, "qconfig") and not hasattr(old[name], "qconfig")
         ):
             return f"a qconfig is left in {_called(name)}"
-        if len(part._forward_hooks) + len(part._forward_pre_hooks) != len(old[name]._forward_hooks) + len(
-            old[name]._forward_pre_hooks
-        ):
+        if _hooks(part) != _hooks(old[name]):
             return f"hooks are left in {_called(name)}"
-        for key, value in _plain(old[name]).items():
-            if vars(part).get(key) != value:
-                return f"{key} of {_called(name)} is now {vars(part).get(key)!r}, and was {value!r}"
+        if difference := _attribute_difference(old[name], part):
+            return difference.format(of=_called(name))
     if _ties(before) != _ties(model):
         return "its parameters are other ones, or shared in another way"
-    kept = before.state_dict(keep_vars=True)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and not _same(tensor, kept.get(name)):
-            return f"the numbers of {name} are other ones"
+    return _tensor_difference(before, model)
+
+
+def independent(answer: nn.Module, model: nn.Module) -> str:
+    """What an answer still shares with the model that it was made from, as half a sentence; "" if nothing.
+
+    A shared tensor or module is changed by whoever changes one of the two. Packed int8 weights have no address that
+    can be compared, and count as independent.
+    """
+    theirs = {id(part): name for name, part in model.named_modules()}
+    for name, part in answer.named_modules():
+        if id(part) in theirs and not _stateless(part):
+            return (
+                f"{_called(name)} of your answer is the very object that the model has as {_called(theirs[id(part)])}"
+            )
+    addresses = {_address(tensor): name for name, tensor in _tensors(model)}
+    for name, tensor in _tensors(answer):
+        if tensor.numel() and _address(tensor) in addresses:
+            return f"{name} of your answer lies in the memory of {addresses[_address(tensor)]} of the model"
     return ""
 
 
@@ -160,20 +172,82 @@ def _times(weight: Tensor, factor: float) -> Tensor:
     return torch.quantize_per_channel(numbers, scales, zeros, weight.q_per_channel_axis(), weight.dtype)
 
 
+def _hooks(module: nn.Module) -> int:
+    return sum(len(vars(module)[kind]) for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
+                                                    "_backward_pre_hooks") if kind in vars(module))  # fmt: skip
+
+
+def _attribute_difference(old: nn.Module, new: nn.Module) -> str:
+    """The first plain attribute that differs, is new, or is gone: "in_features of {of} is now 7, and was 6"."""
+    was, now = _plain(old), _plain(new)
+    for key in was | now:
+        if key not in now:
+            return f"{key} of {{of}} is {'another kind of thing' if key in vars(new) else 'gone'}"
+        if key not in was:
+            return f"{key} of {{of}} is new"
+        if was[key] != now[key]:
+            return f"{key} of {{of}} is now {_braced(now[key])}, and was {_braced(was[key])}"
+    return ""
+
+
+def _braced(value: object) -> str:
+    return repr(value).replace("{", "{{").replace("}", "}}")
+
+
 def _plain(module: nn.Module) -> dict[str, object]:
-    return {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"}
+    return {k: v for k, v in vars(module).items() if _is_plain(v) and k not in ("training", "qconfig") and k[:1] != "_"}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple | set) else isinstance(value, PLAIN)
+
+
+def _tensor_difference(before: nn.Module, model: nn.Module) -> str:
+    kept, now = before.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    for name in kept | now:
+        if (name in kept) != (name in now):
+            return f"{name} is {'new' if name in now else 'gone'} in its state_dict"
+        old, new = kept[name], now[name]
+        if not isinstance(old, Tensor):
+            continue
+        if not _same(old, new):
+            return f"the numbers of {name} are other ones"
+        if old.requires_grad != new.requires_grad:
+            return f"{name} {'learns' if new.requires_grad else 'is frozen'} now: its requires_grad was switched"
+        if (old.grad is None) != (new.grad is None) or (old.grad is not None and not _same(old.grad, new.grad)):
+            return f"a gradient is left in {name}"
+    return ""
 
 
 def _ties(model: nn.Module) -> list[list[str]]:
-    """Names of the parameters, those of one tensor together."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return sorted(names.values())
+    """Names of the parameters and buffers, those of one memory together."""
+    names: dict[object, list[str]] = {}
+    for name, tensor in _tensors(model):
+        names.setdefault(_address(tensor) if tensor.numel() else name, []).append(name)
+    return sorted(map(sorted, names.values()))
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _address(tensor: Tensor) -> object:
+    """Where a tensor's numbers lie; two tensors of one address are tied."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):  # a tensor subclass that holds several
+        return id(tensor)
+
+
+def _stateless(module: nn.Module) -> bool:
+    """A module that holds nothing, such as a ReLU: to share it does no harm."""
+    return not any(True for _ in module.parameters()) and not any(True for _ in module.buffers())
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:
-    return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
 def _called(name: str) -> str:

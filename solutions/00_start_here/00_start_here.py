@@ -159,6 +159,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_0_1() -> None:
     with checks.check("0.1", "60 bytes in float32, 15 in int8, and a view counts only its own numbers"):
         x = torch.zeros(3, 5)

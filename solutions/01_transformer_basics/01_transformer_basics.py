@@ -161,6 +161,7 @@ import torch.nn.functional as F
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_1_1() -> None:
     with checks.check("1.1", "your attention equals PyTorch's, with and without a mask, and hidden values do not leak"):
         generator = torch.Generator().manual_seed(11)
@@ -322,6 +323,7 @@ import torch.nn.functional as F
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_1_2() -> None:
     with checks.check("1.2", "the future changes nothing in the past, and the whole past can be seen"):
         mask = causal_mask(5)
@@ -450,6 +452,7 @@ import torch.nn.functional as F
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_1_3() -> None:
     with checks.check("1.3", "each head holds its own columns of every position, as in nn.MultiheadAttention"):
         x = torch.arange(2 * 3 * 8.0).view(2, 3, 8)
@@ -610,6 +613,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_1_4() -> None:
     with checks.check("1.4", "the table agrees with the formula in float64, and an odd width is refused"):
         position, i = torch.arange(50, dtype=torch.float64)[:, None], torch.arange(0, 4, dtype=torch.float64)
@@ -794,6 +798,7 @@ from helpers.models import Block, ModelConfig
 from helpers.models import causal_mask as reference_mask
 
 
+@checks.isolated
 def check_ex_1_5() -> None:
     with checks.check("1.5", "your block equals the course model's own, with its trained weights"):
         trained = load_course_model()
@@ -988,6 +993,7 @@ from helpers import checks
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_1_6() -> None:
     with checks.check("1.6", "bits, not nats; every byte counts alike; the target is the next byte"):
         torch.manual_seed(16)
@@ -1196,6 +1202,7 @@ from helpers import checks
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_1_7() -> None:
     with checks.check("1.7", "every parameter counted once, in bytes of its own dtype, and no buffer"):
         d, f, layers, vocabulary, context = 16, 40, 3, 256, 50
@@ -1393,6 +1400,7 @@ from helpers import checks, data, describe, int8, metrics
 from helpers.checkpoint import load_course_model
 
 
+@checks.isolated
 def check_ex_1_8() -> None:
     with checks.check(
         "1.8", "all 25 Linear layers are int8, the quality is nearly the same, the original is untouched"
@@ -1692,6 +1700,7 @@ from helpers import checks, describe, int8
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_1_9() -> None:
     with (
         checks.check("1.9", "plain tensors in the file, and the same outputs to the last bit after loading"),

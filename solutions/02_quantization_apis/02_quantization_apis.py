@@ -154,6 +154,7 @@ from torch.ao.quantization import MinMaxObserver
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_1() -> None:
     with checks.check(
         "2.1", "your scale and zero point are those of PyTorch's MinMaxObserver, on eleven kinds of range"
@@ -339,6 +340,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_2() -> None:
     with checks.check(
         "2.2", "your codes and reconstructions are those of PyTorch's kernels, exact halves and ends included"
@@ -694,6 +696,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_3() -> None:
     with checks.check(
         "2.3", "your codes are those of torch.quantize_per_channel on every axis, and a channel of zeros stays zero"
@@ -979,6 +982,7 @@ from torch.ao.quantization import MinMaxObserver, MovingAverageMinMaxObserver
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_4() -> None:
     with checks.check(
         "2.4", "your observer agrees with PyTorch's after every batch, and refuses to answer before the first"
@@ -1189,6 +1193,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_5() -> None:
     def error(x: torch.Tensor, low: float, high: float, qmin: int, qmax: int) -> np.ndarray:
         x = x.double().numpy()
@@ -1495,6 +1500,7 @@ from torch import nn
 from helpers import checks, describe, known_warnings, witness
 
 
+@checks.isolated
 def check_ex_2_6() -> None:
     known_warnings.hide()
 
@@ -1803,6 +1809,7 @@ from torch import nn
 from helpers import affine, checks, int8, known_warnings
 
 
+@checks.isolated
 def check_ex_2_7() -> None:
     known_warnings.hide()
 
@@ -2059,6 +2066,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_2_8() -> None:
     with checks.check("2.8", "values and gradients are those of torch.fake_quantize_per_tensor_affine"):
         generator = torch.Generator().manual_seed(28)
@@ -2378,6 +2386,7 @@ from torch import nn
 from helpers import checks, describe, int8
 
 
+@checks.isolated
 def check_ex_2_9() -> None:
     def network(seed: int, *widths: int) -> nn.Sequential:
         generator = torch.Generator().manual_seed(seed)
@@ -2861,6 +2870,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_1() -> None:
     class Words(nn.Module):
         def __init__(self, widths: tuple[int, ...]) -> None:
@@ -3063,6 +3073,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_2() -> None:
     class Plain(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -3233,6 +3244,7 @@ from torch import nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_3() -> None:
     def check_ex_2_10_3_model(model: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -3391,6 +3403,7 @@ from torch import nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_4() -> None:
     mha = torch.backends.mha
 
@@ -3580,6 +3593,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_5() -> None:
     def check_ex_2_10_5_model(widths: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -3760,6 +3774,7 @@ from torch import Tensor, nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_2_10_6() -> None:
     class Steps(nn.Module):
         def __init__(self, time: int, width: int) -> None:
@@ -4006,6 +4021,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_7() -> None:
     class Quiet(tq.MinMaxObserver):
         """An observer of another name, such as anybody may write."""
@@ -4301,6 +4317,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_8() -> None:
     class Attend(nn.Module):
         """The float attention, called with one tensor (batch, time, width)."""
@@ -4572,6 +4589,7 @@ from helpers import checks, describe, int8, metrics, witness
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_2_10_9() -> None:
     class Tied(nn.Module):
         def __init__(self, vocabulary: int, width: int) -> None:
@@ -4831,6 +4849,7 @@ from torch import Tensor, nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_2_10_10() -> None:
     class Attend(nn.Module):
         """The float attention, called with one tensor (batch, time, width)."""

@@ -305,6 +305,7 @@ import torch
 from helpers import checks, integer
 
 
+@checks.isolated
 def check_ex_3_1() -> None:
     with checks.check("3.1", "your sums are exact, also for 4,096 loud codes, and no float was made"):
         generator = torch.Generator().manual_seed(31)
@@ -437,6 +438,7 @@ import torch
 from helpers import checks, integer
 
 
+@checks.isolated
 def check_ex_3_2() -> None:
     with checks.check("3.2", "your three corrections are exact, for symmetric and for shifted weights"):
         generator = torch.Generator().manual_seed(32)
@@ -594,6 +596,7 @@ import torch.ao.nn.quantized as nnq
 from helpers import checks, known_warnings
 
 
+@checks.isolated
 def check_ex_3_3() -> None:
     known_warnings.hide()
     with checks.check("3.3", "your codes are exact, and with them the sums become the outputs of nnq.Linear"):
@@ -839,6 +842,7 @@ import torch
 from helpers import checks, integer
 
 
+@checks.isolated
 def check_ex_3_4() -> None:
     def differ(a: torch.Tensor, b: torch.Tensor) -> float:
         return (a.long() != b.long()).double().mean().item()
@@ -1065,6 +1069,7 @@ import torch
 from helpers import checks, integer, known_warnings
 
 
+@checks.isolated
 def check_ex_3_5() -> None:
     known_warnings.hide()
 
@@ -1292,6 +1297,7 @@ import torch.ao.nn.intrinsic.quantized as nniq
 from helpers import checks, integer, known_warnings
 
 
+@checks.isolated
 def check_ex_3_6() -> None:
     known_warnings.hide()
 
@@ -1444,6 +1450,7 @@ def longest_sum(x_min: int, x_max: int, w_min: int, w_max: int, bits: int) -> in
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_3_7() -> None:
     def fits(length: int, x: tuple[int, int], w: tuple[int, int], bits: int) -> bool:
         """Whether sums of `length` products stay in range, at both ends, by trying all corners."""
@@ -1863,6 +1870,7 @@ from torch import nn
 from helpers import checks, int8
 
 
+@checks.isolated
 def check_ex_3_9() -> None:
     def tensors(value: object) -> list[torch.Tensor]:
         """Every plain array inside what a state_dict holds."""
@@ -2473,6 +2481,7 @@ from torch import Tensor, nn
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_3_8() -> None:
     class Wired(nn.Module):
         """Modules by name, and a forward pass given as a function."""
@@ -2898,6 +2907,7 @@ from torch import nn
 from helpers import checks, describe
 
 
+@checks.isolated
 def check_ex_3_11() -> None:
     def trained(seed: int, d_in: int, hidden: int, classes: int) -> tuple:
         """A float body that knows a task, with data to train and to test on."""
@@ -3223,6 +3233,7 @@ import random
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_3_10() -> None:
     def table_of(width: int, batch: int, entries: dict[str, tuple[int, float, float]]) -> list[dict]:
         return [

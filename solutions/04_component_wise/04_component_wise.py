@@ -412,6 +412,7 @@ from torch import nn
 from helpers import checks, describe, witness
 
 
+@checks.isolated
 def check_ex_4_1() -> None:
     def table(seed: int, rows: int, columns: int) -> torch.Tensor:
         """Rows of many sizes; all positive, all negative, far from 0, constant, zero and with an outlier."""
@@ -769,6 +770,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_4_2() -> None:
     kernels = torch.ops.quantized
 
@@ -1150,6 +1152,7 @@ from torch import nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_4_3() -> None:
     class Positions(nn.Module):
         """A table of positions: "learned" is a parameter, "stored" and "computed" are buffers in and out of the file."""
@@ -1884,6 +1887,7 @@ from helpers import checks
 from helpers.models import SelfAttention
 
 
+@checks.isolated
 def check_ex_4_4() -> None:
     class Ends(nn.Module):
         """Float in, float out, the learner's attention between; remembers what it was given and what it made."""
@@ -2423,6 +2427,7 @@ from helpers import checks
 from helpers.models import FeedForward
 
 
+@checks.isolated
 def check_ex_4_5() -> None:
     kernel_names = {
         "quantized.layer_norm": "int8 LayerNorm",
@@ -2780,6 +2785,7 @@ from helpers import checks
 from helpers.models import Block, ModelConfig
 
 
+@checks.isolated
 def check_ex_4_6() -> None:
     class Kernels(TorchDispatchMode):
         """How often each kernel runs: only those that matter here."""
@@ -3552,6 +3558,7 @@ from torch import nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_4_7() -> None:
     class Drop(nn.Module):
         """A stand-in for dropout without chance: in training every third feature is dropped."""
@@ -4281,6 +4288,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_4_8() -> None:
     class Drop(nn.Module):
         """A stand-in for dropout without chance: in training every third feature is dropped."""
@@ -4878,6 +4886,7 @@ from helpers import checks, witness
 from helpers.models import ModelConfig, TransformerLM
 
 
+@checks.isolated
 def check_ex_4_9() -> None:
     def tied_model(seed: int, vocabulary: int, width: int, tied: bool = True) -> TransformerLM:
         torch.manual_seed(seed)
@@ -5307,6 +5316,7 @@ from helpers import checks, witness
 from helpers import models as course_models
 
 
+@checks.isolated
 def check_ex_4_10() -> None:
     # The receiving program: it knows the model's class and the description of the format, and nothing of this notebook.
     receiver = textwrap.dedent("""

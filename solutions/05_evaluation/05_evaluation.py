@@ -199,6 +199,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_1() -> None:
     def probabilities(z: np.ndarray, axis: int) -> np.ndarray:
         powers = np.exp(z - z.max(axis, keepdims=True))
@@ -544,6 +545,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_2() -> None:
     def counted(targets: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
         """One answer after the other, in plain Python."""
@@ -850,6 +852,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_3() -> None:
     def experiment(seed: int, count: int, shortest: int, longest: int, true: float = 0.2) -> tuple[list, list]:
         """Documents of different difficulty; each has a difference of its own, the same for all of its bytes."""
@@ -1253,6 +1256,7 @@ from fractions import Fraction
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_4() -> None:
     def tossed(n: int) -> list[Fraction]:
         """Probability of 0, 1, … n heads: one coin after the other, in exact fractions."""
@@ -1549,6 +1553,7 @@ from torch import nn
 from helpers import checks, witness
 
 
+@checks.isolated
 def check_ex_5_5() -> None:
     def static(per_channel: bool, *widths: int) -> nn.Module:
         """Static int8 Linear layers with one scale, or one a row."""
@@ -2023,6 +2028,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_6() -> None:
     class World:
         """A clock and two programs whose durations are written down beforehand, call by call."""
@@ -2726,6 +2732,7 @@ import numpy as np
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_7() -> None:
     def survivors(table: np.ndarray, strict_somewhere: bool = True, strict_everywhere: bool = False) -> list[int]:
         """Brute force over all pairs at once."""
@@ -3155,6 +3162,7 @@ import torch
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_8() -> None:
     def observed(count: int, others: int, sizes: list[int], repeats: int, seed: int) -> tuple:
         """Run the study on documents that carry their number; what came out, and what `measure` was given."""
@@ -3635,6 +3643,7 @@ import numpy as np
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_9() -> None:
     def codes(w: dict, bits: dict) -> int:
         return sum(count * bits[name] for name, count in w.items()) // 8
@@ -4341,6 +4350,7 @@ import numpy as np
 from helpers import checks
 
 
+@checks.isolated
 def check_ex_5_10() -> None:
     def pseudo(before: float, after: float, n: int, changed: int) -> tuple[float, float]:
         """Mean and variance of single answers' changes, counted one by one: n answers and half a one in each of four cells."""

@@ -320,6 +320,7 @@ from helpers.models import sinusoidal_positions
 from helpers.seq2seq import DecoderBlock, EncoderBlock, Seq2SeqConfig
 
 
+@checks.isolated
 def check_ex_6_1() -> None:
     class Patient(nn.Module):
         """PyTorch's encoder-decoder between stubs, with faults to choose."""
@@ -1100,6 +1101,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import checks, seq2seq
 
 
+@checks.isolated
 def check_ex_6_2() -> None:
     class Kernels(TorchDispatchMode):
         """How often each kernel runs."""
@@ -1694,6 +1696,7 @@ from helpers import checks, dates, seq2seq
 from helpers.checkpoint import load_date_reader
 
 
+@checks.isolated
 def check_ex_6_3() -> None:
     def pytorch_parts(seed: int, c: seq2seq.Seq2SeqConfig) -> tuple[nn.Transformer, nn.Embedding, nn.Linear]:
         """nn.Transformer of this size, an embedding and a head, every weight of which matters."""
@@ -2589,6 +2592,7 @@ import torch
 from helpers import challenge, checkpoint, checks, dates, packed, seq2seq, witness
 
 
+@checks.isolated
 def check_ex_6_4() -> None:
     codes = {ord(c): 3 + i for i, c in enumerate(dates.ALPHABET)}
     texts = (form(day) for day in dates.dates_of("held_out") for form in dates.FORMS.values())
@@ -3058,6 +3062,7 @@ from helpers import checks, dates, latency, metrics, seq2seq
 from helpers.checkpoint import DATE_READER, load_checkpoint, load_date_reader
 
 
+@checks.isolated
 def check_ex_6_5() -> None:
     class Scripted(torch.nn.Module):
         """A reader that knows all answers, and errs at the pairs that its file lists."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grading.course import unit_names
-from helpers import certificate, checks
+from helpers import certificate, progress
 
 
 def notebook(folder, name, title, points):
@@ -29,7 +29,7 @@ def course(tmp_path, monkeypatch):
     notebook(notebooks, "01_next", "Next", {"ex_1_1_check": 2, "ex_1_10_2_check": 3})
     monkeypatch.setattr(certificate, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(certificate, "UNITS", ("00_start", "01_next"))
-    monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "progress.json")
+    monkeypatch.setattr(progress, "FILE", tmp_path / "progress.json")
     monkeypatch.delenv("COURSE_PROGRESS", raising=False)
     return tmp_path
 
@@ -49,7 +49,7 @@ def test_exercises_and_points_come_from_the_notebooks(course):
 
 def test_solved_is_counted_and_nothing_else(course, shown):
     state = {"0.1": "tried", "1.1": "solved", "1.10.2": "solved", "7.7": "solved", "1.9": 3}
-    checks.PROGRESS_FILE.write_text(json.dumps(state))
+    progress.FILE.write_text(json.dumps(state))
     certificate.show()
     assert "2 of 3 exercises are solved" in shown[0]
     assert ">2 of 2<" in shown[0] and ">5 of 5<" in shown[0] and ">5 of 6<" in shown[0]
@@ -57,7 +57,7 @@ def test_solved_is_counted_and_nothing_else(course, shown):
 
 
 def test_all_solved(course, shown):
-    checks.PROGRESS_FILE.write_text(json.dumps(dict.fromkeys(["0.1", "1.1", "1.10.2"], "solved")))
+    progress.FILE.write_text(json.dumps(dict.fromkeys(["0.1", "1.1", "1.10.2"], "solved")))
     certificate.show()
     assert "All 3 exercises of the course are solved." in shown[0]
 
@@ -65,25 +65,25 @@ def test_all_solved(course, shown):
 @pytest.mark.parametrize("content", [None, "{}", '{"0.1": null}'])
 def test_nothing_is_solved_yet(course, shown, content):
     if content is not None:
-        checks.PROGRESS_FILE.write_text(content)
+        progress.FILE.write_text(content)
     certificate.show()
     assert "No exercise is solved on this computer yet." in shown[0] and ">0 of 3<" in shown[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
 def test_a_broken_file_is_not_taken_for_an_empty_one(course, shown, content):
-    checks.PROGRESS_FILE.write_bytes(content)
+    progress.FILE.write_bytes(content)
     certificate.show({"bytes": 1234})
     assert "progress.json cannot be read" in shown[0] and "run the checks" in shown[0] and "1234" in shown[0]
     assert "No exercise is solved" not in shown[0] and "Points" not in shown[0]
-    assert checks.PROGRESS_FILE.read_bytes() == content
+    assert progress.FILE.read_bytes() == content
 
 
 def test_what_cannot_be_counted_is_named(course, shown):
     notebooks = certificate.NOTEBOOKS
     (notebooks / "00_start" / "00_start.kept-1.ipynb").write_text("{}")  # a copy that the learner keeps
     (notebooks / "01_next" / "01_next.ipynb").write_text('{"cells": [{"cell_type": "markdown"}]}')
-    checks.PROGRESS_FILE.write_text('{"0.1": "solved"}')
+    progress.FILE.write_text('{"0.1": "solved"}')
     certificate.show()
     assert "All 1 exercises that were found are solved. Not counted" in shown[0] and "01_next." in shown[0]
     (notebooks / "00_start" / "00_start.ipynb").unlink()
@@ -103,7 +103,7 @@ def test_own_numbers_are_shown_and_saved_only_when_asked(course, shown, capsys):
 
 def test_a_stored_notebook_gets_one_constant_sentence(course, shown, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROGRESS", "off")
-    checks.PROGRESS_FILE.write_text('{"0.1": "solved"}')
+    progress.FILE.write_text('{"0.1": "solved"}')
     certificate.show({"bytes": 1234}, file=course / "mine.html")
     assert capsys.readouterr().out == certificate.OFF + "\n"
     assert shown == [] and not (course / "mine.html").exists()

@@ -1,18 +1,23 @@
 """The friendly checks: what a learner reads, and that progress never gets in the way."""
 
 import json
+import os
 import re
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from grading.course import ROOT
 from helpers import checks
+from helpers import progress as records
 
 
 @pytest.fixture
 def progress(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "progress.json")
+    monkeypatch.setattr(records, "FILE", tmp_path / "progress.json")
     monkeypatch.delenv("COURSE_PROGRESS", raising=False)
     return tmp_path / "progress.json"
 
@@ -75,7 +80,46 @@ def test_a_missing_name_says_what_to_run(progress):
     def unknown():
         return undefined_function(1)  # noqa: F821
 
-    assert "Run All Above" in str(fail(unknown))
+    sentence = str(fail(unknown))
+    assert "name 'undefined_function' is not defined in unknown, line" in sentence and "first cell" in sentence
+
+
+def check_ex_9_2():
+    with checks.check("9.2", ""):
+        answer_of_the_learner(1)  # noqa: F821
+
+
+def test_a_check_that_is_run_before_its_answer_says_so(progress):
+    with pytest.raises(checks.CheckFailed, match="no `answer_of_the_learner` in this kernel yet"):
+        check_ex_9_2()
+
+
+def test_a_name_that_is_assigned_further_down_is_explained(progress):
+    def late():
+        value = batch + 1  # noqa: F821, F841
+        for batch in [1]:
+            print(batch)
+
+    assert "for the function's own" in str(fail(late))
+
+
+def test_the_library_is_nobodys_cell(progress):
+    def reads():
+        return json.loads("{")
+
+    sentence = str(fail(reads))
+    assert "in reads, line" in sentence and "decoder" not in sentence
+
+
+def test_common_errors_of_torch_are_explained(progress):
+    assert "call .item()" in str(fail(lambda: round(torch.tensor(1.5))))
+    assert "ask its numel()" in str(fail(lambda: bool(torch.tensor([]))))
+
+
+def test_messages_break_between_words():
+    error = checks.CheckFailed("word " * 60)
+    lines = error._render_traceback_()[0].splitlines()
+    assert max(map(len, lines)) <= checks.COLUMNS and " ".join(lines).split() == str(error).split()
 
 
 def test_a_missing_kernel_of_torch_is_not_taken_for_a_stub(progress):
@@ -112,9 +156,32 @@ def test_a_damaged_progress_file_does_no_harm(progress, content, capsys):
     checks.show_progress("9", 2)
     out = capsys.readouterr().out
     assert "1 of 2 exercises solved" in out
-    kept = progress.with_suffix(".damaged.json")
-    assert kept.is_file() == ("is kept as progress.damaged.json" in out) == (content in ("", "{"))
-    assert not kept.is_file() or kept.read_text() == content
+    kept = progress.with_suffix(".damaged-1.json")
+    assert "is kept as progress.damaged-1.json" in out and kept.read_text() == content
+
+
+def test_a_second_damage_keeps_the_first_file_and_is_said(progress, capsys):
+    for content in ("{", "["):
+        progress.write_text(content)
+        checks.show_progress("9", 2)
+        with checks.check("9.1", "all good"):
+            pass
+    assert capsys.readouterr().out.count("it is damaged") == 2
+    assert [progress.with_suffix(f".damaged-{i}.json").read_text() for i in (1, 2)] == ["{", "["]
+
+
+def test_two_notebooks_lose_nothing(progress):
+    code = (
+        "import sys; from pathlib import Path; from helpers import progress\n"
+        "progress.FILE = Path(sys.argv[1])\n"
+        "for i in range(40): progress.record(f'{sys.argv[2]}.{i}', 'solved')"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "COURSE_PROGRESS"}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(progress), name], cwd=ROOT, env=environment) for name in "78"
+    ]
+    assert [writer.wait(timeout=100) for writer in writers] == [0, 0]
+    assert len(json.loads(progress.read_text())) == 80
 
 
 @pytest.mark.parametrize(
@@ -136,7 +203,7 @@ def test_parts_of_an_exercise_count_each(progress, capsys):
 
 
 def test_a_folder_that_cannot_be_written_is_only_mentioned(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checks, "PROGRESS_FILE", tmp_path / "absent" / "progress.json")
+    monkeypatch.setattr(records, "FILE", tmp_path / "absent" / "progress.json")
     monkeypatch.delenv("COURSE_PROGRESS", raising=False)
     with checks.check("9.1", "all good"):
         pass
@@ -165,6 +232,8 @@ def test_close_names_the_mistake():
         checks.close(torch.tensor([1.0, 2.5]), expected, "it", {"doubled.": expected * 2})
     with pytest.raises(AssertionError, match="nan or inf"):
         checks.close(torch.tensor([1.0, torch.nan]), expected, "it")
+    with pytest.raises(AssertionError, match=r"by up to 2"):  # two mistakes fit: to name one would be a guess
+        checks.close(expected * 2, expected, "it", {"doubled.": expected * 2, "added to itself.": expected + expected})
     checks.close(expected + 1e-7, expected, "it")
 
 
@@ -210,5 +279,5 @@ def check_ex_9_1():
 
 
 def test_an_error_inside_the_check_is_not_blamed_on_a_line_of_the_learner(progress):
-    with pytest.raises(checks.CheckFailed, match="in the check, with what your function returned"):
+    with pytest.raises(checks.CheckFailed, match="what your function returned stopped the check with KeyError"):
         check_ex_9_1()

@@ -42,7 +42,11 @@ def test_a_hidden_float_copy_is_seen(net):
         (lambda net: net.__setitem__(1, nn.GELU()), "GELU"),
         (lambda net: net[0].register_forward_hook(lambda *_: None), "hooks"),
         (lambda net: setattr(net[2], "weight", nn.Parameter(torch.zeros(3, 8))), "numbers of 2.weight"),
-        (lambda net: setattr(net[0], "in_features", 7), "in_features"),
+        (lambda net: setattr(net[0], "in_features", 7), "in_features of 0 is now 7, and was 8"[:21]),
+        (lambda net: setattr(net[0], "sizes", [1, 2]), "sizes of 0 is new"),
+        (lambda net: net[0].requires_grad_(False), "0.weight is frozen now"),
+        (lambda net: setattr(net[0].weight, "grad", torch.zeros(8, 6)), "a gradient is left in 0.weight"),
+        (lambda net: net.register_buffer("extra", torch.zeros(1)), "shared in another way"),
     ],
 )
 def test_every_change_of_the_original_is_named(net, change, words):

@@ -18,16 +18,22 @@ class Answer:
     function: Callable
     message: str | None  # None: a right answer
     binds: str | None
+    like: str | None = None  # another answer with the same mistake, which may get the same message
 
 
 ANSWERS: list[Answer] = []
 
 
-def wrong(exercise: str, message: str, binds: str | None = None) -> Callable[[Callable], Callable]:
-    """Register a misconception of `exercise`; the visible check must fail with `message` in its text."""
+def wrong(
+    exercise: str, message: str, binds: str | None = None, like: str | None = None
+) -> Callable[[Callable], Callable]:
+    """Register a misconception of `exercise`; the visible check must fail with `message` in its text.
+
+    `like` names another answer of this exercise that makes the same mistake in another form.
+    """
 
     def register(function: Callable) -> Callable:
-        ANSWERS.append(Answer(exercise, function.__name__, function, message, binds))
+        ANSWERS.append(Answer(exercise, function.__name__, function, message, binds, like))
         return function
 
     return register

@@ -152,7 +152,7 @@ def test_checks_leave_the_notebook_alone(unit):
             if t.start[1] == 0 and t.string.strip()
         ]
         words = [w for w in words if not w.startswith("#") and w not in ("utf-8", ")")]
-        assert set(words) <= {"import", "from", "def", cell.source.strip().splitlines()[-1].split("(")[0]}, words
+        assert set(words) <= {"import", "from", "def", "@", cell.source.strip().splitlines()[-1].split("(")[0]}, words
 
 
 @pytest.mark.parametrize("unit", UNITS)
