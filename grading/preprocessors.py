@@ -11,7 +11,7 @@ from nbgrader.preprocessors import ClearSolutions, Execute, OverwriteCells
 STUB = '# YOUR CODE HERE\nraise NotImplementedError("Exercise {number} is not solved yet: replace this line.")'
 
 OUTPUT_CHARACTERS = 1_000_000  # of one cell; a loop that prints would otherwise fill the grader's memory
-RESTARTS = 5  # of Python for one submission; where it ends once more, the rest of the notebook is left out
+RESTARTS = 3  # of Python for one submission; where it ends once more, the rest of the notebook is left out
 
 # Runs in front of each test cell, whose own imports then read these modules from disk: what a learner's cell has put
 # into them is gone. It uses no builtin, because a learner's cell may have given `list` or `vars` another meaning.
@@ -19,7 +19,8 @@ FRESH_HELPERS = (
     "import sys as __s; "
     "[(__s.modules.pop(__n), __s.modules['helpers'].__dict__.pop(__n.split('.')[1], None)) "
     "for __n in __s.modules.copy() if __n.startswith(("
-    "'helpers.checks', 'helpers.describe', 'helpers.golden', 'helpers.samples', 'helpers.witness'))]; "
+    "'helpers.checks', 'helpers.describe', 'helpers.golden', 'helpers.isolation', 'helpers.samples', 'helpers.witness'"
+    "))]; "
     "del __s"
 )
 
