@@ -11,7 +11,6 @@ from filelock import FileLock
 from grading import course as course_module
 from grading import grade
 from grading.course import ROOT
-from grading.preprocessors import RESTARTS
 
 UNIT = "01_transformer_basics"
 START = "00_start_here"
@@ -144,42 +143,19 @@ def prints_forever(course):
     return solved(course, ex_1_2="def causal_mask(length):\n    while True:\n        print('x' * 1000)")
 
 
-def swallows_the_checks(course):
+def replaces_the_checks(course):
     hostile = (
-        "import contextlib\nfrom helpers import checks\n"
+        "import contextlib\nfrom helpers import checks, isolation\n"
+        "checks.isolated = isolation.isolated = lambda check: lambda: None\n"
         "checks.check = lambda *a, **k: contextlib.suppress(Exception)\n"
         "class check: check = staticmethod(lambda *a, **k: contextlib.suppress(Exception))\n"
     )
     return solved(course, ex_1_1=hostile + NO_SCALING)
 
 
-def replaces_the_checks(course):
-    hostile = (
-        "from helpers import checks, isolation\nchecks.isolated = isolation.isolated = lambda check: lambda: None\n"
-    )
-    return solved(course, ex_1_1=hostile + NO_SCALING)
-
-
-def gives_builtin_names_another_meaning(course):
-    nb = solved(course)
-    nb.cells[index(nb, "ex_1_1")].source += "\n\nlist = vars = print = sum = sys = helpers = 0"
-    return nb
-
-
-def ends_python_in_the_last_cell(course):
-    nb = solved(course)
+def ends_python_twice(course):
+    nb = solved(course, ex_1_2="def causal_mask(length):\n    import os\n    os._exit(1)")
     nb.cells.append(nbformat.v4.new_code_cell("import os; os._exit(1)"))
-    return nb
-
-
-def ends_python_in_an_answer(course):
-    return solved(course, ex_1_2="def causal_mask(length):\n    import os\n    os._exit(1)")
-
-
-def ends_python_everywhere(course):
-    nb = solved(course)
-    at = index(nb, "ex_1_2")
-    nb.cells[at + 1 : at + 1] = [nbformat.v4.new_code_cell("import os; os._exit(1)") for _ in range(RESTARTS + 1)]
     return nb
 
 
@@ -191,9 +167,11 @@ def cannot_be_interrupted(course):
     return solved(course, ex_1_2=answer)
 
 
-def shadows_torch(course):
+def gives_names_another_meaning(course):
     nb = solved(course)
-    nb.cells[index(nb, "ex_1_1")].source += "\n\nkept = torch, F\ntorch = F = checks = None"
+    nb.cells[
+        index(nb, "ex_1_1")
+    ].source += "\n\nkept = torch, F\ntorch = F = checks = helpers = sys = list = vars = print = None"
     nb.cells[index(nb, "ex_1_1")].source = nb.cells[index(nb, "ex_1_1")].source.replace("torch.Tensor", "object")
     return nb
 
@@ -224,14 +202,10 @@ PERSONAS = {
     has_an_exercise_that_is_gone: 6,
     displays_a_number: 4,
     prints_forever: 4,
-    swallows_the_checks: 4,
     replaces_the_checks: 4,
-    gives_builtin_names_another_meaning: 6,
-    ends_python_in_the_last_cell: 6,
-    ends_python_in_an_answer: 4,
-    ends_python_everywhere: 2,
+    ends_python_twice: 4,
     cannot_be_interrupted: 4,
-    shadows_torch: 6,
+    gives_names_another_meaning: 6,
     never_returns: 4,
     warns_on_stderr: 6,
 }
@@ -250,6 +224,7 @@ def submit_an_odd_file(course, student):
         cell["metadata"].get("nbgrader", {})["schema_version"] = 99
     path.write_bytes(json.dumps(raw).encode("utf-16"))
     path.rename(folder / f"{UNIT}.IPYNB")
+    nbformat.write(released(course), folder / f"{UNIT} (1).ipynb")
     (folder / "timestamp.txt").write_text("last Tuesday")
     folder.rename(folder.with_name(UNIT.upper()))
 
@@ -273,12 +248,7 @@ def graded(course, short_limits):
     link = submit(course, "links_to_the_solution", released(course)) / f"{UNIT}.ipynb"
     link.unlink()
     link.symlink_to(course / "solutions" / UNIT / f"{UNIT}.ipynb")
-    damaged = solved(course)
-    damaged.cells[0].metadata["nbgrader"] = "x"
-    submit(course, "damaged_metadata", damaged)
-    for student, copied in (("first_copy_untouched", released(course)), ("first_copy_worked_on", solved(course))):
-        folder = submit(course, student, copied)
-        nbformat.write(solved(course), folder / f"{UNIT} (1).ipynb")
+    nbformat.write(solved(course), submit(course, "first_copy_untouched", released(course)) / f"{UNIT} (1).ipynb")
     submit_an_odd_file(course, "odd_file")
     odd = solved(course)
     odd.metadata["course"] = "CS101"
@@ -340,9 +310,8 @@ def test_an_old_release_is_graded_with_the_current_tests(grades):
     assert points(grades, "odd_metadata") == 6
 
 
-@pytest.mark.parametrize("student", ["odd_file", "damaged_metadata", "first_copy_worked_on"])
-def test_a_file_that_an_editor_has_changed_loses_nothing(student, grades):
-    assert points(grades, student) == 6
+def test_a_file_that_an_editor_has_changed_loses_nothing(grades):
+    assert points(grades, "odd_file") == 6
 
 
 NOT_GRADED = {
@@ -384,11 +353,11 @@ def test_feedback_is_written_for_every_graded_submission(course, graded):
 
 def test_feedback_names_the_cell_that_ended_python(course, graded):
     for persona, why in (
-        (ends_python_in_an_answer, "it ended Python"),
+        (ends_python_twice, "it ended Python"),
         (cannot_be_interrupted, "could not be stopped"),
     ):
         page = (course / "gradebook" / "feedback" / persona.__name__ / UNIT / f"{UNIT}.html").read_text()
-        assert page.count(why) == 1
+        assert why in page
 
 
 def test_feedback_does_not_show_what_ran_in_front_of_a_check(course, graded):
