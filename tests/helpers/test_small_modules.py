@@ -128,6 +128,19 @@ def test_a_figure_fits_the_page_and_is_sharp():
     plt.close(fig)
 
 
+def test_labels_that_cannot_be_read_are_refused():
+    fig, (left, right) = plots.figure(columns=2)
+    left.set_xlabel("a label that is much too long for its half of the page, as one can see")
+    right.set_xlabel("a label that is much too long for its half of the page, as one can see")
+    with pytest.raises(ValueError, match="cannot be read: 'a label"):
+        plots.show(fig, caption="A caption.", alt="Two axes.")
+    plt.close(fig)
+    fig, ax = plots.figure()
+    ax.set_xlabel("short"), ax.set_title("title"), ax.set_ylabel("up")
+    assert plots.clashes(fig) == []
+    plt.close(fig)
+
+
 def test_the_same_figure_gives_the_same_bytes(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", lambda data, raw: shown.append(data))
