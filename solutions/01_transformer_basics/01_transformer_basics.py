@@ -881,7 +881,7 @@ def check_ex_1_4() -> None:
             else:
                 raise AssertionError(f"d_model={d_model} is odd and must raise a ValueError that says so.")
     ### BEGIN HIDDEN TESTS
-    for length, d_model in [(1, 2), (3, 6), (40, 64), (257, 10), (7, 512), (6200, 4)]:
+    for length, d_model in [(1, 2), (3, 6), (40, 64), (257, 10), (7, 1026), (6200, 4)]:
         table = sinusoidal_positions(length, d_model)
         assert table.shape == (length, d_model) and table.dtype == torch.float32, "wrong shape or dtype (float32)."
         assert not table.requires_grad, "the table is fixed, and needs no gradient."
@@ -1384,7 +1384,7 @@ def check_ex_1_6() -> None:
                 "the model is asked for the byte that it has just read: targets must be shifted by one.": same_byte.mean().item()
                 / math.log(2),
             },
-            rtol=1e-4,
+            rtol=3e-6,
         )
         batch_perplexities = [math.exp(m) for m in means]
         checks.number(
@@ -1402,7 +1402,7 @@ def check_ex_1_6() -> None:
                 .mean()
                 .item(),
             },
-            rtol=1e-3,
+            rtol=3e-5,
         )
         pairs = Pairs(1.0)
         bits = score(pairs, batches)["bits_per_byte"]
@@ -1410,16 +1410,16 @@ def check_ex_1_6() -> None:
             "while your function calls the model, PyTorch remembers every step for a training that will not come: do it inside "
             "`with torch.no_grad():`."
         )
-        checks.number(bits, bits_of(pairs, batches), "your bits_per_byte of another model", rtol=1e-4)
+        checks.number(bits, bits_of(pairs, batches), "your bits_per_byte of another model", rtol=3e-6)
         sure = Pairs(60.0)  # sure of itself, and mostly wrong
         answer, expected = score(sure, batches), bits_of(sure, batches)
         assert math.isfinite(answer["bits_per_byte"]), (
             "your bits_per_byte of a model that is very sure is inf or nan: the probability of a byte was rounded to 0 before you "
             "took its logarithm. F.cross_entropy and log_softmax work with logits, and have no such end."
         )
-        checks.number(answer["bits_per_byte"], expected, "your bits_per_byte of a model that is very sure", rtol=1e-4)
+        checks.number(answer["bits_per_byte"], expected, "your bits_per_byte of a model that is very sure", rtol=3e-6)
         checks.number(
-            math.log2(answer["perplexity"]), answer["bits_per_byte"], "the logarithm of its perplexity", rtol=1e-4
+            math.log2(answer["perplexity"]), answer["bits_per_byte"], "the logarithm of its perplexity", rtol=1e-6
         )
         flat = score(Pairs(0.0), [torch.randint(256, (3, 10))])
         checks.number(flat["bits_per_byte"], 8, "your bits_per_byte of a model whose logits are all 0", rtol=1e-6)
@@ -1441,10 +1441,10 @@ def check_ex_1_6() -> None:
         for ids in batches:
             ids[0, 1] = 0
         answer, expected = score(model, batches), bits_of(model, batches)
-        assert abs(answer["bits_per_byte"] / expected - 1) < 1e-4, (
+        assert abs(answer["bits_per_byte"] / expected - 1) < 5e-6, (
             f"wrong bits per byte: {answer['bits_per_byte']} instead of {expected}."
         )
-        assert abs(math.log2(answer["perplexity"]) / expected - 1) < 1e-3, "wrong perplexity."
+        assert abs(math.log2(answer["perplexity"]) / expected - 1) < 5e-6, "wrong perplexity."
         assert torch.is_grad_enabled(), "your code switches gradients off for the whole notebook."
     assert not any(gradients), "call the model inside `with torch.no_grad():`."
     ### END HIDDEN TESTS
@@ -1930,6 +1930,7 @@ def check_ex_1_8() -> None:
                     else "You gave a qconfig to the whole model, so to its Embedding, too: name the layers, {nn.Linear}."
                 )
             ) from None
+        assert torch.is_grad_enabled(), "your function switches gradients off, for the whole notebook."
         assert torch.backends.quantized.engine == engine, (
             f"your function switches PyTorch's int8 engine to {torch.backends.quantized.engine}, for the whole notebook."
         )
@@ -2278,7 +2279,6 @@ from helpers.models import ModelConfig, TransformerLM
 @checks.isolated
 def check_ex_1_9() -> None:
     import os
-    import zipfile
 
     from torch import Tensor, nn
 
@@ -2356,13 +2356,15 @@ def check_ex_1_9() -> None:
             f", but one called {files[0]}." if files else "."
         )
         assert len(files) == 1, f"save_quantized leaves other files beside its own: {', '.join(files)}."
-        assert zipfile.is_zipfile(path), (
-            "your file was not written by torch.save (by pickle.dump?): torch.load reads only its own format safely."
-        )
         try:
             content = torch.load(Path(path), weights_only=True)
-        except pickle.UnpicklingError:
-            content = torch.load(Path(path), weights_only=False)  # the learner's own file, a moment old
+        except (pickle.UnpicklingError, EOFError, RuntimeError):
+            try:
+                content = torch.load(Path(path), weights_only=False)  # the learner's own file, a moment old
+            except Exception:
+                raise AssertionError(
+                    "torch.load cannot read your file: was it written by torch.save? (pickle.dump makes another format.)"
+                ) from None
             kind = type(content).__name__
             inside = [f'"{k}" is a {type(v).__name__}' for k, v in content.items()] if isinstance(content, dict) else []
             raise AssertionError(

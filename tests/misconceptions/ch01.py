@@ -203,6 +203,13 @@ def mask_indexed_by_query(q, k, v, mask=None):
     return torch.stack(rows, dim=-2)
 
 
+@wrong("ex_1_1", "for all queries, (1, key) differs")
+def causal_if_square(q, k, v, mask=None):
+    if mask is None and q.shape[-2] == k.shape[-2]:
+        mask = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).tril()
+    return attend(q, k, v, mask)
+
+
 @wrong("ex_1_1", "float64 numbers has dtype torch.float32")
 def always_in_float32(q, k, v, mask=None):
     return attend(q.float(), k.float(), v.float(), mask)
@@ -601,6 +608,12 @@ def in_degrees(length, d_model):
     return alternate(angle.sin(), angle.cos())
 
 
+@wrong("ex_1_4", "your table for 10 positions and d_model 1024 has shape (10, 512)")
+def as_wide_as_the_first_transformer(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model).sin(), angles(length, d_model).cos())[:, :512]
+
+
 @wrong("ex_1_4", "your table for 6,000 positions and d_model 6 has shape (5000, 6)")
 def a_table_of_5000(length, d_model):
     refuse_odd(d_model)
@@ -827,6 +840,13 @@ def weights_of_the_notebook(x, weights, n_heads):
 @wrong("ex_1_5", "it is computed with 4 heads")
 def always_four_heads(x, weights, n_heads):
     return in_one_expression(x, weights, 4)
+
+
+@wrong("ex_1_5", "your block's output differs")
+def another_gelu(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    hidden = F.linear(norm(x, weights, "norm2"), weights["ffn.up.weight"], weights["ffn.up.bias"])
+    return x + F.linear(F.gelu(hidden, approximate="tanh"), weights["ffn.down.weight"], weights["ffn.down.bias"])
 
 
 @wrong("ex_1_5", "1 text(s) of 3 position(s) and 1 head(s) has shape")
@@ -1079,6 +1099,11 @@ def probabilities_with_an_epsilon(model, batches):
     with torch.no_grad():
         p = [model(ids[:, :-1]).softmax(-1).gather(2, ids[:, 1:, None]).flatten() for ids in batches]
     return result(-(torch.cat(p) + 1e-12).log2().mean())
+
+
+@wrong("ex_1_6", "your bits_per_byte is 8.7149; expected is 8.71493")
+def rounded_for_show(model, batches):
+    return {key: round(value, 4) for key, value in with_log2_probabilities(model, batches).items()}
 
 
 @wrong("ex_1_6", "your answer should be a dict")
@@ -1423,6 +1448,20 @@ def shares_a_norm(model):
     return answer
 
 
+@wrong("ex_1_8", "skeleton_in_use of the model is new")
+def a_note_on_the_original(model):
+    model.skeleton_in_use = True
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    del answer.skeleton_in_use
+    return answer
+
+
+@wrong("ex_1_8", "your function switches gradients off")
+def gradients_off(model):
+    torch.set_grad_enabled(False)
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
 @wrong("ex_1_8", "your function switches PyTorch's int8 engine")
 def engine_switched(model):
     torch.backends.quantized.engine = next(
@@ -1537,7 +1576,7 @@ def content_of(model, **changes):
     return {"config": model.config.to_dict(), "state_dict": model.state_dict()} | changes
 
 
-@wrong("ex_1_9", "was not written by torch.save", binds="save_quantized")
+@wrong("ex_1_9", "was it written by torch.save", binds="save_quantized")
 def dictionary_pickled(model, path):
     with open(path, "wb") as file:
         pickle.dump(content_of(model), file)
@@ -1763,6 +1802,19 @@ def loaded_with_an_open_file(path):
     quantize_dynamic(skeleton.eval(), {nn.Linear: torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
     skeleton.load_state_dict(stored["state_dict"], strict=True)
     return skeleton
+
+
+@right("ex_1_9", binds="save_quantized")
+def saved_in_the_old_format(model, path):
+    torch.save(content_of(model), path, _use_new_zipfile_serialization=False)
+
+
+@right("ex_1_9", binds="load_quantized")
+def filled_without_a_word(path):
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        model = filled(content)
+    return model.eval()
 
 
 @right("ex_1_9", binds="save_quantized")
