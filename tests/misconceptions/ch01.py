@@ -1,8 +1,13 @@
 """Unit 01: what learners really answer."""
 
 import copy
+import functools
+import json
 import math
+import pickle
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -196,6 +201,13 @@ def mask_indexed_by_query(q, k, v, mask=None):
             scores = torch.where(mask[..., i, :], scores, -torch.inf)
         rows.append((scores.softmax(-1)[..., None] * v).sum(-2))
     return torch.stack(rows, dim=-2)
+
+
+@wrong("ex_1_1", "for all queries, (1, key) differs")
+def causal_if_square(q, k, v, mask=None):
+    if mask is None and q.shape[-2] == k.shape[-2]:
+        mask = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).tril()
+    return attend(q, k, v, mask)
 
 
 @wrong("ex_1_1", "float64 numbers has dtype torch.float32")
@@ -596,6 +608,12 @@ def in_degrees(length, d_model):
     return alternate(angle.sin(), angle.cos())
 
 
+@wrong("ex_1_4", "your table for 10 positions and d_model 1024 has shape (10, 512)")
+def as_wide_as_the_first_transformer(length, d_model):
+    refuse_odd(d_model)
+    return alternate(angles(length, d_model).sin(), angles(length, d_model).cos())[:, :512]
+
+
 @wrong("ex_1_4", "your table for 6,000 positions and d_model 6 has shape (5000, 6)")
 def a_table_of_5000(length, d_model):
     refuse_odd(d_model)
@@ -822,6 +840,13 @@ def weights_of_the_notebook(x, weights, n_heads):
 @wrong("ex_1_5", "it is computed with 4 heads")
 def always_four_heads(x, weights, n_heads):
     return in_one_expression(x, weights, 4)
+
+
+@wrong("ex_1_5", "your block's output differs")
+def another_gelu(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
+    hidden = F.linear(norm(x, weights, "norm2"), weights["ffn.up.weight"], weights["ffn.up.bias"])
+    return x + F.linear(F.gelu(hidden, approximate="tanh"), weights["ffn.down.weight"], weights["ffn.down.bias"])
 
 
 @wrong("ex_1_5", "1 text(s) of 3 position(s) and 1 head(s) has shape")
@@ -1074,6 +1099,11 @@ def probabilities_with_an_epsilon(model, batches):
     with torch.no_grad():
         p = [model(ids[:, :-1]).softmax(-1).gather(2, ids[:, 1:, None]).flatten() for ids in batches]
     return result(-(torch.cat(p) + 1e-12).log2().mean())
+
+
+@wrong("ex_1_6", "your bits_per_byte is 8.7149; expected is 8.71493")
+def rounded_for_show(model, batches):
+    return {key: round(value, 4) for key, value in with_log2_probabilities(model, batches).items()}
 
 
 @wrong("ex_1_6", "your answer should be a dict")
@@ -1418,6 +1448,20 @@ def shares_a_norm(model):
     return answer
 
 
+@wrong("ex_1_8", "skeleton_in_use of the model is new")
+def a_note_on_the_original(model):
+    model.skeleton_in_use = True
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    del answer.skeleton_in_use
+    return answer
+
+
+@wrong("ex_1_8", "your function switches gradients off")
+def gradients_off(model):
+    torch.set_grad_enabled(False)
+    return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
 @wrong("ex_1_8", "your function switches PyTorch's int8 engine")
 def engine_switched(model):
     torch.backends.quantized.engine = next(
@@ -1508,7 +1552,7 @@ def by_configuration(model):
 # 1.9 save and load
 
 
-@wrong("ex_1_9", "your file holds a pickled class", binds="save_quantized")
+@wrong("ex_1_9", "your file holds a pickled class, a TransformerLM", binds="save_quantized")
 def whole_model_pickled(model, path):
     torch.save(model, path)
 
@@ -1523,9 +1567,91 @@ def state_dict_as_a_plain_dict(model, path):
     torch.save({"config": model.config.to_dict(), "state_dict": dict(model.state_dict())}, path)
 
 
-@wrong("ex_1_9", "your file holds a pickled class", binds="save_quantized")
+@wrong("ex_1_9", 'in your dictionary: "config" is a ModelConfig', binds="save_quantized")
 def config_as_an_object(model, path):
     torch.save({"config": model.config, "state_dict": model.state_dict()}, path)
+
+
+def content_of(model, **changes):
+    return {"config": model.config.to_dict(), "state_dict": model.state_dict()} | changes
+
+
+@wrong("ex_1_9", "was it written by torch.save", binds="save_quantized")
+def dictionary_pickled(model, path):
+    with open(path, "wb") as file:
+        pickle.dump(content_of(model), file)
+
+
+@wrong("ex_1_9", 'your "config" is a str', binds="save_quantized")
+def config_as_text(model, path):
+    torch.save(content_of(model, config=json.dumps(model.config.to_dict())), path)
+
+
+@wrong("ex_1_9", "model.config.to_dict() is", binds="save_quantized")
+def half_of_the_config(model, path):
+    torch.save(content_of(model, config={"d_model": model.config.d_model, "n_layers": model.config.n_layers}), path)
+
+
+@wrong("ex_1_9", "is stored as torch.float16, but was torch.float32", binds="save_quantized")
+def floats_in_half(model, path):
+    state = model.state_dict()
+    for name in list(state):
+        if isinstance(state[name], torch.Tensor) and state[name].dtype == torch.float32:
+            state[name] = state[name].half()
+    torch.save(content_of(model, state_dict=state), path)
+
+
+@wrong("ex_1_9", "is stored with other numbers", binds="save_quantized")
+def floats_through_half(model, path):
+    state = model.state_dict()
+    state["embedding.weight"] = state["embedding.weight"].half().float()
+    torch.save(content_of(model, state_dict=state), path)
+
+
+@wrong("ex_1_9", "the stored state_dict is not that of the quantized model", binds="save_quantized")
+def floats_only(model, path):
+    state = model.state_dict()
+    for name in [name for name in state if "_packed_params" in name]:
+        del state[name]
+    torch.save(content_of(model, state_dict=state), path)
+
+
+@wrong("ex_1_9", "with 'config', 'state_dict', 'date'", binds="save_quantized")
+def one_entry_more(model, path):
+    torch.save(content_of(model, date="today"), path)
+
+
+@wrong("ex_1_9", "and holds a tuple", binds="save_quantized")
+def a_pair(model, path):
+    torch.save((model.config.to_dict(), model.state_dict()), path)
+
+
+@wrong("ex_1_9", "but one called model.pt.pt", binds="save_quantized")
+def suffix_added(model, path):
+    torch.save(content_of(model), f"{path}.pt")
+
+
+@wrong("ex_1_9", "wrote no file at the path it was given.", binds="save_quantized")
+def nothing_written(model, path):
+    return content_of(model)
+
+
+@wrong("ex_1_9", "leaves other files beside its own: model.json", binds="save_quantized")
+def config_beside(model, path):
+    torch.save(content_of(model), path)
+    Path(path).with_suffix(".json").write_text(json.dumps(model.config.to_dict()))
+
+
+@wrong("ex_1_9", "your function changed `model`", binds="save_quantized")
+def model_trimmed(model, path):
+    torch.save(content_of(model), path)
+    model.norm.weight.data.zero_()
+
+
+@wrong("ex_1_9", "the very model that was saved, from memory", binds="save_quantized")
+def kept_in_memory(model, path):
+    torch.save(content_of(model), path)
+    sys._getframe(1).f_globals["load_quantized"] = lambda path: model
 
 
 @wrong("ex_1_9", "the loaded model is not quantized", binds="load_quantized")
@@ -1536,12 +1662,113 @@ def float_skeleton_not_strict(path):
     return model
 
 
-@wrong("ex_1_9", "load_state_dict refuses the tensors", binds="load_quantized")
+@wrong("ex_1_9", "the skeleton is not quantized yet", binds="load_quantized")
 def float_skeleton_strict(path):
     stored = torch.load(path, weights_only=True)
     model = TransformerLM(ModelConfig(**stored["config"])).eval()
     model.load_state_dict(stored["state_dict"])
     return model
+
+
+@wrong("ex_1_9", "the skeleton is not quantized yet", binds="load_quantized", like="float_skeleton_strict")
+def filled_before_it_is_quantized(path):
+    return quantize_dynamic(float_skeleton_strict(path), {nn.Linear}, dtype=torch.qint8)
+
+
+@wrong("ex_1_9", "the skeleton has other layers", binds="load_quantized")
+def head_left_in_float(path):
+    stored = torch.load(path, weights_only=True)
+    model = TransformerLM(ModelConfig(**stored["config"])).eval()
+    model.blocks = quantize_dynamic(model.blocks, {nn.Linear}, dtype=torch.qint8)
+    model.load_state_dict(stored["state_dict"])
+    return model
+
+
+def filled(stored, **changes):
+    """A right model from what the file holds, if its config is not changed."""
+    skeleton = TransformerLM(ModelConfig(**(stored["config"] | changes)))
+    model = quantize_dynamic(skeleton, {nn.Linear}, dtype=torch.qint8)  # in eval mode, as it always leaves its copy
+    model.load_state_dict(stored["state_dict"])
+    return model
+
+
+@wrong("ex_1_9", "the skeleton has other sizes", binds="load_quantized")
+def width_by_heart(path):
+    return filled(torch.load(path, weights_only=True), d_model=48)
+
+
+@wrong("ex_1_9", "the skeleton has other layers", binds="load_quantized", like="head_left_in_float")
+def depth_by_heart(path):
+    return filled(torch.load(path, weights_only=True), n_layers=4)
+
+
+@wrong("ex_1_9", "has another config", binds="load_quantized")
+def inner_width_by_heart(path):
+    return filled(torch.load(path, weights_only=True), d_ff=1024)  # quantized layers take weights of any size
+
+
+@wrong("ex_1_9", "the loaded model is in training mode", binds="load_quantized")
+def never_in_eval_mode(path):
+    return filled(torch.load(path, weights_only=True)).train()
+
+
+@wrong("ex_1_9", "embedding of the loaded model is in training mode", binds="load_quantized")
+def eval_mode_on_the_surface(path):
+    model = filled(torch.load(path, weights_only=True)).train()
+    model.training = False
+    return model
+
+
+@wrong("ex_1_9", "returned OrderedDict, not a model", binds="load_quantized")
+def returns_the_tensors(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@wrong("ex_1_9", "give models that hang together", binds="load_quantized")
+@functools.lru_cache
+def cached_by_path(path):
+    return filled(torch.load(path, weights_only=True))
+
+
+KEPT = {}
+
+
+@wrong("ex_1_9", "it must read the file each time", binds="load_quantized")
+def copies_of_a_cached_model(path):
+    if not isinstance(stored := torch.load(path, weights_only=True), dict):
+        raise pickle.UnpicklingError
+    return copy.deepcopy(KEPT.setdefault(path, filled(stored)))
+
+
+@wrong("ex_1_9", "your loader changes the file", binds="load_quantized")
+def saved_again(path):
+    stored = torch.load(path, weights_only=True)
+    torch.save({"loaded": True, **stored}, path)
+    return filled(stored)
+
+
+@wrong("ex_1_9", "opens a file that holds a pickled class beside its tensors", binds="load_quantized")
+def refuses_whole_models_only(path):
+    stored = torch.load(path, weights_only=False)
+    if isinstance(stored, nn.Module):
+        raise pickle.UnpicklingError("a whole model")
+    config = stored["config"]
+    return filled(stored | {"config": config if isinstance(config, dict) else config.to_dict()})
+
+
+@wrong("ex_1_9", "your loader has run a program", binds="load_quantized")
+def refuses_after_it_has_run(path):
+    stored = torch.load(path, weights_only=False)
+    torch.load(path, weights_only=True)
+    return filled(stored)
+
+
+@wrong("ex_1_9", "let it through", binds="load_quantized")
+def error_replaced(path):
+    try:
+        return filled(torch.load(path, weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise ValueError("not a file of mine") from error
 
 
 @wrong("ex_1_9", "load_state_dict only reports", binds="load_quantized")
@@ -1575,6 +1802,19 @@ def loaded_with_an_open_file(path):
     quantize_dynamic(skeleton.eval(), {nn.Linear: torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
     skeleton.load_state_dict(stored["state_dict"], strict=True)
     return skeleton
+
+
+@right("ex_1_9", binds="save_quantized")
+def saved_in_the_old_format(model, path):
+    torch.save(content_of(model), path, _use_new_zipfile_serialization=False)
+
+
+@right("ex_1_9", binds="load_quantized")
+def filled_without_a_word(path):
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        model = filled(content)
+    return model.eval()
 
 
 @right("ex_1_9", binds="save_quantized")
