@@ -985,6 +985,123 @@ def the_least_bad(table, width, batch, max_error, max_bytes):
     return (answer if answer else "nothing"), why
 
 
+def within(table, width, batch, max_error, max_bytes, candidates):
+    """The rule, with another idea of who is a candidate: `candidates(allowed, here)`."""
+    here = [r for r in table if (r["width"], r["batch"]) == (width, batch)]
+    if not here:
+        raise ValueError("not measured")
+    why = {r["variant"]: "error" if r["error"] > max_error else "bytes" for r in here}
+    allowed = [r for r in here if r["error"] <= max_error and r["bytes"] <= max_bytes]
+    if not allowed:
+        return None, why
+    quick = candidates(allowed, here)
+    winner = min(quick, key=lambda r: r["error"])["variant"]
+    why |= {r["variant"]: "tie" if r in quick else "time" for r in allowed}
+    why.pop(winner)
+    return winner, why
+
+
+@wrong("ex_3_10", "exactly 1.05 times the smallest ratio is still a candidate")
+def margin_not_included(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, _):
+        best = min(r["ratio"] for r in allowed)
+        return [r for r in allowed if r["ratio"] < 1.05 * best or r["ratio"] == best]
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "although the difference is 0.02")
+def five_hundredths(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [r for r in allowed if r["ratio"] <= min(a["ratio"] for a in allowed) + 0.05]  # noqa: E731
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "although 1.0 is more than 0.95 of it")
+def the_other_five_percent(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [r for r in allowed if min(a["ratio"] for a in allowed) >= 0.95 * r["ratio"]]  # noqa: E731
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "exactly 1.05 times the smallest ratio is still a candidate", like="margin_not_included")
+def rounded_to_two_places(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [  # noqa: E731
+        r for r in allowed if round(r["ratio"] / min(a["ratio"] for a in allowed), 3) <= 1.05
+    ]
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "not with the next smaller one")
+def a_chain_of_ties(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, _):
+        quick = []
+        for row in sorted(allowed, key=lambda r: r["ratio"]):
+            if quick and row["ratio"] > 1.05 * quick[-1]["ratio"]:
+                break
+            quick.append(row)
+        return quick
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "the row with 0.95 is not")
+def limit_from_rows_over_the_budget(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, here):
+        limit = 1.05 * min(r["ratio"] for r in here)
+        quick = [r for r in allowed if r["ratio"] <= limit]
+        best = min(r["ratio"] for r in allowed)
+        return quick or [r for r in allowed if r["ratio"] <= 1.05 * best]
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "an error of 0.0 is within a budget of 0.0")
+def no_budget_of_zero(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error or 1.0, max_bytes)
+
+
+@wrong("ex_3_10", "the least bit more is not")
+def budgets_with_a_tolerance(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error + 1e-9, max_bytes)
+
+
+@wrong("ex_3_10", "your function changed `table`")
+def sorts_the_table(table, width, batch, max_error, max_bytes):
+    table.sort(key=lambda r: r["ratio"])
+    return chosen_from(table, width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "your function changed `table`", like="sorts_the_table")
+def notes_in_the_rows(table, width, batch, max_error, max_bytes):
+    for row in table:
+        row["fits"] = row["error"] <= max_error
+    return chosen_from(table, width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "KeyError: 'threads'")
+def only_one_thread(table, width, batch, max_error, max_bytes):
+    return chosen_from([r for r in table if r["threads"] == 1], width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "a reason against it")
+def a_reason_for_the_chosen_one(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, why | ({answer: "tie"} if answer else {})
+
+
+@wrong("ex_3_10", "a batch that was not measured")
+def nearest_batch(table, width, batch, max_error, max_bytes):
+    batches = [r["batch"] for r in table if r["width"] == width]
+    if not batches:
+        raise ValueError("not measured")
+    return chosen_from(table, width, min(batches, key=lambda b: abs(b - batch)), max_error, max_bytes)
+
+
+@wrong("ex_3_10", "a dictionary: variant to word")
+def reasons_as_pairs(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, list(why.items())
+
+
 @right("ex_3_10")
 def sorted_by_time(table, width, batch, max_error, max_bytes):
     rows = sorted((r for r in table if r["width"] == width and r["batch"] == batch), key=lambda r: r["ratio"])
