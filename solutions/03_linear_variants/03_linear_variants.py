@@ -2405,7 +2405,7 @@ with torch.no_grad():
 #
 # Two claims about time are popular: "int8 is faster", and, in the book, "int8 takes longer". Both leave out everything that matters: the width of the layer, the rows in a batch,
 # the threads, and the kernel. So draw the map. For four widths, three batch sizes, one and two threads, five versions of a square layer take turns with the float layer, in one process
-# (`latency.ratio`; the median of several turns). Below 1, int8 is the faster one.
+# (`latency.compare_each`; the median of several turns). Below 1, int8 is the faster one. A ratio that scatters too much on your computer is not reported: "?" means that it is not known.
 #
 # "Static, core" gets a tensor that is quantized already and returns one: a layer inside an int8 network. "Static, with stubs" also pays for the way in and out.
 
@@ -2421,56 +2421,50 @@ def gaussian(width: int) -> nn.Linear:
 widths, batches = (64, 256, 1024, 2048), (1, 16, 128)
 thread_counts = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
 names = ("static, core", "static, with stubs", "dynamic", "torchao weight-only", "torchao dynamic")
-measured = []  # one row for each cell of the map
-threads_before = torch.get_num_threads()
+measured = []  # one row for each cell of the map that is known
+costs = {}  # bytes and error of a variant at a width
 generator = torch.Generator().manual_seed(5)
-try:
-    for width in widths:
-        linear, x = gaussian(width), torch.randn(128, width, generator=generator)
-        stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
-        candidates = {
-            "static, with stubs": stubbed,
-            "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
-            "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
-            "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
-        }
-        with torch.no_grad():
-            exact = linear(x)
-            off = {name: ((layer(x) - exact).norm() / exact.norm()).item() for name, layer in candidates.items()}
-            for threads, batch in itertools.product(thread_counts, batches):
-                torch.set_num_threads(threads)
-                some = x[:batch]
-                codes = stubbed.quant(some)
-                calls = {name: functools.partial(layer, some) for name, layer in candidates.items()}
-                calls["static, core"] = functools.partial(stubbed.module, codes)
-                work = batch * width**2
-                many = 1 if work > 2**22 else 10
-                for name in names:
-                    layer = stubbed.module if name == "static, core" else candidates[name]
-                    ratio = latency.ratio(functools.partial(linear, some), calls[name], repeats=5, calls=many)
-                    measured.append(
-                        {
-                            "variant": name,
-                            "width": width,
-                            "batch": batch,
-                            "threads": threads,
-                            "bytes": sum(held_bytes(layer if name != "static, with stubs" else layer.module).values()),
-                            "error": off["static, with stubs" if name == "static, core" else name],
-                            "ratio": ratio,
-                        }
-                    )
-finally:
-    torch.set_num_threads(threads_before)
+for width in widths:
+    linear, x = gaussian(width), torch.randn(128, width, generator=generator)
+    stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
+    candidates = {
+        "static, with stubs": stubbed,
+        "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
+        "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
+        "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
+    }
+    with torch.no_grad():
+        exact = linear(x)
+        for name, layer in candidates.items():
+            count = sum(held_bytes(layer.module if layer is stubbed else layer).values())
+            costs[name, width] = {"bytes": count, "error": ((layer(x) - exact).norm() / exact.norm()).item()}
+        costs["static, core", width] = costs["static, with stubs", width]
+        for threads, batch in itertools.product(thread_counts, batches):
+            some = x[:batch]
+            calls = {"float": functools.partial(linear, some)}
+            calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
+            calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
+            many = 1 if batch * width**2 > 2**22 else 10
+            timed = latency.compare_each(calls, repeats=7, calls=many, threads=threads, noise=0.3)
+            measured += [
+                {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
+                | costs[name, width]
+                for name in names
+                if isinstance(timed[name], latency.Timing)
+            ]
 
 fig, axes = plots.figure(columns=len(names), rows=len(thread_counts), width=11, height=2.5 * len(thread_counts))
 grid = np.atleast_2d(axes)
 for (row, threads), (column, name) in itertools.product(enumerate(thread_counts), enumerate(names)):
     ax = grid[row, column]
     cells = {(m["width"], m["batch"]): m["ratio"] for m in measured if (m["variant"], m["threads"]) == (name, threads)}
-    values = np.array([[cells[width, batch] for batch in batches] for width in widths])
+    values = np.array([[cells.get((width, batch), np.nan) for batch in batches] for width in widths])
     # Purple and orange can be told apart with every common colour vision; white is 1.
     picture = ax.imshow(-np.log2(values), cmap="PuOr", vmin=-3, vmax=3, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
+        if np.isnan(value):
+            ax.text(j, i, "?", ha="center", va="center", fontsize=9)
+            continue
         red, green, blue, _ = picture.cmap(picture.norm(-math.log2(value)))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
         text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
@@ -2483,15 +2477,16 @@ for (row, threads), (column, name) in itertools.product(enumerate(thread_counts)
         ax.set_ylabel("width")
     if row == len(thread_counts) - 1:
         ax.set_xlabel("rows in a batch")
-faster = {name: sum(m["ratio"] < 1 for m in measured if m["variant"] == name) for name in names}
-cells_each = len(measured) // len(names)
+ratios = {name: [m["ratio"] for m in measured if m["variant"] == name] for name in names}
+counts = ", ".join(
+    f"{sum(r < 1 for r in known)} of {len(known)} known cells ({name})" for name, known in ratios.items()
+)
 plots.show(
     fig,
     caption=f"Time of int8 divided by time of float, one square Linear layer: below 1 (purple) int8 is faster, above 1 (orange) slower; white is equal. {environment.processor()}, "
     f"{torch.backends.cpu.get_cpu_capability()}, engine {torch.backends.quantized.engine}, PyTorch {torch.__version__.split('+')[0]}, not compiled.",
     alt="Grids of ratios, one for each version and number of threads, widths downwards and batch sizes across. int8 is faster than float in "
-    + ", ".join(f"{faster[name]} of {cells_each} cells ({name})" for name in names)
-    + ".",
+    f"{counts}.",
 )
 
 # %% [markdown]
@@ -2538,9 +2533,8 @@ rows = []
 for name in names:
     line = {"variant": name}
     for width in widths:
-        cell = next(m for m in measured if (m["variant"], m["width"]) == (name, width))
-        line[f"kB, width {width}"] = f"{cell['bytes'] / 1000:.1f}"
-        line[f"error, {width}"] = f"{cell['error']:.4f}"
+        line[f"kB, width {width}"] = f"{costs[name, width]['bytes'] / 1000:.1f}"
+        line[f"error, {width}"] = f"{costs[name, width]['error']:.4f}"
     rows.append(line)
 tables.show(rows)
 print(f"engine {torch.backends.quantized.engine}; the relative error is that of the outputs, for 128 rows")
@@ -2561,11 +2555,13 @@ print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
 rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
-    here.append({"variant": "float", "error": 0.0, "bytes": 4 * width * (width + 1), "ratio": 1.0})
-    best = {key: min(here, key=lambda m, key=key: m[key])["variant"] for key in ("ratio", "bytes")}
-    best["error"] = min(here[:-1], key=lambda m: m["error"])["variant"]
-    rows.append({"width": width, "batch": batch, "fastest": best["ratio"]})
-    smallest, most_exact = smallest | {best["bytes"]}, most_exact | {best["error"]}
+    fastest = min([*here, {"variant": "float", "ratio": 1.0}], key=lambda m: m["ratio"])
+    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"]})
+for width in widths:
+    of_width = {name: costs[name, width] for name in names}
+    most_exact.add(min(of_width, key=lambda name: of_width[name]["error"]))
+    of_width["float"] = {"bytes": 4 * width * (width + 1)}
+    smallest.add(min(of_width, key=lambda name: of_width[name]["bytes"]))
 tables.show(rows)
 print("smallest:", " or ".join(sorted(smallest)), "- most exact int8:", " or ".join(sorted(most_exact)))
 
@@ -4006,7 +4002,7 @@ check_ex_3_10()
 # %% [markdown]
 # ### Your guide, from your own table
 #
-# Now apply it to what *this* computer measured in section 5. "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
+# Now apply it to what *this* computer measured in section 5. (A time that was not known there has no row, and no answer.) "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
 
 # %% tags=["varies"]
 rows = []
