@@ -1329,7 +1329,7 @@ def check_ex_3_5() -> None:
             with checks.untouched(**a):
                 packed = pack(**a)
             checks.given(packed, "what pack returned")
-            assert isinstance(packed, dict) and packed, "pack should return a dictionary."
+            assert isinstance(packed, dict) and packed, "`pack` should return a dictionary."
             for name, value in packed.items():
                 assert is_whole(value), (
                     f'packed["{name}"] is not an integer or a tensor of integers: scales must become m0 and n, the bias must become codes.'
@@ -1353,6 +1353,10 @@ def check_ex_3_5() -> None:
             bias = a["bias"].double()
             shift_of_zero = m * a["x_zero"] * a["w_codes"].long().sum(1)
             total = (values / m).round()  # the int32 sums
+            m0, n = integer.fixed_point(m)
+            more = n.clamp(min=0)
+            first = ((total.long() << (-n).clamp(min=0)) * m0 + 2**30) >> 31
+            twice_rounded = ((first + ((1 << more) >> 1)) >> more).double()
             mistakes = {
                 "the bias is missing.": codes(values - bias / a["y_scale"], a),
                 "the bias is counted in steps of the output; in the sum a step is x_scale * w_scales.": codes(
@@ -1370,6 +1374,9 @@ def check_ex_3_5() -> None:
                 ),
                 "all rows were scaled with the multiplier of the first one; each has its own.": codes(
                     values / m * m[0], a
+                ),
+                "the scaled sums are rounded twice, first after 31 bits and again after n: shift once, by 31 + n bits.": codes(
+                    twice_rounded, a
                 ),
                 "the zero point of the output is missing.": values.round().clamp(0, 255),
                 "they have the zero point of a layer that came before: use what stands in `packed`.": (
@@ -1415,6 +1422,12 @@ def check_ex_3_5() -> None:
     generator = torch.Generator().manual_seed(305)
     for width, outputs in [(12, 1), (64, 64), (33, 7), (2048, 5)]:
         for x_zero, y_zero in [(0, 0), (64, 128), (127, 255)]:
+            quiet = quiet_layer(generator, 6, 5, x_zero + 5, 120)
+            x = torch.randint(x_zero, x_zero + 11, (90, 6), generator=generator).to(torch.uint8)
+            answer = integer_linear(x, on_its_own(pack(**quiet)))
+            assert answer.dtype == torch.uint8 and differ(answer, codes(exact_values(x, quiet), quiet)) <= 0.01, (
+                "too many codes differ in a quiet layer."
+            )
             a = layer(generator, width, outputs, x_zero, y_zero)
             with checks.untouched(**a):
                 packed = pack(**a)
@@ -2445,7 +2458,7 @@ for width in widths:
             calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
             calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
             many = 1 if batch * width**2 > 2**22 else 10
-            timed = latency.compare_each(calls, repeats=7, calls=many, threads=threads, noise=0.3)
+            timed = latency.compare_each(calls, repeats=12, calls=many, threads=threads, noise=0.4)
             measured += [
                 {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
                 | costs[name, width]
@@ -3539,7 +3552,7 @@ def check_ex_3_11() -> None:
                 raise
             raise AssertionError("a converted model has no parameters left: train first, convert last.") from None
         assert isinstance(answer, tuple | list) and len(answer) == 2, (
-            "finetune should return two models: the trained copy and its int8 version."
+            "`finetune` should return two models: the trained copy and its int8 version."
         )
         trainee, converted = answer
         for name, part in (("first", trainee), ("second", converted)):

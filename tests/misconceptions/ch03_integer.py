@@ -959,6 +959,12 @@ def numpy_floats_at_run_time(x_codes, packed):
     return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
 
 
+@wrong("ex_3_5", "rounded twice", binds="integer_linear")
+def shifted_twice(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return two_rounding_shifts(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
 @wrong("ex_3_5", "expected is torch.uint8", binds="integer_linear")
 def codes_as_int32(x_codes, packed):
     sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
