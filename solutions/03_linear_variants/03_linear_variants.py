@@ -1120,11 +1120,13 @@ def check_ex_3_4() -> None:
                 if min(differ(wrong, low), differ(wrong, high)) > 0 and differ(answer, wrong) <= 0.002
             ]
             assert len(fits) != 1, f"{what} is wrong: {fits[0]}"
-            off = ((answer != low) & (answer != high)).double().mean().item()
-            apart = (answer.long() - high).abs().max().item()
-            first = ((answer != low) & (answer != high)).nonzero()[0].tolist()
-            at = f"{off:.2%} of {what} are not the nearest: for the sum {sums[*first]}, m0 = {m0[first[1]]}, n = {n[first[1]]} it is {answer[*first]} and should be {high[*first]}"
-            assert apart > 1, f"{at}. All 31 bits of m0 count, and one rounding."
+            bad = (answer != low) & (answer != high)
+            first = bad.nonzero()[0].tolist()
+            at = f"{bad.double().mean():.2%} of {what} are not the nearest: for the sum {sums[*first]}, m0 = {m0[first[1]]}, n = {n[first[1]]} it is {answer[*first]} and should be {high[*first]}"
+            rest = (sums.long() * m0 - below * 2 ** (31 + n)).double() / 2.0 ** (31 + n)  # from 0 to 1
+            assert not ((rest[bad] - 0.5).abs() < 0.01).all(), (
+                f"{at}. All of them lie close to the middle between two codes, where all 31 bits of m0 count, and one rounding."
+            )
             raise AssertionError(f"{at}.")
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(304)
@@ -2529,7 +2531,7 @@ for width, batch in itertools.product(widths, (1, 128)):
     }
     if batch > 1:
         del programs["int8 codes, float32"]  # seconds, where no fast kernel exists
-    timed = latency.compare_each(programs, repeats=9, calls=20 if batch == 1 else 2, threads=1)
+    timed = latency.compare_each(programs, repeats=17, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
     words = {name: "too noisy" if isinstance(t, latency.TooNoisy) else str(t) for name, t in timed.items()}
     columns = ("bfloat16", "int8 codes, bfloat16", "int8 codes, float32")
     rows.append({"width": width, "rows": batch} | {name: words.get(name, "not tried") for name in columns})
@@ -2537,7 +2539,8 @@ tables.show(rows)
 print(f"time / time of float32, with its interval; {environment.processor()}, one thread")
 
 # %% [markdown]
-# On the computer that this course was built on, codes with `bfloat16` activations beat both float layers at one row, and none at 128 rows, where multiplying counts, not reading. With `float32` activations the same function is slower than float there. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
+# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took 0.37, 0.53 and 0.62 of float32's time at one row and widths 64, 256 and 1024, and at 128 rows,
+# where multiplying counts and not reading, between 1.06 and 1.66. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
 #
 # Now what each version costs in bytes and in error, at the same four widths:
 
@@ -2569,7 +2572,7 @@ rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
     fastest = min([*here, {"variant": "float", "ratio": 1.0}], key=lambda m: m["ratio"])
-    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"]})
+    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"], "of": f"float and {len(here)} known"})
 for width in widths:
     of_width = {name: costs[name, width] for name in names}
     most_exact.add(min(of_width, key=lambda name: of_width[name]["error"]))
@@ -3441,7 +3444,7 @@ def check_ex_3_11() -> None:
         layers = [nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
         body = nn.Sequential(*layers)
         descent = torch.optim.Adam(body.parameters(), lr=1e-2)
-        for i in range(80):
+        for i in range(40):
             some = torch.arange(512 * i, 512 * (i + 1)) % count
             descent.zero_grad()
             F.cross_entropy(body(x[some]), targets[some]).backward()
@@ -3635,12 +3638,12 @@ def check_ex_3_11() -> None:
         "3.11",
         "the first layer is bit-equal, the others have gone where the six steps lead, and the codes are what training saw",
     ):
-        judge(3112, (10, 48, 7), bits=3, steps=40, count=2148, training=False)
-        judge(3111, (20, 32, 4), bits=2, steps=36, count=1900, training=True)
+        judge(3112, (10, 48, 7), bits=3, steps=24, count=2148, training=False)
+        judge(3111, (20, 32, 4), bits=2, steps=20, count=1900, training=True)
     ### BEGIN HIDDEN TESTS
     for seed, sizes, bits, steps, count, training in [
-        (3113, (16, 40, 6), 2, 30, 1500, False),
-        (3114, (12, 50, 5), 4, 40, 2300, True),
+        (3113, (16, 40, 6), 2, 22, 1500, False),
+        (3114, (12, 50, 5), 4, 20, 2300, True),
     ]:
         returned = judge(seed, sizes, bits, steps, count, training)
         rows = torch.randn(3, sizes[0])
@@ -4024,13 +4027,14 @@ try:
         whole = 4 * width * (width + 1)
         own = [m for m in measured if m["threads"] == 1 and m["variant"] != "static, core"]
         own.append({"variant": "float", "width": width, "batch": batch, "bytes": whole, "error": 0.0, "ratio": 1.0})
-        line = {"width": width, "rows in a batch": batch}
+        known = sum((m["width"], m["batch"]) == (width, batch) for m in own)
+        line = {"width": width, "rows in a batch": batch, "known": f"{known} of {len(names)}"}
         for title, budget in {
             "no budget: the fastest": (1.0, 2 * whole),
             "half of the bytes": (1.0, whole // 2),
             "half of the bytes, error ≤ 1 %": (0.01, whole // 2),
         }.items():
-            line[title] = choose(own, width, batch, *budget)[0] or "nothing fits"
+            line[title] = choose(own, width, batch, *budget)[0] or "nothing known fits"
         rows.append(line)
     tables.show(rows)
     print(f"{environment.processor()}, engine {torch.backends.quantized.engine}, one thread")

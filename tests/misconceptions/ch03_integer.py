@@ -677,7 +677,17 @@ def two_rounding_shifts(sums, m0, n, y_zero):
     return (steps + y_zero).clamp(0, 255).to(torch.uint8)
 
 
-@wrong("ex_3_4", "All 31 bits of m0 count", binds="requantize")
+@wrong("ex_3_4", "are not the nearest: for the sum", binds="requantize")
+def upper_end_of_254(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmax=254)
+
+
+@wrong("ex_3_4", "where all 31 bits of m0 count", binds="requantize")
+def multiplier_of_24_bits(sums, m0, n, y_zero):
+    return integer.requantize(sums, (m0 >> 7) << 7, n, y_zero)
+
+
+@wrong("ex_3_4", "where all 31 bits of m0 count", binds="requantize", like="multiplier_of_24_bits")
 def sixteen_bits_of_the_multiplier(sums, m0, n, y_zero):
     short = (m0 + (1 << 15)) >> 16  # as TFLite's variant for 16-bit multipliers
     steps = (sums.long() * short + (1 << (n + 14))) >> (n + 15)
