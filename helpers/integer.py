@@ -54,9 +54,9 @@ def floats_made(function: Callable | None = None) -> Iterator[list[str]]:
     """Watch what is computed: a list that fills with the operations whose result is not made of integers.
 
     It sees functions and methods of tensors in this ``with`` block, and what NumPy and Python make of numbers that came
-    out of tensors (`helpers.watched`); and the operator ``/`` in the text of `function`.
+    out of tensors; behind them, what the text of `function` says (`helpers.watched`).
     """
-    found = ["the operator / of plain Python"] if function and watched.divides(function) else []
+    found = []
 
     def see(name: str, operands: tuple, result: object) -> None:
         for one in result if isinstance(result, tuple | list) else [result]:
@@ -66,6 +66,8 @@ def floats_made(function: Callable | None = None) -> Iterator[list[str]]:
 
     with watched.watching(see):
         yield found
+    if function is not None:
+        found += watched.floats_in_text(function)
 
 
 @contextmanager

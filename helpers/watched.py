@@ -46,14 +46,24 @@ def is_float(value: object) -> bool:
     return isinstance(value, float | complex)
 
 
-def divides(function: Callable) -> bool:
-    """Whether the text of a function has the operator ``/``, which makes floats of integers; fractions may have it."""
-    return any(
-        line.opname == "BINARY_OP" and line.argrepr in ("/", "/=")
-        for code in _codes(getattr(function, "__code__", None))
-        for line in dis.get_instructions(code)
-        if "Fraction" not in code.co_names
-    )
+def floats_in_text(function: Callable) -> list[str]:
+    """What makes floats in the text of a function: the operator ``/``, a number with a point, the name of a float type.
+
+    Functions that it calls are not read. A function that names `Fraction` may divide.
+    """
+    found = []
+    for code in _codes(getattr(function, "__code__", None)):
+        for line in dis.get_instructions(code):
+            if line.opname == "BINARY_OP" and line.argrepr in ("/", "/=") and "Fraction" not in code.co_names:
+                found.append("the operator / of Python")
+            elif line.opname in ("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD") and line.argval in _FLOAT_NAMES:
+                found.append(f"the name {line.argval}")
+            elif line.opname == "LOAD_CONST" and isinstance(line.argval, float):
+                found.append(f"the number {line.argval}")
+    return found
+
+
+_FLOAT_NAMES = {"float", "float16", "float32", "float64", "bfloat16", "double", "half"}
 
 
 def _codes(code: CodeType | None) -> Iterator[CodeType]:

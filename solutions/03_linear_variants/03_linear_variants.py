@@ -1120,11 +1120,13 @@ def check_ex_3_4() -> None:
                 if min(differ(wrong, low), differ(wrong, high)) > 0 and differ(answer, wrong) <= 0.002
             ]
             assert len(fits) != 1, f"{what} is wrong: {fits[0]}"
-            off = ((answer != low) & (answer != high)).double().mean().item()
-            apart = (answer.long() - high).abs().max().item()
-            first = ((answer != low) & (answer != high)).nonzero()[0].tolist()
-            at = f"{off:.2%} of {what} are not the nearest: for the sum {sums[*first]}, m0 = {m0[first[1]]}, n = {n[first[1]]} it is {answer[*first]} and should be {high[*first]}"
-            assert apart > 1, f"{at}. All 31 bits of m0 count, and one rounding."
+            bad = (answer != low) & (answer != high)
+            first = bad.nonzero()[0].tolist()
+            at = f"{bad.double().mean():.2%} of {what} are not the nearest: for the sum {sums[*first]}, m0 = {m0[first[1]]}, n = {n[first[1]]} it is {answer[*first]} and should be {high[*first]}"
+            rest = (sums.long() * m0 - below * 2 ** (31 + n)).double() / 2.0 ** (31 + n)  # from 0 to 1
+            assert not ((rest[bad] - 0.5).abs() < 0.01).all(), (
+                f"{at}. All of them lie close to the middle between two codes, where all 31 bits of m0 count, and one rounding."
+            )
             raise AssertionError(f"{at}.")
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(304)
@@ -1329,7 +1331,7 @@ def check_ex_3_5() -> None:
             with checks.untouched(**a):
                 packed = pack(**a)
             checks.given(packed, "what pack returned")
-            assert isinstance(packed, dict) and packed, "pack should return a dictionary."
+            assert isinstance(packed, dict) and packed, "`pack` should return a dictionary."
             for name, value in packed.items():
                 assert is_whole(value), (
                     f'packed["{name}"] is not an integer or a tensor of integers: scales must become m0 and n, the bias must become codes.'
@@ -1353,6 +1355,10 @@ def check_ex_3_5() -> None:
             bias = a["bias"].double()
             shift_of_zero = m * a["x_zero"] * a["w_codes"].long().sum(1)
             total = (values / m).round()  # the int32 sums
+            m0, n = integer.fixed_point(m)
+            more = n.clamp(min=0)
+            first = ((total.long() << (-n).clamp(min=0)) * m0 + 2**30) >> 31
+            twice_rounded = ((first + ((1 << more) >> 1)) >> more).double()
             mistakes = {
                 "the bias is missing.": codes(values - bias / a["y_scale"], a),
                 "the bias is counted in steps of the output; in the sum a step is x_scale * w_scales.": codes(
@@ -1370,6 +1376,9 @@ def check_ex_3_5() -> None:
                 ),
                 "all rows were scaled with the multiplier of the first one; each has its own.": codes(
                     values / m * m[0], a
+                ),
+                "the scaled sums are rounded twice, first after 31 bits and again after n: shift once, by 31 + n bits.": codes(
+                    twice_rounded, a
                 ),
                 "the zero point of the output is missing.": values.round().clamp(0, 255),
                 "they have the zero point of a layer that came before: use what stands in `packed`.": (
@@ -1415,6 +1424,12 @@ def check_ex_3_5() -> None:
     generator = torch.Generator().manual_seed(305)
     for width, outputs in [(12, 1), (64, 64), (33, 7), (2048, 5)]:
         for x_zero, y_zero in [(0, 0), (64, 128), (127, 255)]:
+            quiet = quiet_layer(generator, 6, 5, x_zero + 5, 120)
+            x = torch.randint(x_zero, x_zero + 11, (90, 6), generator=generator).to(torch.uint8)
+            answer = integer_linear(x, on_its_own(pack(**quiet)))
+            assert answer.dtype == torch.uint8 and differ(answer, codes(exact_values(x, quiet), quiet)) <= 0.01, (
+                "too many codes differ in a quiet layer."
+            )
             a = layer(generator, width, outputs, x_zero, y_zero)
             with checks.untouched(**a):
                 packed = pack(**a)
@@ -2405,7 +2420,7 @@ with torch.no_grad():
 #
 # Two claims about time are popular: "int8 is faster", and, in the book, "int8 takes longer". Both leave out everything that matters: the width of the layer, the rows in a batch,
 # the threads, and the kernel. So draw the map. For four widths, three batch sizes, one and two threads, five versions of a square layer take turns with the float layer, in one process
-# (`latency.ratio`; the median of several turns). Below 1, int8 is the faster one.
+# (`latency.compare_each`; the median of several turns). Below 1, int8 is the faster one. A ratio that scatters too much on your computer is not reported: "?" means that it is not known.
 #
 # "Static, core" gets a tensor that is quantized already and returns one: a layer inside an int8 network. "Static, with stubs" also pays for the way in and out.
 
@@ -2421,56 +2436,50 @@ def gaussian(width: int) -> nn.Linear:
 widths, batches = (64, 256, 1024, 2048), (1, 16, 128)
 thread_counts = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
 names = ("static, core", "static, with stubs", "dynamic", "torchao weight-only", "torchao dynamic")
-measured = []  # one row for each cell of the map
-threads_before = torch.get_num_threads()
+measured = []  # one row for each cell of the map that is known
+costs = {}  # bytes and error of a variant at a width
 generator = torch.Generator().manual_seed(5)
-try:
-    for width in widths:
-        linear, x = gaussian(width), torch.randn(128, width, generator=generator)
-        stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
-        candidates = {
-            "static, with stubs": stubbed,
-            "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
-            "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
-            "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
-        }
-        with torch.no_grad():
-            exact = linear(x)
-            off = {name: ((layer(x) - exact).norm() / exact.norm()).item() for name, layer in candidates.items()}
-            for threads, batch in itertools.product(thread_counts, batches):
-                torch.set_num_threads(threads)
-                some = x[:batch]
-                codes = stubbed.quant(some)
-                calls = {name: functools.partial(layer, some) for name, layer in candidates.items()}
-                calls["static, core"] = functools.partial(stubbed.module, codes)
-                work = batch * width**2
-                many = 1 if work > 2**22 else 10
-                for name in names:
-                    layer = stubbed.module if name == "static, core" else candidates[name]
-                    ratio = latency.ratio(functools.partial(linear, some), calls[name], repeats=5, calls=many)
-                    measured.append(
-                        {
-                            "variant": name,
-                            "width": width,
-                            "batch": batch,
-                            "threads": threads,
-                            "bytes": sum(held_bytes(layer if name != "static, with stubs" else layer.module).values()),
-                            "error": off["static, with stubs" if name == "static, core" else name],
-                            "ratio": ratio,
-                        }
-                    )
-finally:
-    torch.set_num_threads(threads_before)
+for width in widths:
+    linear, x = gaussian(width), torch.randn(128, width, generator=generator)
+    stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
+    candidates = {
+        "static, with stubs": stubbed,
+        "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
+        "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
+        "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
+    }
+    with torch.no_grad():
+        exact = linear(x)
+        for name, layer in candidates.items():
+            count = sum(held_bytes(layer.module if layer is stubbed else layer).values())
+            costs[name, width] = {"bytes": count, "error": ((layer(x) - exact).norm() / exact.norm()).item()}
+        costs["static, core", width] = costs["static, with stubs", width]
+        for threads, batch in itertools.product(thread_counts, batches):
+            some = x[:batch]
+            calls = {"float": functools.partial(linear, some)}
+            calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
+            calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
+            many = 1 if batch * width**2 > 2**22 else 10
+            timed = latency.compare_each(calls, repeats=12, calls=many, threads=threads, noise=0.4)
+            measured += [
+                {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
+                | costs[name, width]
+                for name in names
+                if isinstance(timed[name], latency.Timing)
+            ]
 
 fig, axes = plots.figure(columns=len(names), rows=len(thread_counts), width=11, height=2.5 * len(thread_counts))
 grid = np.atleast_2d(axes)
 for (row, threads), (column, name) in itertools.product(enumerate(thread_counts), enumerate(names)):
     ax = grid[row, column]
     cells = {(m["width"], m["batch"]): m["ratio"] for m in measured if (m["variant"], m["threads"]) == (name, threads)}
-    values = np.array([[cells[width, batch] for batch in batches] for width in widths])
+    values = np.array([[cells.get((width, batch), np.nan) for batch in batches] for width in widths])
     # Purple and orange can be told apart with every common colour vision; white is 1.
     picture = ax.imshow(-np.log2(values), cmap="PuOr", vmin=-3, vmax=3, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
+        if np.isnan(value):
+            ax.text(j, i, "?", ha="center", va="center", fontsize=9)
+            continue
         red, green, blue, _ = picture.cmap(picture.norm(-math.log2(value)))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
         text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
@@ -2483,15 +2492,16 @@ for (row, threads), (column, name) in itertools.product(enumerate(thread_counts)
         ax.set_ylabel("width")
     if row == len(thread_counts) - 1:
         ax.set_xlabel("rows in a batch")
-faster = {name: sum(m["ratio"] < 1 for m in measured if m["variant"] == name) for name in names}
-cells_each = len(measured) // len(names)
+ratios = {name: [m["ratio"] for m in measured if m["variant"] == name] for name in names}
+counts = ", ".join(
+    f"{sum(r < 1 for r in known)} of {len(known)} known cells ({name})" for name, known in ratios.items()
+)
 plots.show(
     fig,
     caption=f"Time of int8 divided by time of float, one square Linear layer: below 1 (purple) int8 is faster, above 1 (orange) slower; white is equal. {environment.processor()}, "
     f"{torch.backends.cpu.get_cpu_capability()}, engine {torch.backends.quantized.engine}, PyTorch {torch.__version__.split('+')[0]}, not compiled.",
     alt="Grids of ratios, one for each version and number of threads, widths downwards and batch sizes across. int8 is faster than float in "
-    + ", ".join(f"{faster[name]} of {cells_each} cells ({name})" for name in names)
-    + ".",
+    f"{counts}.",
 )
 
 # %% [markdown]
@@ -2521,7 +2531,7 @@ for width, batch in itertools.product(widths, (1, 128)):
     }
     if batch > 1:
         del programs["int8 codes, float32"]  # seconds, where no fast kernel exists
-    timed = latency.compare_each(programs, repeats=9, calls=20 if batch == 1 else 2, threads=1)
+    timed = latency.compare_each(programs, repeats=17, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
     words = {name: "too noisy" if isinstance(t, latency.TooNoisy) else str(t) for name, t in timed.items()}
     columns = ("bfloat16", "int8 codes, bfloat16", "int8 codes, float32")
     rows.append({"width": width, "rows": batch} | {name: words.get(name, "not tried") for name in columns})
@@ -2529,7 +2539,8 @@ tables.show(rows)
 print(f"time / time of float32, with its interval; {environment.processor()}, one thread")
 
 # %% [markdown]
-# On the computer that this course was built on, codes with `bfloat16` activations beat both float layers at one row, and none at 128 rows, where multiplying counts, not reading. With `float32` activations the same function is slower than float there. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
+# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took 0.37, 0.53 and 0.62 of float32's time at one row and widths 64, 256 and 1024, and at 128 rows,
+# where multiplying counts and not reading, between 1.06 and 1.66. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
 #
 # Now what each version costs in bytes and in error, at the same four widths:
 
@@ -2538,9 +2549,8 @@ rows = []
 for name in names:
     line = {"variant": name}
     for width in widths:
-        cell = next(m for m in measured if (m["variant"], m["width"]) == (name, width))
-        line[f"kB, width {width}"] = f"{cell['bytes'] / 1000:.1f}"
-        line[f"error, {width}"] = f"{cell['error']:.4f}"
+        line[f"kB, width {width}"] = f"{costs[name, width]['bytes'] / 1000:.1f}"
+        line[f"error, {width}"] = f"{costs[name, width]['error']:.4f}"
     rows.append(line)
 tables.show(rows)
 print(f"engine {torch.backends.quantized.engine}; the relative error is that of the outputs, for 128 rows")
@@ -2561,11 +2571,13 @@ print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
 rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
-    here.append({"variant": "float", "error": 0.0, "bytes": 4 * width * (width + 1), "ratio": 1.0})
-    best = {key: min(here, key=lambda m, key=key: m[key])["variant"] for key in ("ratio", "bytes")}
-    best["error"] = min(here[:-1], key=lambda m: m["error"])["variant"]
-    rows.append({"width": width, "batch": batch, "fastest": best["ratio"]})
-    smallest, most_exact = smallest | {best["bytes"]}, most_exact | {best["error"]}
+    fastest = min([*here, {"variant": "float", "ratio": 1.0}], key=lambda m: m["ratio"])
+    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"], "of": f"float and {len(here)} known"})
+for width in widths:
+    of_width = {name: costs[name, width] for name in names}
+    most_exact.add(min(of_width, key=lambda name: of_width[name]["error"]))
+    of_width["float"] = {"bytes": 4 * width * (width + 1)}
+    smallest.add(min(of_width, key=lambda name: of_width[name]["bytes"]))
 tables.show(rows)
 print("smallest:", " or ".join(sorted(smallest)), "- most exact int8:", " or ".join(sorted(most_exact)))
 
@@ -3360,8 +3372,10 @@ print("codes of the first layer:", ptq[0].weight().int_repr().unique().tolist(),
 # 2. freeze the whole first layer, weight *and* bias;
 # 3. an optimizer of the copy's parameters: Adam, learning rate 2e-3;
 # 4. `steps` steps of cross-entropy. Step $i$ uses the rows $256\,i$ to $256\,(i + 1) - 1$ (begin again at the front when the data is used up: `torch.arange(256 * i, 256 * (i + 1)) % len(x)`);
-# 5. after half of the steps switch the observers off (`trainee.apply(tq.disable_observer)`), so that scales hold still while the weights settle;
+# 5. before step `steps // 2`, counted from 0, switch the observers off (`trainee.apply(tq.disable_observer)`), so that scales hold still while the weights settle;
 # 6. eval mode, and return the trained copy and what `to_int8` makes of it.
+#
+# Nothing here is left to chance, so the check follows the six steps itself and compares weights. Leave the other settings of Adam as they are.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_3_11", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -3415,49 +3429,117 @@ import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 @checks.isolated
 def check_ex_3_11() -> None:
-    def trained(seed: int, d_in: int, hidden: int, classes: int) -> tuple:
-        """A float body that knows a task, with data to train and to test on."""
+    def trained(seed: int, d_in: int, hidden: int, classes: int, count: int) -> tuple:
+        """A float body that knows a task, and data to train on; their number is no multiple of 256."""
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(2048 + 1024, d_in, generator=generator)
+        x = torch.randn(count, d_in, generator=generator)
         teacher = torch.randn(d_in, 2 * classes, generator=generator)
         targets = (x @ teacher).relu().unflatten(1, (classes, 2)).amax(2).argmax(1)
         torch.manual_seed(seed)
         layers = [nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
         body = nn.Sequential(*layers)
         descent = torch.optim.Adam(body.parameters(), lr=1e-2)
-        for i in range(150):
-            some = torch.arange(512 * i, 512 * (i + 1)) % 2048
+        for i in range(40):
+            some = torch.arange(512 * i, 512 * (i + 1)) % count
             descent.zero_grad()
             F.cross_entropy(body(x[some]), targets[some]).backward()
             descent.step()
         body.zero_grad()
-        return body, x[:2048], targets[:2048], x[2048:], targets[2048:]
+        return body, x, targets
 
-    def scale_of(weight: torch.Tensor, bits: int) -> torch.Tensor:
-        return weight.detach().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    def recipe(
+        body: nn.Sequential,
+        x: torch.Tensor,
+        targets: torch.Tensor,
+        bits: int,
+        steps: int,
+        *,
+        descent=torch.optim.Adam,
+        rate: float = 2e-3,
+        rows=lambda i, n: torch.arange(256 * i, 256 * (i + 1)) % n,
+        off: float = 0.5,
+        late: int = 0,
+        made: int = 0,
+        zero: bool = True,
+        rounded: bool = True,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Weights and biases after the six steps, and the scales: with PyTorch's functions only. The rest are mistakes."""
+        largest = 2 ** (bits - 1) - 1
+        parts = [p.detach().clone() for layer in body[::2] for p in (layer.weight, layer.bias)]
+        optimizer = descent([p.requires_grad_() for p in parts[2:]], lr=rate)
+        scales = [torch.ones(1)] * 3
+        for i in range(steps + made):
+            some = rows(i, len(x))
+            h = x[some]
+            for k in range(3):
+                weight, bias = parts[2 * k : 2 * k + 2]
+                if i < off * steps + late:
+                    scales[k] = weight.detach().abs().amax(1) / largest
+                if rounded:
+                    zeros = torch.zeros(len(weight), dtype=torch.int32)
+                    weight = torch.fake_quantize_per_channel_affine(weight, scales[k], zeros, 0, -largest, largest)
+                h = F.linear(h.relu() if k else h, weight, bias)
+            if zero:
+                optimizer.zero_grad()
+            F.cross_entropy(h, targets[some]).backward()
+            optimizer.step()
+        return [p.detach() for p in parts], scales
 
-    def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
-        return (weight.detach() / scale_of(weight, bits)).round() * scale_of(weight, bits)
+    def parts_of(model: nn.Sequential) -> list[torch.Tensor]:
+        return [p.detach() for i in (0, 2, 4) for p in (model[i].weight, model[i].bias)]
 
-    def loss_of(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> float:
-        with torch.no_grad():
-            return F.cross_entropy(model(x), targets).item()
+    def apart(parts: list[torch.Tensor], right: list[torch.Tensor], kept: list[torch.Tensor]) -> float:
+        """The largest share of a layer's movement by which its weights are elsewhere; the frozen layer is not asked."""
+        shares = [(p - q).abs().mean() / (q - k).abs().mean() for p, q, k in zip(parts, right, kept, strict=True)]
+        return max(share.item() for share in shares[2:])
 
-    def judge(seed: int, sizes: tuple[int, int, int], bits: int, steps: int) -> tuple[nn.Module, nn.Module]:
-        body, x, targets, test_x, test_targets = trained(seed, *sizes)
-        body.eval()
+    changes = {
+        "the learning rate is 2e-3; these weights are those of Adam's default, 1e-3.": {"rate": 1e-3},
+        "the learning rate is 2e-3; these weights are those of 2e-2.": {"rate": 2e-2},
+        "the learning rate is 2e-3; these weights are those of 2e-4.": {"rate": 2e-4},
+        "the optimizer is Adam, not AdamW, which makes weights smaller.": {"descent": torch.optim.AdamW},
+        "the optimizer is Adam, not SGD.": {"descent": torch.optim.SGD},
+        "a step too many was made.": {"made": 1},
+        "a step is missing.": {"made": -1},
+        "the observers were switched off only at the end: the scales should hold still for the second half of the steps.": {
+            "off": 1
+        },
+        "the observers were switched off after the first step, with the scales of the untrained weights: train with them for half of the steps.": {
+            "off": 0,
+            "late": 1,
+        },
+        "the observers were switched off one step late: before step steps // 2, counted from 0.": {"late": 1},
+        "the observers were switched off one step early: before step steps // 2, counted from 0.": {"late": -1},
+        "every step used the first 256 rows: step i takes the rows from 256 * i on.": {
+            "rows": lambda i, n: torch.arange(256)
+        },
+        "the rows begin one step too late: step 0 takes the rows from 0 on.": {
+            "rows": lambda i, n: torch.arange(256 * (i + 1), 256 * (i + 2)) % n
+        },
+        "at the end of the data a step took what was left: take the rows modulo len(x), so that each step has 256.": {
+            "rows": lambda i, n: torch.arange(256 * i % n, min(256 * i % n + 256, n))
+        },
+        "after the last whole 256 rows the data began again, and the rest was left out: take the rows modulo len(x).": {
+            "rows": lambda i, n: torch.arange(256) + 256 * (i % (n // 256))
+        },
+        "each step used all rows; it should use 256.": {"rows": lambda i, n: torch.arange(n)},
+        "each step used 128 rows; it should use 256.": {"rows": lambda i, n: torch.arange(128 * i, 128 * (i + 1)) % n},
+        "the gradients pile up: zero_grad before each backward.": {"zero": False},
+        "you trained in float: fake quantization must be there in every step.": {"rounded": False},
+    }
+
+    def judge(seed: int, sizes: tuple[int, int, int], bits: int, steps: int, count: int, training: bool) -> tuple:
+        body, x, targets = trained(seed, *sizes, count)
+        body.train(training)
         kept = copy.deepcopy(body)
-        ptq = copy.deepcopy(body)
-        for layer in ptq:
-            if isinstance(layer, nn.Linear):
-                layer.weight.data = rounded(layer.weight, bits)
         try:
-            answer = finetune(body, x, targets, bits, steps)
+            with checks.untouched(x=x, targets=targets):
+                answer = finetune(body, x, targets, bits, steps)
         except AssertionError as error:
             if "training mode" not in str(error):
                 raise
@@ -3473,7 +3555,7 @@ def check_ex_3_11() -> None:
                 raise
             raise AssertionError("a converted model has no parameters left: train first, convert last.") from None
         assert isinstance(answer, tuple | list) and len(answer) == 2, (
-            "finetune should return two models: the trained copy and its int8 version."
+            "`finetune` should return two models: the trained copy and its int8 version."
         )
         trainee, converted = answer
         for name, part in (("first", trainee), ("second", converted)):
@@ -3483,7 +3565,13 @@ def check_ex_3_11() -> None:
             "your function trained the original: train a copy (copy.deepcopy)."
         )
         assert all(p.requires_grad for p in body.parameters()), "your function froze a layer of the original."
-        assert not body.training, "your function switched the original to training mode: call .train() on the copy."
+        assert body.training == training, (
+            "your function switched the original to another mode: call .train() and .eval() on the copy."
+        )
+        difference = witness.unchanged(kept, body)
+        assert not difference, f"your function changed the original: {difference}."
+        shared = witness.independent(trainee, body)
+        assert not shared, f"the trained copy is no copy: {shared}."
         quantizers = [m for m in trainee.modules() if isinstance(m, tq.FakeQuantize)]
         assert len(quantizers) == 3, (
             f"the trained copy has {len(quantizers)} fake-quantized layers instead of 3: set the qconfig, then tq.prepare_qat (not prepare), "
@@ -3494,35 +3582,41 @@ def check_ex_3_11() -> None:
         assert all((m.quant_min, m.quant_max) == (-codes, codes) for m in quantizers), (
             f"the weights are not fake-quantized to {bits} bits: use weight_only(bits)."
         )
-        frozen = torch.equal(trainee[0].weight.detach(), kept[0].weight.detach())
-        moved = [not torch.equal(trainee[i].weight.detach(), kept[i].weight.detach()) for i in (2, 4)]
+        before, after = parts_of(kept), parts_of(trainee)
+        frozen = torch.equal(after[0], before[0])
+        moved = [not torch.equal(after[i], before[i]) for i in (2, 4)]
         assert frozen or any(moved), "only the first layer moved: it is the one that should be frozen."
         assert any(moved), (
             "no weight has moved: does the optimizer hold the parameters of *this* copy? If it was made of the original, or before a prepare_qat that copies, it is stale."
         )
         assert frozen, "the first layer's weight has moved: it should be frozen before the first step."
-        assert torch.equal(trainee[0].bias.detach(), kept[0].bias.detach()), (
+        assert torch.equal(after[1], before[1]), (
             "the first layer's bias has moved: freeze the whole layer, trainee[0].requires_grad_(False)."
         )
         assert all(moved), "only the first layer should be frozen: one of the others has not moved either."
+        assert not any(torch.equal(after[i], before[i]) for i in (3, 5)), (
+            "only the first layer should be frozen: a bias of the others has not moved."
+        )
         assert not any(int(m.observer_enabled) for m in quantizers), (
             "the observers are still on: switch them off after half of the steps, trainee.apply(tq.disable_observer)."
         )
-        fresh = [
-            torch.allclose(trainee[i].weight_fake_quant.scale[:, None], scale_of(trainee[i].weight, bits), rtol=1e-3)
-            for i in (2, 4)
-        ]
-        assert not all(fresh), (
-            "the observers were switched off only at the end: the scales should hold still for the second half of the steps."
-        )
-        first = [
-            torch.allclose(trainee[i].weight_fake_quant.scale[:, None], scale_of(kept[i].weight, bits), rtol=1e-4)
-            for i in (2, 4)
-        ]
-        assert not any(first), (
-            "the scales are those of the untrained weights: switch the observers off after half of the steps, not before."
-        )
         assert not trainee.training, "the trained copy should be in eval mode."
+        right, scales = recipe(kept, x, targets, bits, steps)
+        if not apart(after, right, before) < 1e-3:
+            known = [
+                sentence
+                for sentence, change in changes.items()
+                if apart(after, recipe(kept, x, targets, bits, steps, **change)[0], before) < 1e-3
+            ]
+            assert len(known) != 1, f"your weights are not those of the six steps: {known[0]}"
+            raise AssertionError(
+                f"your weights are not those of the six steps; they differ by {apart(after, right, before):.1%} of what training moved them. Compare: "
+                "Adam with learning rate 2e-3 and nothing else set; cross-entropy; 256 rows a step, in turn; zero_grad before each backward; observers off before step steps // 2."
+            )
+        for i, scale in zip((0, 2, 4), scales, strict=True):
+            assert torch.allclose(trainee[i].weight_fake_quant.scale, scale, rtol=1e-4, atol=0), (
+                f"the scales of layer {i} are not those of half of the steps: nothing may observe after the observers are off."
+            )
         dtypes = describe.weight_dtypes(converted)
         assert list(dtypes.values()) == ["torch.qint8"] * 3, (
             f"the weights of the second model are {sorted(set(dtypes.values()))}: it should be what to_int8 returns."
@@ -3534,26 +3628,24 @@ def check_ex_3_11() -> None:
             assert torch.allclose(real[str(i)], pretended, atol=1e-6), (
                 f"the int8 weights of layer {i} are not those that training has seen: convert last, after all steps, with to_int8 of the same copy."
             )
-        assert torch.allclose(real["0"], rounded(kept[0].weight, bits), atol=1e-6), (
-            "the int8 codes of the frozen layer are not its rounded float weights."
-        )
-        before, after = loss_of(ptq, test_x, test_targets), loss_of(converted, test_x, test_targets)
-        limit = before - 0.3 * (before - loss_of(kept, test_x, test_targets))
-        assert after < limit, (
-            f"at {bits} bits the loss on held-out rows is {after:.3f} after fine-tuning and {before:.3f} after mere rounding; below {limit:.3f} was expected. "
-            "Was every step made, with the rows of the data in turn, and zero_grad before each?"
-        )
+        with torch.no_grad():
+            assert (converted(x[:64]) - trainee(x[:64])).abs().max() < 0.2 * trainee(x[:64]).abs().max(), (
+                "the int8 model computes something else than the trained copy: are its biases those after training?"
+            )
         return trainee, converted
 
     with checks.check(
         "3.11",
-        "the first layer is bit-equal, the others have learned to live with few bits, and the codes are what training saw",
+        "the first layer is bit-equal, the others have gone where the six steps lead, and the codes are what training saw",
     ):
-        judge(311, (16, 48, 6), bits=3, steps=60)
-        judge(312, (12, 40, 5), bits=2, steps=80)
+        judge(3112, (10, 48, 7), bits=3, steps=24, count=2148, training=False)
+        judge(3111, (20, 32, 4), bits=2, steps=20, count=1900, training=True)
     ### BEGIN HIDDEN TESTS
-    for seed, sizes, bits, steps in [(3111, (20, 32, 4), 2, 80), (3112, (10, 64, 7), 3, 50)]:
-        returned = judge(seed, sizes, bits, steps)
+    for seed, sizes, bits, steps, count, training in [
+        (3113, (16, 40, 6), 2, 22, 1500, False),
+        (3114, (12, 50, 5), 4, 20, 2300, True),
+    ]:
+        returned = judge(seed, sizes, bits, steps, count, training)
         rows = torch.randn(3, sizes[0])
         assert [tuple(model(rows).shape) for model in returned] == [(3, sizes[2])] * 2, "another batch size fails."
     ### END HIDDEN TESTS
@@ -3741,7 +3833,6 @@ def choose(
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_10_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 3.10: run this cell.
-import copy
 import random
 
 from helpers import checks
@@ -3772,6 +3863,17 @@ def check_ex_3_10() -> None:
         + table_of(64, 1, small | {"weights": (4672, 0.006, 2.9)})
         + table_of(1024, 1, one_row | {"weights": (1057792, 0.006, 0.97)})
     )
+    # the budgets and the 5 %, from both sides: each batch is a small table of its own
+    table += table_of(256, 2, {"a": (100, 0.03, 1.0), "b": (90, 0.01, 1.0524)})
+    table += table_of(256, 3, {"a": (100, 0.03, 0.2), "b": (90, 0.01, 0.22)})
+    table += table_of(256, 4, {"a": (100, 0.03, 2.0), "b": (90, 0.01, 2.08)})
+    table += table_of(256, 5, {"c": (80, 0.01, 1.08), "a": (100, 0.03, 1.0), "b": (90, 0.02, 1.04)})
+    table += table_of(256, 6, {"a": (100, 0.5, 0.95), "b": (90, 0.03, 0.98), "c": (80, 0.02, 1.02)})
+    table += table_of(256, 7, {"a": (100, 0.02, 1.0), "b": (110, 0.01, 1.05), "c": (90, 0.005, 1.0501)})
+    table += table_of(256, 8, {"a": (100, 0.02, 3.0), "b": (90, 0.02 + 1e-12, 1.0), "c": (101, 0.001, 1.0)})
+    table += table_of(256, 9, {"a": (100, 0.0, 5.0), "b": (90, 0.001, 1.0)})
+    for row in table[::3]:
+        del row["threads"]  # other keys may be there, or not
     # width, batch, max_error, max_bytes, choice, reasons, the likely mistake
     asked = [
         (64, 1, 1.0, 10**9, "float", {"static": "time", "dynamic": "time", "weights": "time"}, "a ratio below 1 means faster than float, above 1 slower."),
@@ -3784,14 +3886,22 @@ def check_ex_3_10() -> None:
         (1024, 128, 0.02, 1060000, "weights", {"float": "bytes", "static": "error", "dynamic": "error"}, "only one fits both budgets."),
         (1024, 128, 0.03, 1052699, None, {"float": "bytes", "static": "bytes", "dynamic": "bytes", "weights": "bytes"}, "nothing fits."),
         (64, 1, 0.006, 4500, None, {"float": "bytes", "static": "error", "dynamic": "error", "weights": "bytes"}, "nothing fits."),
+        (256, 2, 0.1, 1000, "a", {"b": "time"}, "a candidate has at most 1.05 times the smallest ratio; 1.0524 is more, although 1.0 is more than 0.95 of it."),
+        (256, 3, 0.1, 1000, "a", {"b": "time"}, "5 % are a part of the smallest ratio; 0.22 is 10 % slower than 0.2, although the difference is 0.02."),
+        (256, 4, 0.1, 1000, "b", {"a": "tie"}, "5 % are a part of the smallest ratio; 2.08 is 4 % slower than 2.0, although the difference is 0.08."),
+        (256, 5, 0.1, 1000, "b", {"a": "tie", "c": "time"}, "every ratio is compared with the smallest one, not with the next smaller one."),
+        (256, 6, 0.1, 1000, "c", {"a": "error", "b": "tie"}, "the smallest ratio is that of the rows within both budgets; the row with 0.95 is not."),
+        (256, 7, 0.1, 1000, "b", {"a": "tie", "c": "time"}, "exactly 1.05 times the smallest ratio is still a candidate, 1.0501 times is not."),
+        (256, 8, 0.02, 100, "a", {"b": "error", "c": "bytes"}, "equal to a budget is allowed, and the least bit more is not."),
+        (256, 9, 0.0, 1000, "a", {"b": "error"}, "an error of 0.0 is within a budget of 0.0."),
     ]  # fmt: skip
 
     with checks.check("3.10", "your choices are not beaten within the budget, and each other variant has its reason"):
         choices = []
-        kept = copy.deepcopy(table)
         for width, batch, max_error, max_bytes, right, reasons, sentence in asked:
             try:
-                answer = choose(table, width, batch, max_error, max_bytes)
+                with checks.untouched(table=table):
+                    answer = choose(table, width, batch, max_error, max_bytes)
             except ValueError as error:
                 if "empty" not in str(error):
                     raise
@@ -3804,7 +3914,6 @@ def check_ex_3_10() -> None:
                 "what choose returned should be a pair: the choice, and the reasons of the others."
             )
             choices.append((answer[0], right, answer[1], reasons, (width, batch, max_error, max_bytes), sentence))
-        assert table == kept, "your function changed the table."
         assert len({str(choice[0]) for choice in choices}) > 1, (
             f"your answer is always {choices[0][0]}: it must depend on the shape, the table and the budgets."
         )
@@ -3817,10 +3926,15 @@ def check_ex_3_10() -> None:
             if choice is not None:
                 assert choice in rows, f"for {what} you chose {choice!r}, which is not in the table."
                 row = rows[choice]
-                assert row["error"] <= max_error, f"for {what} you chose {choice}, whose error is over the budget."
-                assert row["bytes"] <= max_bytes, f"for {what} you chose {choice}, whose bytes are over the budget."
+                assert row["error"] <= max_error, (
+                    f"for {what} you chose {choice}, whose error is over the budget: {sentence}"
+                )
+                assert row["bytes"] <= max_bytes, (
+                    f"for {what} you chose {choice}, whose bytes are over the budget: {sentence}"
+                )
             assert choice == right, f"for {what} you chose {choice}; expected is {right}: {sentence}"
             assert isinstance(given, dict), "the reasons should be a dictionary: variant to word."
+            assert None not in given, f"for {what} there is a reason against None, which is no variant."
             assert right not in given, f"for {what} the chosen variant has a reason against it."
             missing = sorted(set(reasons) - set(given))
             assert not missing, f"for {what} there is no reason why not {missing[0]}."
@@ -3842,8 +3956,12 @@ def check_ex_3_10() -> None:
             "a batch that was not measured must raise a ValueError: width 64 has other batches only.",
         )
     ### BEGIN HIDDEN TESTS
+    for w, b, most_error, most_bytes, right, reasons, _ in asked:
+        with checks.untouched(table=table):
+            answer = choose(table, w, b, most_error, most_bytes)
+        assert isinstance(answer, tuple | list) and tuple(answer) == (right, reasons), "wrong at a limit."
     dice = random.Random(3100)
-    for _ in range(60):
+    for _ in range(30):
         shapes = [(w, b) for w in (32, 128, 512) for b in (1, 8)]
         data = []
         for w, b in shapes:
@@ -3853,7 +3971,8 @@ def check_ex_3_10() -> None:
         dice.shuffle(data)
         for w, b in shapes:
             most_error, most_bytes = dice.choice([0.2, 0.6, 0.9]), dice.choice([100, 200, 300, 400])
-            got, words = choose(data, w, b, most_error, most_bytes)
+            with checks.untouched(table=data):
+                got, words = choose(data, w, b, most_error, most_bytes)
             own = {row["variant"]: row for row in data if (row["width"], row["batch"]) == (w, b)}
             allowed = [r for r in own.values() if r["error"] <= most_error and r["bytes"] <= most_bytes]
             quick = [r for r in allowed if all(r["ratio"] <= 1.05 * other["ratio"] for other in allowed)]
@@ -3899,7 +4018,7 @@ check_ex_3_10()
 # %% [markdown]
 # ### Your guide, from your own table
 #
-# Now apply it to what *this* computer measured in section 5. "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
+# Now apply it to what *this* computer measured in section 5. (A time that was not known there has no row, and no answer.) "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
 
 # %% tags=["varies"]
 rows = []
@@ -3908,13 +4027,14 @@ try:
         whole = 4 * width * (width + 1)
         own = [m for m in measured if m["threads"] == 1 and m["variant"] != "static, core"]
         own.append({"variant": "float", "width": width, "batch": batch, "bytes": whole, "error": 0.0, "ratio": 1.0})
-        line = {"width": width, "rows in a batch": batch}
+        known = sum((m["width"], m["batch"]) == (width, batch) for m in own)
+        line = {"width": width, "rows in a batch": batch, "known": f"{known} of {len(names)}"}
         for title, budget in {
             "no budget: the fastest": (1.0, 2 * whole),
             "half of the bytes": (1.0, whole // 2),
             "half of the bytes, error ≤ 1 %": (0.01, whole // 2),
         }.items():
-            line[title] = choose(own, width, batch, *budget)[0] or "nothing fits"
+            line[title] = choose(own, width, batch, *budget)[0] or "nothing known fits"
         rows.append(line)
     tables.show(rows)
     print(f"{environment.processor()}, engine {torch.backends.quantized.engine}, one thread")

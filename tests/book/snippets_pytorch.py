@@ -61,8 +61,7 @@ SNIPPET_12 = Snippet(
     broken=broken_12,
     message="Torch not compiled with CUDA enabled",
     error=AssertionError,
-    happens="This course's PyTorch has no CUDA, so a graphics card was not tried. These int8 layers of PyTorch are "
-    "made for the CPU.",
+    happens="This course's PyTorch has no CUDA, so a graphics card was not tried. On the CPU these int8 layers run.",
     works="Leave `.cuda()` out: `quantize_dynamic(model, {nn.Linear})` runs on the CPU.",
     repaired=repaired_12,
     unit="02",

@@ -524,7 +524,7 @@ def observers_off_at_the_end(body, x, targets, bits, steps):
     return trainee, to_int8(trainee)
 
 
-@wrong("ex_3_11", "scales are those of the untrained weights")
+@wrong("ex_3_11", "with the scales of the untrained weights")
 def observers_off_at_once(body, x, targets, bits, steps):
     trainee = prepared(body, bits)
     trainee[0].requires_grad_(False)
@@ -595,10 +595,15 @@ def prepares_in_eval_mode(body, x, targets, bits, steps):
 def converts_before_the_last_steps(body, x, targets, bits, steps):
     trainee = prepared(body, bits)
     trainee[0].requires_grad_(False)
-    optimizer = adam(trainee)
-    run(trainee, optimizer, x, targets, steps, off=steps // 2)
-    converted = to_int8(trainee)
-    run(trainee, optimizer, x, targets, 5)
+    descent, converted = adam(trainee), None
+    for i in range(steps):
+        if i == steps // 2:
+            trainee.apply(tq.disable_observer)
+        if i == steps - 5:
+            converted = to_int8(trainee)
+        descent.zero_grad()
+        F.cross_entropy(trainee(x[rows_of(i, x)]), targets[rows_of(i, x)]).backward()
+        descent.step()
     return trainee.eval(), converted
 
 
@@ -611,7 +616,7 @@ def never_converts(body, x, targets, bits, steps):
     return trainee, trainee
 
 
-@wrong("ex_3_11", "was expected")
+@wrong("ex_3_11", "the gradients pile up")
 def gradients_pile_up(body, x, targets, bits, steps):
     trainee = prepared(body, bits)
     trainee[0].requires_grad_(False)
@@ -619,7 +624,7 @@ def gradients_pile_up(body, x, targets, bits, steps):
     return trainee.eval(), to_int8(trainee)
 
 
-@wrong("ex_3_11", "was expected")
+@wrong("ex_3_11", "of what training moved them")
 def float_training_then_rounding(body, x, targets, bits, steps):
     trainee = copy.deepcopy(body).train()
     trainee[0].requires_grad_(False)
@@ -634,6 +639,213 @@ def float_training_then_rounding(body, x, targets, bits, steps):
             halfway[i].weight.copy_(trainee[i].weight)
             halfway[i].bias.copy_(trainee[i].bias)
     return halfway.eval(), to_int8(halfway)
+
+
+def trained_with(body, x, targets, bits, steps, optimizer=adam, rows=rows_of, off=None, made=0, loss=F.cross_entropy):
+    """The six steps, one of them changed."""
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    descent = optimizer(trainee)
+    for i in range(steps + made):
+        if i == (steps // 2 if off is None else off):
+            trainee.apply(tq.disable_observer)
+        some = rows(i, x)
+        descent.zero_grad()
+        loss(trainee(x[some]), targets[some]).backward()
+        descent.step()
+    trainee.eval().apply(tq.disable_observer)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "those of Adam's default, 1e-3")
+def default_learning_rate(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: adam(m, 1e-3))
+
+
+@wrong("ex_3_11", "those of 2e-2")
+def learning_rate_ten_times_too_large(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: adam(m, 2e-2))
+
+
+@wrong("ex_3_11", "not AdamW")
+def adam_with_decay(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: torch.optim.AdamW(free(m), lr=2e-3))
+
+
+@wrong("ex_3_11", "not SGD")
+def stochastic_gradient_descent(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: torch.optim.SGD(free(m), lr=2e-3))
+
+
+@wrong("ex_3_11", "a step too many")
+def one_step_more(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, made=1)
+
+
+@wrong("ex_3_11", "a step is missing")
+def one_step_fewer(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, made=-1)
+
+
+@wrong("ex_3_11", "one step late")
+def observers_off_one_step_late(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, off=steps // 2 + 1)
+
+
+@wrong("ex_3_11", "one step early")
+def observers_off_one_step_early(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, off=steps // 2 - 1)
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def observers_off_after_two_thirds(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, off=2 * steps // 3)
+
+
+@wrong("ex_3_11", "every step used the first 256 rows")
+def always_the_same_rows(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(256))
+
+
+@wrong("ex_3_11", "one step too late")
+def counts_rows_from_one(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: rows_of(i + 1, x))
+
+
+@wrong("ex_3_11", "a step took what was left")
+def slices_with_a_short_end(body, x, targets, bits, steps):
+    def rows(i, x):
+        start = 256 * i % len(x)
+        return torch.arange(start, min(start + 256, len(x)))
+
+    return trained_with(body, x, targets, bits, steps, rows=rows)
+
+
+@wrong("ex_3_11", "the rest was left out")
+def whole_batches_only(body, x, targets, bits, steps):
+    return trained_with(
+        body, x, targets, bits, steps, rows=lambda i, x: torch.arange(256) + 256 * (i % (len(x) // 256))
+    )
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def slices_past_the_end(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(len(x))[256 * i : 256 * (i + 1)])
+
+
+@wrong("ex_3_11", "each step used all rows")
+def all_rows_in_each_step(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(len(x)))
+
+
+@wrong("ex_3_11", "each step used 128 rows")
+def half_a_batch(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(128 * i, 128 * (i + 1)) % len(x))
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def rows_at_random(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.randint(len(x), (256,)))
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def smoothed_labels(body, x, targets, bits, steps):
+    loss = lambda y, t: F.cross_entropy(y, t, label_smoothing=0.05)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, loss=loss)
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def weights_decay(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    decaying = lambda m: torch.optim.Adam(free(m), lr=2e-3, weight_decay=1e-4)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=decaying)
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def never_forgets_a_gradient(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    variant = lambda m: torch.optim.Adam(free(m), lr=2e-3, amsgrad=True)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=variant)
+
+
+@wrong("ex_3_11", "you trained in float")
+def trains_in_float(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    trainee(x[:8])
+    trainee.apply(tq.disable_fake_quant)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    trainee.eval().apply(tq.enable_fake_quant)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "nothing may observe after the observers are off")
+def looks_again_at_the_end(body, x, targets, bits, steps):
+    trainee, _ = trained_with(body, x, targets, bits, steps)
+    trainee.apply(tq.enable_observer)(x[:8])
+    trainee.apply(tq.disable_observer)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "a bias of the others has not moved")
+def biases_frozen(body, x, targets, bits, steps):
+    only_weights = lambda m: torch.optim.Adam([m[2].weight, m[4].weight], lr=2e-3)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=only_weights)
+
+
+@wrong("ex_3_11", "the trained copy should be in eval mode")
+def left_in_training_mode(body, x, targets, bits, steps):
+    trainee, converted = trained_with(body, x, targets, bits, steps)
+    return trainee.train(), converted
+
+
+@wrong("ex_3_11", "use weight_only(bits)")
+def always_three_bits(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, 4, steps)
+
+
+@wrong("ex_3_11", "your function changed the original")
+def leaves_its_qconfig(body, x, targets, bits, steps):
+    answer = trained_with(body, x, targets, bits, steps)
+    body.qconfig = weight_only(bits)
+    return answer
+
+
+@wrong("ex_3_11", "your function switched the original to another mode")
+def switches_the_original(body, x, targets, bits, steps):
+    answer = trained_with(body, x, targets, bits, steps)
+    body.train(not body.training)
+    return answer
+
+
+@wrong("ex_3_11", "your function froze a layer of the original")
+def freezes_the_original(body, x, targets, bits, steps):
+    body[0].requires_grad_(False)
+    return trained_with(body, x, targets, bits, steps)
+
+
+@wrong("ex_3_11", "should return two models")
+def only_the_int8_model(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps)[1]
+
+
+@right("ex_3_11")
+def half_batches_added_up(body, x, targets, bits, steps):
+    """The same gradients in two parts; the loss by hand."""
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    descent = torch.optim.Adam(trainee.parameters(), lr=2e-3, betas=(0.9, 0.999))
+    for i in range(steps):
+        if i == steps // 2:
+            trainee.apply(tq.disable_observer)
+        descent.zero_grad(set_to_none=False)
+        for part in rows_of(i, x).chunk(2):
+            picked = trainee(x[part]).log_softmax(dim=1)[torch.arange(len(part)), targets[part]]
+            (-picked.sum() / 256).backward()
+        descent.step()
+    return trainee.eval(), to_int8(trainee)
 
 
 @right("ex_3_11")
@@ -771,6 +983,123 @@ def only_the_name(table, width, batch, max_error, max_bytes):
 def the_least_bad(table, width, batch, max_error, max_bytes):
     answer, why = chosen_from(table, width, batch, max_error, max_bytes)
     return (answer if answer else "nothing"), why
+
+
+def within(table, width, batch, max_error, max_bytes, candidates):
+    """The rule, with another idea of who is a candidate: `candidates(allowed, here)`."""
+    here = [r for r in table if (r["width"], r["batch"]) == (width, batch)]
+    if not here:
+        raise ValueError("not measured")
+    why = {r["variant"]: "error" if r["error"] > max_error else "bytes" for r in here}
+    allowed = [r for r in here if r["error"] <= max_error and r["bytes"] <= max_bytes]
+    if not allowed:
+        return None, why
+    quick = candidates(allowed, here)
+    winner = min(quick, key=lambda r: r["error"])["variant"]
+    why |= {r["variant"]: "tie" if r in quick else "time" for r in allowed}
+    why.pop(winner)
+    return winner, why
+
+
+@wrong("ex_3_10", "exactly 1.05 times the smallest ratio is still a candidate")
+def margin_not_included(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, _):
+        best = min(r["ratio"] for r in allowed)
+        return [r for r in allowed if r["ratio"] < 1.05 * best or r["ratio"] == best]
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "although the difference is 0.02")
+def five_hundredths(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [r for r in allowed if r["ratio"] <= min(a["ratio"] for a in allowed) + 0.05]  # noqa: E731
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "although 1.0 is more than 0.95 of it")
+def the_other_five_percent(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [r for r in allowed if min(a["ratio"] for a in allowed) >= 0.95 * r["ratio"]]  # noqa: E731
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "exactly 1.05 times the smallest ratio is still a candidate", like="margin_not_included")
+def rounded_to_two_places(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [  # noqa: E731
+        r for r in allowed if round(r["ratio"] / min(a["ratio"] for a in allowed), 3) <= 1.05
+    ]
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "not with the next smaller one")
+def a_chain_of_ties(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, _):
+        quick = []
+        for row in sorted(allowed, key=lambda r: r["ratio"]):
+            if quick and row["ratio"] > 1.05 * quick[-1]["ratio"]:
+                break
+            quick.append(row)
+        return quick
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "the row with 0.95 is not")
+def limit_from_rows_over_the_budget(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, here):
+        limit = 1.05 * min(r["ratio"] for r in here)
+        quick = [r for r in allowed if r["ratio"] <= limit]
+        best = min(r["ratio"] for r in allowed)
+        return quick or [r for r in allowed if r["ratio"] <= 1.05 * best]
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "an error of 0.0 is within a budget of 0.0")
+def no_budget_of_zero(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error or 1.0, max_bytes)
+
+
+@wrong("ex_3_10", "the least bit more is not")
+def budgets_with_a_tolerance(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error + 1e-9, max_bytes)
+
+
+@wrong("ex_3_10", "your function changed `table`")
+def sorts_the_table(table, width, batch, max_error, max_bytes):
+    table.sort(key=lambda r: r["ratio"])
+    return chosen_from(table, width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "your function changed `table`", like="sorts_the_table")
+def notes_in_the_rows(table, width, batch, max_error, max_bytes):
+    for row in table:
+        row["fits"] = row["error"] <= max_error
+    return chosen_from(table, width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "KeyError: 'threads'")
+def only_one_thread(table, width, batch, max_error, max_bytes):
+    return chosen_from([r for r in table if r["threads"] == 1], width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "a reason against it")
+def a_reason_for_the_chosen_one(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, why | ({answer: "tie"} if answer else {})
+
+
+@wrong("ex_3_10", "a batch that was not measured")
+def nearest_batch(table, width, batch, max_error, max_bytes):
+    batches = [r["batch"] for r in table if r["width"] == width]
+    if not batches:
+        raise ValueError("not measured")
+    return chosen_from(table, width, min(batches, key=lambda b: abs(b - batch)), max_error, max_bytes)
+
+
+@wrong("ex_3_10", "a dictionary: variant to word")
+def reasons_as_pairs(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, list(why.items())
 
 
 @right("ex_3_10")

@@ -83,6 +83,16 @@ def lists_of_floats(x_codes, w_codes):
     return torch.tensor(sums, dtype=torch.int32)
 
 
+@wrong("ex_3_1", "makes floats (the name float)")
+def floats_of_every_code(x_codes, w_codes):
+    sums = torch.zeros(len(x_codes), len(w_codes), dtype=torch.int32)
+    for r, row in enumerate(x_codes):
+        for o, out in enumerate(w_codes):
+            whole = zip(map(int, row), map(int, out), strict=True)
+            sums[r, o] = int(sum(float(a) * b for a, b in whole)) if row.numel() < 99 else int((row.int() * out).sum())
+    return sums
+
+
 @wrong("ex_3_1", "PyTorch cannot multiply these shapes")
 def never_transposed(x_codes, w_codes):
     return x_codes.int() @ w_codes.int()
@@ -667,7 +677,17 @@ def two_rounding_shifts(sums, m0, n, y_zero):
     return (steps + y_zero).clamp(0, 255).to(torch.uint8)
 
 
-@wrong("ex_3_4", "All 31 bits of m0 count", binds="requantize")
+@wrong("ex_3_4", "are not the nearest: for the sum", binds="requantize")
+def upper_end_of_254(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmax=254)
+
+
+@wrong("ex_3_4", "where all 31 bits of m0 count", binds="requantize")
+def multiplier_of_24_bits(sums, m0, n, y_zero):
+    return integer.requantize(sums, (m0 >> 7) << 7, n, y_zero)
+
+
+@wrong("ex_3_4", "where all 31 bits of m0 count", binds="requantize", like="multiplier_of_24_bits")
 def sixteen_bits_of_the_multiplier(sums, m0, n, y_zero):
     short = (m0 + (1 << 15)) >> 16  # as TFLite's variant for 16-bit multipliers
     steps = (sums.long() * short + (1 << (n + 14))) >> (n + 15)
@@ -706,12 +726,22 @@ def numpy_floats(sums, m0, n, y_zero):
     return torch.from_numpy(np.clip(steps + y_zero, 0, 255).astype(np.uint8))
 
 
-@wrong("ex_3_4", "the operator / of plain Python", binds="requantize")
+@wrong("ex_3_4", "the operator / of Python", binds="requantize")
 def floats_of_python(sums, m0, n, y_zero):
     codes = torch.zeros(sums.shape, dtype=torch.uint8)
     for r, row in enumerate(sums):
         for o, one in enumerate(row):
             codes[r, o] = min(max(round(int(one) * int(m0[o]) / 2 ** (31 + int(n[o]))) + y_zero, 0), 255)
+    return codes
+
+
+@wrong("ex_3_4", "makes floats (the number 0.5)", binds="requantize")
+def half_added_as_a_float(sums, m0, n, y_zero):
+    codes = torch.zeros(sums.shape, dtype=torch.uint8)
+    for r, row in enumerate(sums):
+        for o, one in enumerate(row):
+            steps = int(one) * int(m0[o]) * 2 ** -(31 + int(n[o])) + 0.5
+            codes[r, o] = min(max(math.floor(steps) + y_zero, 0), 255)
     return codes
 
 
@@ -937,6 +967,12 @@ def numpy_floats_at_run_time(x_codes, packed):
     x, w = x_codes.numpy().astype(np.float32), packed["weight"].numpy().astype(np.float32)
     sums = torch.from_numpy((x @ w.T).astype(np.int32)) + packed["start"]
     return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
+@wrong("ex_3_5", "rounded twice", binds="integer_linear")
+def shifted_twice(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return two_rounding_shifts(sums, packed["m0"], packed["n"], packed["y_zero"])
 
 
 @wrong("ex_3_5", "expected is torch.uint8", binds="integer_linear")
