@@ -446,7 +446,17 @@ def check_ex_4_1() -> None:
         """Tables, and what to call them."""
         some = table(seed, 7, 12)
         several = [("", table(seed + 1, 9, 20)), ("", table(seed + 2, 8, 8)), (" of loud numbers", 1e4 * some)]
+        several += [(" of one row", table(seed + 3, 7, 5)[:1]), (" of one column", table(seed + 4, 7, 1))]
         return several + [(f" of {what}", form) for what, form in samples.awkward(some)]
+
+    def rows_of(weight: torch.Tensor, of: str) -> object:
+        """The learner's quantize_rows; an error says for which table."""
+        try:
+            with checks.untouched(weight=weight):
+                return quantize_rows(weight)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            error.args = (f"{error}{of and f' (for a table{of})'}",)
+            raise
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -543,8 +553,7 @@ def check_ex_4_1() -> None:
             expected = oracle(weight)
             right_scale, right_zero = expected.q_per_channel_scales(), expected.q_per_channel_zero_points()
             plain = weight.detach().clone()
-            with checks.untouched(weight=weight):
-                returned = quantize_rows(weight)
+            returned = rows_of(weight, of)
             checks.given(returned, "what quantize_rows returns")
             assert isinstance(returned, tuple | list) and len(returned) == 3, (
                 "your quantize_rows should return three tensors: codes, scales, zero points."
@@ -556,7 +565,7 @@ def check_ex_4_1() -> None:
                 "the codes are int8: an embedding has quint8 codes, from 0 to 255. With qint8, the smallest code would be -128."
             )
             checks.tensor(codes, weight.shape, f"the tensor of codes{of}", torch.uint8)
-            assert isinstance(scale, torch.Tensor) and scale.numel() != 1, (
+            assert isinstance(scale, torch.Tensor) and (scale.numel() != 1 or rows == 1), (
                 "there is one scale for the whole table (per-tensor): every row needs its own, from its own smallest and largest number."
             )
             assert scale.numel() != columns or rows == columns, (
@@ -619,7 +628,7 @@ def check_ex_4_1() -> None:
             )
             moving = right_scale != 1
             ends = codes[moving].amin(1).tolist(), codes[moving].amax(1).tolist()
-            assert set(ends[0]) == {0} and set(ends[1]) == {255}, (
+            assert set(ends[0]) <= {0} and set(ends[1]) <= {255}, (
                 f"the codes{of} of a row should begin at 0 and end at 255: its smallest and its largest number."
             )
             assert apart.max() <= 1 and share < 0.02, (
@@ -722,7 +731,7 @@ def check_ex_4_1() -> None:
         apart = (codes.int() - expected.int_repr().int()).abs()
         assert apart.max() <= 1 and (apart > 0).float().mean() < 0.02, f"wrong codes{of}."
         moving = expected.q_per_channel_scales() != 1
-        assert set(codes[moving].amin(1).tolist()) == {0} and set(codes[moving].amax(1).tolist()) == {255}, "ends."
+        assert set(codes[moving].amin(1).tolist()) <= {0} and set(codes[moving].amax(1).tolist()) <= {255}, "ends."
         for given in (codes, codes // 2):
             with checks.untouched(weight=weight, codes=given, scale=scale, zero_point=zero_point):
                 size, error = cost_of_rows(weight, given, scale, zero_point)
@@ -974,6 +983,12 @@ def check_ex_4_2() -> None:
         tails = {
             "bias and scale are swapped: the scale comes first.": constants[:, [2, 3, 0, 1]],
             "the two bytes of each float16 are swapped: the lower byte comes first.": constants[:, [1, 0, 3, 2]],
+            "they are bfloat16, which keeps other bits of a number: float16 is asked for.": torch.stack(
+                [scale, bias], 1
+            )
+            .detach()
+            .bfloat16()
+            .view(torch.uint8),
             "the four bytes are taken row after row from all scales first, then from all biases: stack them along dim=1, so that each row has its own two.": torch.cat(
                 [scale.detach(), bias.detach()]
             )
@@ -2295,7 +2310,11 @@ def check_ex_4_4() -> None:
         batch, time, width = x.shape
         layers = [f.q, f.k, f.v]
         order = {"q and k": "kqv", "k and v": "qvk"}.get(change, change if change in mixed else "qkv")
-        made = [F.linear(x, layer.weight, layer.bias).unflatten(2, (f.n_heads, -1)).transpose(1, 2) for layer in layers]
+        bias = 0.0 if change == "no bias" else 1.0
+        made = [
+            F.linear(x, layer.weight, bias * layer.bias).unflatten(2, (f.n_heads, -1)).transpose(1, 2)
+            for layer in layers
+        ]
         q, k, v = (made["qkv".index(letter)] for letter in order)
         if change.startswith("split"):
             q, k, v = (h.transpose(1, 2).reshape(batch, f.n_heads, time, -1) for h in (q, k, v))
@@ -2316,7 +2335,7 @@ def check_ex_4_4() -> None:
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         y = y.reshape(batch, time, width) if change in ("merge", "split, merge") else y.transpose(1, 2).flatten(2)
-        return y if change == "no out" else F.linear(y, f.out.weight, f.out.bias)
+        return y if change == "no out" else F.linear(y, f.out.weight, bias * f.out.bias)
 
     def masks(batch: int, time: int, heads: int) -> list[torch.Tensor | None]:
         padded = torch.ones(batch, 1, 1, time, dtype=torch.bool)
@@ -2352,6 +2371,7 @@ def check_ex_4_4() -> None:
         "q and k": "query and key are swapped.",
         "k and v": "key and value are swapped.",
         "no out": "the output layer is missing.",
+        "no bias": "the layers have lost their biases: copy the layers whole (copy.deepcopy).",
         "split": "heads are split with one view or reshape to (batch, heads, time, d_head): that mixes positions and heads. First (batch, time, heads, d_head), then transpose(1, 2).",
         "split, merge": "heads are split, and merged again, without a transpose: that mixes positions and heads. First (batch, time, heads, d_head), then transpose(1, 2); to merge, the other way round.",
     }

@@ -421,6 +421,14 @@ class WidthForItsRoot(Attention):
         return q.shape[-1]
 
 
+@wrong("ex_4_4", "the layers have lost their biases")
+class WithoutBiases(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        for layer in (self.q, self.k, self.v, self.out):
+            nn.init.zeros_(layer.bias)
+
+
 @wrong("ex_4_4", "there are two softmaxes")
 class TwoSoftmaxes(Attention):
     def weights(self, q, k, mask):

@@ -153,9 +153,25 @@ def largest_code_missing(weight):
     return codes.clamp(max=254), scale, zero_point
 
 
-@wrong("ex_4_1", "view size is not compatible", binds="quantize_rows")
+@wrong("ex_4_1", "(for a table of a transposed view)", binds="quantize_rows")
 def needs_contiguous_rows(weight):
     return rows_of(weight.detach().view(-1).view(weight.shape))
+
+
+@wrong("ex_4_1", "the tensor of codes of one row has shape", binds="quantize_rows")
+def squeezed(weight):
+    return tuple(part.squeeze() for part in rows_of(weight))
+
+
+@wrong("ex_4_1", "the tensor of scales of one column has shape", binds="quantize_rows")
+def scales_squeezed_like_a_column(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return (codes, scale[:, None], zero_point[:, None]) if codes.shape[1] == 1 else (codes, scale, zero_point)
+
+
+@wrong("ex_4_1", "can't call numpy() on Tensor that requires grad", binds="quantize_rows")
+def numpy_of_a_parameter(weight):
+    return rows_of(torch.from_numpy(weight.numpy()))
 
 
 @wrong("ex_4_1", "its requires_grad is now False", binds="quantize_rows")
@@ -665,6 +681,11 @@ def last_rows_forgotten(codes, scale, bias):
     packed = packed_rows(codes, scale, bias)
     packed[2:, : (codes.shape[1] + 1) // 2] = 0
     return packed
+
+
+@wrong("ex_4_2", "they are bfloat16", binds="pack_rows")
+def bfloat16_scales(codes, scale, bias):
+    return packed_rows(codes, scale, bias, dtype=torch.bfloat16)
 
 
 @wrong("ex_4_2", "from all scales first, then from all biases", binds="pack_rows")
