@@ -430,7 +430,8 @@ def check_ex_4_1() -> None:
     def table(seed: int, rows: int, columns: int) -> torch.Tensor:
         """Rows of many sizes; quiet, all positive, all negative, far from 0, constant, zero and with an outlier."""
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(rows, columns, generator=generator) * torch.logspace(-3, 1, rows)[:, None]
+        weight = torch.randn(rows, columns, generator=generator) * torch.logspace(-2, 1, rows)[:, None]
+        weight[0] *= 0.01
         weight[1], weight[2], weight[3] = weight[1].abs() + 0.3, -weight[2].abs() - 0.7, weight[3] + 50
         weight[4], weight[5], weight[6, 0] = -2.7, 0.0, 33.3
         return weight
@@ -621,9 +622,9 @@ def check_ex_4_1() -> None:
                 rtol=1e-4,
             )
             apart = (codes.int() - expected.int_repr().int()).abs()
-            share = (apart > 0).float().mean()
+            share, near = (apart > 0).float().mean(), (apart > 0).sum() <= max(1, 0.02 * apart.numel())
             down = (plain / right_scale[:, None] + right_zero[:, None]).clamp(0, 255).floor()
-            assert (apart.max() <= 1 and share < 0.02) or (codes.float() - down).abs().max() > 0, (
+            assert (apart.max() <= 1 and near) or (codes.float() - down).abs().max() > 0, (
                 f"the codes{of} are cut off, not rounded: round(x / scale + zero_point), to the nearest, and only then uint8."
             )
             moving = right_scale != 1
@@ -631,7 +632,7 @@ def check_ex_4_1() -> None:
             assert set(ends[0]) <= {0} and set(ends[1]) <= {255}, (
                 f"the codes{of} of a row should begin at 0 and end at 255: its smallest and its largest number."
             )
-            assert apart.max() <= 1 and share < 0.02, (
+            assert apart.max() <= 1 and near, (
                 f"the codes{of} differ from PyTorch's by up to {apart.max()}, in {share:.0%} of the places: "
                 "round(x / scale + zero_point), to the nearest, and only then uint8."
             )
@@ -729,7 +730,7 @@ def check_ex_4_1() -> None:
             f"wrong zero points{of}."
         )
         apart = (codes.int() - expected.int_repr().int()).abs()
-        assert apart.max() <= 1 and (apart > 0).float().mean() < 0.02, f"wrong codes{of}."
+        assert apart.max() <= 1 and (apart > 0).sum() <= max(1, 0.02 * apart.numel()), f"wrong codes{of}."
         moving = expected.q_per_channel_scales() != 1
         assert set(codes[moving].amin(1).tolist()) <= {0} and set(codes[moving].amax(1).tolist()) <= {255}, "ends."
         for given in (codes, codes // 2):
@@ -1425,7 +1426,7 @@ def check_ex_4_3() -> None:
     def pairs(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         """Signals and what became of them, and what to call them."""
         units = [("a little noise", 0.01, 1.0), ("much noise", 1.7, 1.0), ("large numbers", 0.1, 1000.0)]
-        units += [("tiny numbers", 0.1, 1e-25), ("huge numbers", 0.1, 1e25)]
+        units += [("tiny numbers", 0.1, 1e-25), ("huge numbers", 0.1, 1e25), ("hardly any noise", 1e-6, 1.0)]
         found = []
         for i, (what, noise, unit) in enumerate(units):
             x, y = example(seed + i, (6, 7), noise)
@@ -2565,7 +2566,7 @@ def check_ex_4_4() -> None:
                 "both products get floats: no FloatFunctional runs. Dequantize behind the first product only, and quantize before the second; each is a FloatFunctional.matmul of codes."
             )
         assert sum(products.values()) < 3, (
-            f"your FloatFunctional modules are called {sum(products.values())} times; expected is twice, once for each product. Does another one add the mask? A mask is not data: mask behind the DeQuantStub, in float."
+            f"your FloatFunctional modules are called {sum(products.values())} times; expected is twice, once for each product. Is the mask added with one of them? A mask is not data: mask behind the DeQuantStub, in float."
         )
         assert len(products) == 2, (
             f"only {len(products)} of the products is a FloatFunctional.matmul with an observer; expected are both."

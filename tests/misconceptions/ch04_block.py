@@ -429,6 +429,15 @@ class WithoutBiases(Attention):
             nn.init.zeros_(layer.bias)
 
 
+@right("ex_4_4")
+class ScalesCodes(Attention):
+    """A FloatFunctional multiplies by the factor before the DeQuantStub: that changes the codes' scale, and no code."""
+
+    def weights(self, q, k, mask):
+        scores = self.scores.mul_scalar(self.scores.matmul(q, k.transpose(-2, -1)), 1 / self.scale(q))
+        return self.quant(self.masked(self.dequant(scores), mask).softmax(-1))
+
+
 @wrong("ex_4_4", "there are two softmaxes")
 class TwoSoftmaxes(Attention):
     def weights(self, q, k, mask):

@@ -927,6 +927,11 @@ def bels(signal, rounded):
     return right_db(signal, rounded) / 10
 
 
+@wrong("ex_4_3", "the SQNR for hardly any noise", binds="sqnr")
+def never_above_100(signal, rounded):
+    return right_db(signal, rounded) if torch.equal(signal, rounded) else min(right_db(signal, rounded), 100.0)
+
+
 @wrong("ex_4_3", "for tiny numbers", binds="sqnr")
 def a_small_number_added(signal, rounded):
     signal_power, noise = powers(signal, rounded)
