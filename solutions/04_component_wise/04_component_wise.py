@@ -528,6 +528,9 @@ def check_ex_4_1() -> None:
                 f"{name} is no embedding, and should be in the copy as it was in the model: the same numbers, frozen or not."
             )
         for name, part in quantized.named_modules():
+            assert getattr(part, "qconfig", None) is None, (
+                f"in the copy, {name or 'the model'} still has a qconfig, which whoever prepares it next would use: take it away, or let quantize_dynamic do it."
+            )
             if type(part) is nnq.Embedding:
                 assert part.weight().dtype != torch.quint4x2, (
                     "the codes have 4 bits: there are two qconfigs for embeddings, and this exercise wants the one for 8, tq.float_qparams_weight_only_qconfig."
@@ -1101,6 +1104,9 @@ def check_ex_4_2() -> None:
             assert isinstance(packed, torch.Tensor), "your pack_rows should return a tensor."
             assert packed.dtype == torch.uint8, f"the packed rows are {packed.dtype}: bytes are uint8."
             judge_bytes(packed, codes, scale, bias, what)
+            assert packed.is_contiguous(), (
+                "the bytes are right, but do not lie row after row in memory, as PyTorch's kernels read them: .contiguous()."
+            )
             right = bytes_of(codes, scale, bias)
             odd_forms = samples.awkward(right) if what.startswith("scales") else []
             for form, given in [("", right), *((f", as {name}", form) for name, form in odd_forms)]:
@@ -1131,6 +1137,7 @@ def check_ex_4_2() -> None:
         with checks.untouched(codes=codes, scale=scale, bias=bias):
             packed = pack_rows(codes, scale, bias)
         assert packed.dtype == torch.uint8 and torch.equal(packed, right), f"wrong bytes: {what}."
+        assert packed.is_contiguous(), "the bytes do not lie row after row."
         exact = codes.double() * scale.detach().half().double()[:, None] + bias.detach().half().double()[:, None]
         for name, given in [("", right), ("one row", right[-1:]), *samples.awkward(right)]:
             with checks.untouched(packed=given):
@@ -2002,9 +2009,9 @@ tables.show(engine_rows)
 print("does convert know nn.Softmax?", nn.Softmax in tq.get_default_static_quant_module_mappings())
 
 # %% [markdown]
-# - A **sum** is made of codes. A **product** of two activations is not: it is a *float product between codes*. On each of these engines PyTorch turns both factors into floats, multiplies those, and quantizes the result. That is what the library's own attention was blamed for in section 4; the difference is that here the result is rounded to 8 bits, at a scale of its own.
+# - A **sum** is made of codes. A **product** of two activations is not: it is a *float product between codes*. On each of these engines PyTorch turns both factors into floats, multiplies those, and quantizes the result. So did the library's own attention in section 4; the difference is that here each result is rounded to 8 bits, at a scale of its own.
 #   Then why build it? Because the model that comes out has shown, in bits per byte, that all its tensors bear 8 bits. A processor with an integer product of activations can use that; this one gains no time by it, and loses the conversions. (Unit 05 measures that, and takes them out again.)
-# - For **softmax** there is an int8 function. It, too, converts inside on the x86 engines, and on qnnpack it does not. But `convert` does not put it anywhere, and it takes no mask. So here softmax is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
+# - For **softmax** there is an int8 function. It, too, converts inside on x86, fbgemm and onednn; on qnnpack, asked for the scale 1/256 as here, it does not. But `convert` does not put it anywhere, and it takes no mask. So here softmax is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
 # - The **mask** goes between them, and there is a good reason. A mask in front of an observer makes its scale useless, as the table shows. A mask behind it, but still on *quantized* scores, raises no error and is no mask: minus infinity becomes the smallest code, which is an ordinary score, and some of the future leaks in. How much depends on how low that code lies (the line below the table):
 
 # %%

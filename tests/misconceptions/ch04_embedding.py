@@ -382,6 +382,14 @@ def only_those_that_learn(model):
     return twin
 
 
+@wrong("ex_4_1", "still has a qconfig", binds="with_int8_embeddings")
+def leaves_qconfigs_in_the_copy(model):
+    twin = swapped(model)
+    for part in twin.modules():
+        part.qconfig = tq.float_qparams_weight_only_qconfig
+    return twin
+
+
 @wrong("ex_4_1", "something else than the embeddings was swapped", binds="with_int8_embeddings")
 def bags_too(model):
     spec = dict.fromkeys((nn.Embedding, nn.EmbeddingBag), tq.float_qparams_weight_only_qconfig)
@@ -711,6 +719,11 @@ def last_code_in_the_upper_nibble(codes, scale, bias):
     if codes.shape[1] % 2:
         packed[:, -5] <<= 4
     return packed
+
+
+@wrong("ex_4_2", "do not lie row after row in memory", binds="pack_rows")
+def packs_column_after_column(codes, scale, bias):
+    return packed_rows(codes, scale, bias).t().contiguous().t()
 
 
 @wrong("ex_4_2", "there are only codes", binds="pack_rows")
