@@ -417,6 +417,7 @@ def with_int8_embeddings(model: nn.Module) -> nn.Module:
 # Check of exercise 4.1: run this cell.
 import copy
 
+import numpy as np
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as tq
@@ -671,7 +672,9 @@ def check_ex_4_1() -> None:
                         "this counts numbers, not bytes: a scale and a bias have 4 bytes each.": numbers + 2 * rows,
                     },
                 )
-                assert type(answer[0]) is int, f"the number of bytes should be an int, not {type(answer[0]).__name__}."
+                assert isinstance(answer[0], int | np.integer), (
+                    f"the number of bytes should be an int, not {type(answer[0]).__name__}."
+                )
                 w, c, z, s = (t.detach().double() for t in (weight, codes, zeros[:, None], scales[:, None]))
                 back = (c - z) * s
                 ratio = lambda off, w=w: ((w - off).norm() / w.norm()).item()  # noqa: E731
@@ -712,7 +715,7 @@ def check_ex_4_1() -> None:
                     },
                     rtol=1e-3,
                 )
-                assert type(answer[1]) is float, (
+                assert isinstance(answer[1], float), (
                     f"the relative error should be a float, not {type(answer[1]).__name__}: .item() makes a number of a tensor."
                 )
         torch.manual_seed(43)
@@ -741,8 +744,8 @@ def check_ex_4_1() -> None:
                 size, error = cost_of_rows(weight, given, scale, zero_point)
             back = (given.double() - zero_point.double()[:, None]) * scale.double()[:, None]
             truth = ((plain - back).norm() / plain.double().norm()).item()
-            assert type(size) is int and size == rows * (columns + 8), "wrong bytes."
-            assert type(error) is float and abs(error - truth) < 2e-3 * truth + 1e-6, "wrong error."
+            assert isinstance(size, int | np.integer) and size == rows * (columns + 8), "wrong bytes."
+            assert isinstance(error, float) and abs(error - truth) < 2e-3 * truth + 1e-6, "wrong error."
         other = cost_of_rows(10 * weight, given, 10 * scale, zero_point)
         assert abs(other[1] - error) < 1e-2 * error + 1e-6, "the relative error depends on the unit."
     exact = torch.zeros(2, 3, dtype=torch.uint8), torch.ones(2), -torch.full((2,), 1.5)
@@ -1371,6 +1374,7 @@ def judge_table(model: nn.Module, name: str, rounded: Tensor, least_db: float) -
 # Check of exercise 4.3: run this cell.
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -1513,7 +1517,7 @@ def check_ex_4_3() -> None:
                 },
                 rtol=1e-4,
             )
-            assert type(answer) is float, (
+            assert isinstance(answer, float), (
                 f"the SQNR should be a float, not {type(answer).__name__}: .item() makes a number of a tensor."
             )
         same = ratio_of(
@@ -1575,8 +1579,12 @@ def check_ex_4_3() -> None:
                         "each row got a scale and a zero point: here the whole table has one of each.": 360 - 8 * 20,
                     },
                 )  # fmt: skip
-                assert type(saved) is int, f"the number of bytes should be an int, not {type(saved).__name__}."
-                assert isinstance(decision, bool), f"the third value should be True or False, not {decision!r}."
+                assert isinstance(saved, int | np.integer), (
+                    f"the number of bytes should be an int, not {type(saved).__name__}."
+                )
+                assert isinstance(decision, bool | np.bool_), (
+                    f"the third value should be True or False, not {decision!r}."
+                )
                 if decision != (right >= least and kind != "computed"):
                     assert kind != "computed", (
                         "quantizing a table that is not in the file saves nothing: leave it, however good the SQNR is."
@@ -1605,9 +1613,9 @@ def check_ex_4_3() -> None:
         assert saved == -2, (
             f"a table of two numbers has 8 bytes in float, and 2 + 8 in 8 bits: the file loses -2 bytes (it grows), not {saved}."
         )
-        assert decision is False, "a tiny table was accepted although the file would grow by 2 bytes."
+        assert not decision, "a tiny table was accepted although the file would grow by 2 bytes."
         exact = judge_table(Positions(x.repeat(9), "stored"), "table", x.repeat(9), 500.0)
-        assert exact[0] == math.inf and exact[2] is True, (
+        assert exact[0] == math.inf and exact[2], (
             "a table that 8 bits do not change at all has infinitely many dB, and is accepted whatever least_db is."
         )
     ### BEGIN HIDDEN TESTS
@@ -1619,7 +1627,7 @@ def check_ex_4_3() -> None:
         expected = db(power_ratio(x, y))
         with checks.untouched(signal=x, rounded=y):
             answer = sqnr(x, y)
-        assert type(answer) is float and abs(answer - expected) < 2e-4 * max(1, abs(expected)), (
+        assert isinstance(answer, float) and abs(answer - expected) < 2e-4 * max(1, abs(expected)), (
             f"wrong decibels: {what}."
         )
     assert sqnr(torch.ones(4), torch.ones(4)) == math.inf, "equal tensors."
@@ -1638,10 +1646,12 @@ def check_ex_4_3() -> None:
                 for least in (truth - 0.03, truth + 0.03):
                     found, saved, decision = judge_table(model, name, y, least)
                     assert abs(found - truth) < 1e-3, "wrong dB."
-                    assert type(saved) is int and saved == (0 if kind == "computed" else 127), "wrong bytes."
-                    assert isinstance(decision, bool) and decision == (kind != "computed" and least < truth), (
-                        "decision."
+                    assert isinstance(saved, int | np.integer) and saved == (0 if kind == "computed" else 127), (
+                        "wrong bytes."
                     )
+                    assert isinstance(decision, bool | np.bool_) and decision == (
+                        kind != "computed" and least < truth
+                    ), "decision."
                 assert judge_table(model, name, x.clone(), 500.0)[2] == (kind != "computed"), (
                     "an exact table is rejected."
                 )
@@ -1968,15 +1978,15 @@ tables.show(table)
 # Three operations of attention have to be written in another way before PyTorch can quantize them. Look at what an int8 tensor does with the usual spelling:
 
 # %% tags=["nbval-check-output"]
-codes = torch.quantize_per_tensor(
+small_codes = torch.quantize_per_tensor(
     torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(50)), 0.02, 128, torch.quint8
 )
 print("q @ k:   ", end="")
-errors.show_error(lambda: codes @ codes.transpose(1, 2), width=70)
+errors.show_error(lambda: small_codes @ small_codes.transpose(1, 2), width=70)
 print("softmax: ", end="")
-errors.show_error(lambda: codes.softmax(dim=-1), width=70)
+errors.show_error(lambda: small_codes.softmax(dim=-1), width=70)
 print("x + y:   ", end="")
-errors.show_error(lambda: codes + codes, width=70)
+errors.show_error(lambda: small_codes + small_codes, width=70)
 
 # %% [markdown]
 # All three refuse. For **products and sums of two activations** there is `FloatFunctional`: a small module with methods `matmul`, `add` and others. In a float model, `f.matmul(a, b)` is `a @ b`. `prepare` hangs an observer on its result, and `convert` makes a `QFunctional` of it, which calls `torch.ops.quantized.matmul`: codes go in, and codes come
@@ -1990,9 +2000,9 @@ float_steps = {
     "aten::quantize_per_tensor": "quantize",
 }
 calls = {
-    "quantized.matmul": lambda: torch.ops.quantized.matmul(codes, codes.transpose(1, 2), 0.05, 128),
-    "quantized.add": lambda: torch.ops.quantized.add(codes, codes, 0.05, 128),
-    "quantized.softmax": lambda: torch.ops.quantized.softmax(codes, -1, 1 / 256, 0),
+    "quantized.matmul": lambda: torch.ops.quantized.matmul(small_codes, small_codes.transpose(1, 2), 0.05, 128),
+    "quantized.add": lambda: torch.ops.quantized.add(small_codes, small_codes, 0.05, 128),
+    "quantized.softmax": lambda: torch.ops.quantized.softmax(small_codes, -1, 1 / 256, 0),
 }
 engine_rows = []
 for name in int8.engines():

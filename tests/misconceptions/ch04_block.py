@@ -929,6 +929,19 @@ class OneCrossingMore(Forward):
 
 
 @right("ex_4_5")
+class FromTheHelpers(nn.Module):
+    def __init__(self, norm, ffn):
+        super().__init__()
+        part = quantizable.QuantizableFeedForward(ffn.up.in_features, ffn.up.out_features)
+        part.load_state_dict(ffn.state_dict())
+        self.norm, self.rest = copy.deepcopy(norm), tq.QuantWrapper(part)
+        self.norm.qconfig = None
+
+    def forward(self, x):
+        return self.rest(self.norm(x))
+
+
+@right("ex_4_5")
 class GeluByErf(Forward):
     def act(self, x):
         return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
