@@ -2649,12 +2649,14 @@ def check_ex_4_4() -> None:
             assert abs(float(mine.scale) / scale.item() - 1) < 1e-3 and int(mine.zero_point) == int(zero_point), (
                 f"`{name}` has the scale {float(mine.scale):.5f}, and calibration measured {scale.item():.5f}: leave scales to prepare and convert."
             )
-        error = ((got - original(x, causal)).norm() / original(x, causal).norm()).item()
-        assert error < 0.12, f"in int8 the output has a relative error of {error:.3f}; below 0.12 was expected."
         later = x.clone()
         later[:, -1] = 3 * more[:, -1]
         assert torch.allclose(converted(later, causal)[:, :-1], got[:, :-1], atol=1e-6), (
             "in int8 the output at a position depends on later tokens: causality is lost. Forbidden scores must be minus infinity when the softmax sees them, in float."
+        )
+        error = ((got - original(x, causal)).norm() / original(x, causal).norm()).item()
+        assert error < 0.06, (
+            f"in int8 the output has a relative error of {error:.3f}; rounding alone makes less than 0.06. Does your forward compute something else when x is quantized?"
         )
         changed = witness.unchanged(before, original)
         assert not changed, f"the given attention was changed later: {changed}."
@@ -3183,7 +3185,9 @@ def check_ex_4_5() -> None:
             )
         wanted = F.linear(F.gelu(F.linear(ranges[0][0], ffn.up.weight, ffn.up.bias)), ffn.down.weight, ffn.down.bias)
         error = ((got - wanted).norm() / wanted.norm()).item()
-        assert error < 0.08, f"in int8 the output has a relative error of {error:.3f}; below 0.08 was expected."
+        assert error < 0.05, (
+            f"in int8 the output has a relative error of {error:.3f}; rounding alone makes less than 0.05. Does your forward compute something else once it is converted?"
+        )
         untouched_parts(kept, norm, ffn)
 
     def another_engine() -> str:

@@ -586,6 +586,18 @@ class HidesFloatWeights(Attention):
         return torch.quantize_per_tensor(y, 0.05, 64, torch.quint8)
 
 
+@wrong("ex_4_4", "something else when x is quantized")
+class AnotherScaleForCodes(Attention):
+    def scale(self, q):
+        return math.sqrt(q.shape[-1]) * (1.15 if q.is_quantized else 1)
+
+
+@wrong("ex_4_4", "depends on later tokens")
+class NoMaskForCodes(Attention):
+    def weights(self, q, k, mask):
+        return super().weights(q, k, None if q.is_quantized else mask)
+
+
 @right("ex_4_4")
 class WithSpareModules(Attention):
     def __init__(self, attention):
@@ -789,6 +801,12 @@ class NewNorm(Forward):
         super().__init__(norm, ffn)
         self.norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
         self.norm.qconfig = None
+
+
+@wrong("ex_4_5", "something else once it is converted")
+class ReluOnceItIsConverted(Forward):
+    def act(self, x):
+        return F.gelu(x) if isinstance(self.up, nn.Linear) else x.relu()
 
 
 @right("ex_4_5")
