@@ -479,7 +479,7 @@ def trains_the_original(model, batches, bits, lr):
     return model.eval(), harden(model)
 
 
-@wrong("ex_4_8", "logits differ from the trained copy's")
+@wrong("ex_4_8", "away from what training has seen")
 def convert_with_new_scales(model, batches, bits, lr):
     trainee = variant(model, batches, bits, lr)
     final = harden(trainee)
@@ -754,6 +754,25 @@ def takes_the_dropout_out(model, batches, bits, lr):
     trainee, final = scheduled(model, batches, bits, lr)
     final.drop = nn.Identity()
     return trainee, final
+
+
+@wrong("ex_4_8", "the learning rate of the step before it")
+def sets_the_rate_after_the_step(model, batches, bits, lr):
+    n = len(batches)
+    following = iter([*(min(1, (n - i) / (n - n // 2)) for i in range(n))])
+    before = [1.0]
+
+    def late(i, n, h):
+        before.append(next(following))
+        return before[-2]
+
+    return scheduled(model, batches, bits, lr, rate=late)
+
+
+@wrong("ex_4_8", "away from what training has seen", like="convert_with_new_scales")
+def ships_in_half_precision(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    return trainee, final.half().float()
 
 
 @right("ex_4_8")
