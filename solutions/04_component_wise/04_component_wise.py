@@ -4436,7 +4436,7 @@ def check_ex_4_7() -> None:
         "4.7", "each part is measured alone, on data that did not choose its ranges, against the same documents"
     ):
         ask(471, names, 6)
-        ask(472, names[::-1], 9)
+        ask(472, names[::-1], 6)
         ask(473, ["bow", "drum"], 2)
         ask(474, ["quiver"], 3)
         ask(475, [], 3)
@@ -4444,7 +4444,7 @@ def check_ex_4_7() -> None:
     for seed, order, documents in [
         (4711, names[1:] + names[:1], 7),
         (4712, ["bow"], 3),
-        (4713, names[::2], 12),
+        (4713, names[::2], 7),
         (4714, [], 4),
     ]:
         ask(seed, order, documents)
@@ -5040,7 +5040,7 @@ import torch
 import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from helpers import checks, witness
 
@@ -5076,10 +5076,15 @@ def check_ex_4_8() -> None:
     layers = ("up", "down", "head")
     events: list[tuple] = []  # forward passes (ids, mode, observers), and steps (optimizer, groups, parameters, values)
 
+    before: list[torch.Tensor] = []  # the weights that the present step found
+
+    def note_weights(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        before[:] = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+
     def note_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         held = [p for group in optimizer.param_groups for p in group["params"]]
-        values = [(p.detach().clone(), None if p.grad is None else p.grad.clone()) for p in held]
+        values = [(w, None if p.grad is None else p.grad.clone()) for w, p in zip(before, held, strict=True)]
         events.append((optimizer, groups, held, values))
 
     def text(seed: int, rows: int, vocabulary: int) -> torch.Tensor:
@@ -5287,7 +5292,7 @@ def check_ex_4_8() -> None:
         kept = copy.deepcopy(model)
         batches = list(text(seed + 1, 16 * count, vocabulary).split(16))
         events.clear()
-        recorder = register_optimizer_step_pre_hook(note_step)
+        recorders = register_optimizer_step_pre_hook(note_weights), register_optimizer_step_post_hook(note_step)
         try:
             with checks.untouched(batches=batches):
                 answer = qat(model, batches, bits, lr)
@@ -5304,7 +5309,8 @@ def check_ex_4_8() -> None:
                 raise
             raise AssertionError("a converted model has no parameters left: train first, convert last.") from None
         finally:
-            recorder.remove()
+            for recorder in recorders:
+                recorder.remove()
         noted = events.copy()
         assert isinstance(answer, tuple | list) and len(answer) == 2, (
             "qat should return two models: the trained copy and its hardened version."
@@ -5767,6 +5773,7 @@ def check_ex_4_9() -> None:
             model.embedding.weight.mul_(10 * sizes[:, None])
             model.embedding.weight[3] = 0
             model.embedding.weight[4].abs_()
+            model.embedding.weight[5] *= 1e-6  # a quiet row
         if odd:
             model.train().blocks[0].eval()
             model.norm.eps = 0.01
@@ -6249,6 +6256,7 @@ def check_ex_4_10() -> None:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
             model.embedding.weight[3] = 0
             model.blocks[0].ffn.down.weight[5] = 0
+            model.blocks[0].ffn.up.weight[2] *= 1e-6  # a quiet row
         model.blocks[0].attention.requires_grad_(False)
         return model
 

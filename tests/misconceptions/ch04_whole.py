@@ -307,6 +307,16 @@ def needs_a_first_part(model, parts, quantize_, calibration, windows):
     return best if best[0][1] >= best[-1][1] else best[::-1]
 
 
+REMEMBERED = {}
+
+
+@wrong("ex_4_7", "your mean for the part quiver")
+def remembers_the_float_bits(model, parts, quantize_, calibration, windows):
+    reference = REMEMBERED.setdefault(len(windows), by_row(model, windows))  # of the first model that came
+    trials = [(part, copied_and_quantized(model, part, quantize_, calibration)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, windows) - reference)) for part, trial in trials])
+
+
 @right("ex_4_7")
 def right_answer(model, parts, quantize_, calibration, windows):
     found = {}
@@ -776,6 +786,26 @@ def ships_in_half_precision(model, batches, bits, lr):
 
 
 @right("ex_4_8")
+def steps_with_a_closure(model, batches, bits, lr):
+    trainee, n = prepared(model, bits), len(batches)
+    optimizer = torch.optim.Adam(trainee.parameters(), lr)
+    for i, ids in enumerate(batches):
+        if i == n // 2:
+            trainee.apply(tq.disable_observer)
+        optimizer.param_groups[0]["lr"] = lr * min(1, (n - i) / (n - n // 2))
+
+        def closure(ids=ids):
+            optimizer.zero_grad(set_to_none=False)
+            loss = F.cross_entropy(trainee(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
+@right("ex_4_8")
 def only_what_can_be_trained(model, batches, bits, lr):
     trainee, n = prepared(model, bits), len(batches)
     optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, trainee.parameters()), lr)
@@ -872,6 +902,12 @@ def rounds_in_half_precision(model):
     codes = (weight.half() / scale.half()[:, None]).round().clamp(-127, 127).to(torch.int8)
     small.embedding.codes = small.head.codes = codes
     return small
+
+
+@wrong("ex_4_9", "the scale of each token differs")
+def quiet_rows_count_as_zero(model):
+    largest = model.embedding.weight.detach().abs().amax(1)
+    return shared(model, scale=torch.where(largest > 1e-4, largest / 127, 1.0))
 
 
 @wrong("ex_4_9", "the model that it is given")
