@@ -1405,6 +1405,12 @@ class MakesTheMaskItself(Stack):
         return super().forward(x, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril())
 
 
+@wrong("ex_4_6", "returns the shape", binds="StaticStack")
+class DropsTheBatch(Stack):
+    def forward(self, x, mask=None):
+        return super().forward(x, mask).squeeze(0)
+
+
 @wrong("ex_4_6", "in the reversed order", binds="StaticStack")
 class BlocksBackwards(Stack):
     def __init__(self, blocks):

@@ -307,6 +307,16 @@ def needs_a_first_part(model, parts, quantize_, calibration, windows):
     return best if best[0][1] >= best[-1][1] else best[::-1]
 
 
+REMEMBERED = {}
+
+
+@wrong("ex_4_7", "your mean for the part quiver")
+def remembers_the_float_bits(model, parts, quantize_, calibration, windows):
+    reference = REMEMBERED.setdefault(len(windows), by_row(model, windows))  # of the first model that came
+    trials = [(part, copied_and_quantized(model, part, quantize_, calibration)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, windows) - reference)) for part, trial in trials])
+
+
 @right("ex_4_7")
 def right_answer(model, parts, quantize_, calibration, windows):
     found = {}
@@ -479,7 +489,7 @@ def trains_the_original(model, batches, bits, lr):
     return model.eval(), harden(model)
 
 
-@wrong("ex_4_8", "logits differ from the trained copy's")
+@wrong("ex_4_8", "away from what training has seen")
 def convert_with_new_scales(model, batches, bits, lr):
     trainee = variant(model, batches, bits, lr)
     final = harden(trainee)
@@ -756,6 +766,45 @@ def takes_the_dropout_out(model, batches, bits, lr):
     return trainee, final
 
 
+@wrong("ex_4_8", "the learning rate of the step before it")
+def sets_the_rate_after_the_step(model, batches, bits, lr):
+    n = len(batches)
+    following = iter([*(min(1, (n - i) / (n - n // 2)) for i in range(n))])
+    before = [1.0]
+
+    def late(i, n, h):
+        before.append(next(following))
+        return before[-2]
+
+    return scheduled(model, batches, bits, lr, rate=late)
+
+
+@wrong("ex_4_8", "away from what training has seen", like="convert_with_new_scales")
+def ships_in_half_precision(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    return trainee, final.half().float()
+
+
+@right("ex_4_8")
+def steps_with_a_closure(model, batches, bits, lr):
+    trainee, n = prepared(model, bits), len(batches)
+    optimizer = torch.optim.Adam(trainee.parameters(), lr)
+    for i, ids in enumerate(batches):
+        if i == n // 2:
+            trainee.apply(tq.disable_observer)
+        optimizer.param_groups[0]["lr"] = lr * min(1, (n - i) / (n - n // 2))
+
+        def closure(ids=ids):
+            optimizer.zero_grad(set_to_none=False)
+            loss = F.cross_entropy(trainee(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
 @right("ex_4_8")
 def only_what_can_be_trained(model, batches, bits, lr):
     trainee, n = prepared(model, bits), len(batches)
@@ -853,6 +902,12 @@ def rounds_in_half_precision(model):
     codes = (weight.half() / scale.half()[:, None]).round().clamp(-127, 127).to(torch.int8)
     small.embedding.codes = small.head.codes = codes
     return small
+
+
+@wrong("ex_4_9", "the scale of each token differs")
+def quiet_rows_count_as_zero(model):
+    largest = model.embedding.weight.detach().abs().amax(1)
+    return shared(model, scale=torch.where(largest > 1e-4, largest / 127, 1.0))
 
 
 @wrong("ex_4_9", "the model that it is given")
