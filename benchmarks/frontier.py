@@ -220,8 +220,10 @@ def as_table(report: dict) -> str:
     lines = [
         "# Size, quality and time of the course model's configurations",
         "",
-        "Made by `make bench`; do not edit. Δ: bits per byte more than the float model, on "
-        f"{report['windows'][0]} held-out documents ({report['windows'][1] - 1} predicted",
+        f"Made by `{report.get('command', 'make bench')}`; do not edit.",
+        *([report["note"], ""] if report.get("note") else [""]),
+        f"Δ: bits per byte more than the float model, on {report['windows'][0]} held-out documents "
+        f"({report['windows'][1] - 1} predicted",
         "bytes each), ± the standard error of the paired difference, and its 95 % interval (bootstrap by document).",
         f"Time: ratio to the *unfused* float model at {report['prompt'][0]} × {report['prompt'][1]} bytes, with an "
         "interval of at least 95 %;",
@@ -258,6 +260,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "frontier.json")
     parser.add_argument("--only", nargs="+", help="names of the configurations to measure, beside the float model")
+    parser.add_argument("--note", default="", help="a sentence about the circumstances, for the page")
     arguments = parser.parse_args()
     known_warnings.hide()
     int8.choose_engine()
@@ -268,8 +271,11 @@ def main() -> None:
     chosen = configurations(model, data.windows("training", 32)[:, :256])
     if arguments.only:
         chosen = {name: one for name, one in chosen.items() if name in ("float", *arguments.only)}
+    some = " ".join(f'"{name}"' for name in arguments.only or ())
     start = time.perf_counter()
     report = {
+        "command": f"python -m benchmarks.frontier --only {some}" if some else "make bench",
+        "note": arguments.note,
         "date": date.today().isoformat(),
         "seed": SEED,
         "machine": description(),
