@@ -1399,7 +1399,7 @@ print(f"mid-p                         : p = {exact_p - math.comb(flips, broken) 
 print(f"exact                         : p = {exact_p:.4f}")
 
 # %% [markdown]
-# Without correction the approximation is about half of the exact value, and the two lie on different sides of the usual limit of 0.05. With correction it comes near. (For these counts; both grow good when counts are large.) Mid-p lies between. It is a test of its own: less cautious than the exact one, whose $p$ with few flips is below 0.05 more seldom than in one of twenty experiments without a difference. Which one you report is a choice; say which, and make it before you look. Quantized models flip few answers, so here small counts are the rule.
+# Without correction the approximation is about half of the exact value, and the two lie on different sides of the usual limit of 0.05. With correction it comes near. (For these counts; both grow good when counts are large.) Mid-p lies between the uncorrected and the exact one. It is a test of its own: less cautious than the exact one, whose $p$ with few flips is below 0.05 more seldom than in one of twenty experiments without a difference. Which one you report is a choice; say which, and make it before you look. Quantized models flip few answers, so here small counts are the rule.
 #
 # ### Exercise 5.4: McNemar's exact test
 # *Difficulty 2 of 5 · 15 minutes · 2 points*
@@ -1666,7 +1666,7 @@ if status.is_file():
 # On Linux the first number is far too large for a Python that does nothing: a child inherits the peak of its parent, of this notebook, in `ru_maxrss`. The line `VmHWM` ("high water mark", in kilobytes) of `/proc/self/status` is about the child alone. A Mac has no `/proc`; there `ru_maxrss` is right.
 #
 # ### Exercise 5.5: size and peak
-# *Difficulty 3 of 5 · 35 minutes · 2 points*
+# *Difficulty 3 of 5 · 45 minutes · 2 points*
 #
 # Write two functions.
 #
@@ -3366,7 +3366,8 @@ def draw_frontier(ax, rows: list[dict], title: str, numbered: bool = False) -> N
     if numbered:
         for i, row in enumerate(rows, start=1):
             place = row["bytes"] / 1e6, max(row["Δ"], floor)
-            ax.annotate(str(i), place, xytext=(4, 4 + 7 * (i % 2)), textcoords="offset points", fontsize=8)
+            side = {"xytext": (6, -3), "ha": "left"} if i % 2 else {"xytext": (-6, -3), "ha": "right"}
+            ax.annotate(str(i), place, textcoords="offset points", fontsize=8, **side)
     ax.step([r["bytes"] / 1e6 for r in best], [max(r["Δ"], floor) for r in best], where="post", color=plots.GREEN)
     ax.set(yscale="log", xscale="log", xlabel="megabytes", ylabel="Δ bits per byte", title=title)
     ax.set_xticks([1, 2, 3, 4, 6, 12], ["1", "2", "3", "4", "6", "12"])
@@ -4065,7 +4066,7 @@ tables.show(
 # Sizes differ, and so do losses: a part that loses much may also be large, and dear to protect. What counts is loss taken away *for each byte*.
 #
 # ### Exercise 5.9: spend a byte budget
-# *Difficulty 4 of 5 · 40 minutes · 3 points*
+# *Difficulty 4 of 5 · 45 minutes · 3 points*
 #
 # Layer $l$ has $w_l$ weights. At $b$ bits its codes take $w_l b / 8$ bytes (scales are the same for every width, and left out), and its loss is $\ell_l(b)$. Choose a width $b_l$ for each layer so that
 #
@@ -4732,7 +4733,7 @@ if against := step_times.get(("float, fused attention", "dynamic int8, fused")):
     )
 
 # %% [markdown]
-# *Look back.* Which change moved the needle? The table of steps answers it, one change a row: what int8 Linear layers brought by themselves (both models fused), what one kernel for attention brought (to float, to dynamic int8, to static int8), and what it brought to take the quantizers out of attention, and nothing else. Two of these three are no quantization, and one is *less* of it. (If one int8 layer alone was slower than float, as with an engine that was not written for your processor, the prediction has already told you that nothing built from it can win.) The lines above say whether it sufficed on *your* machine, and the sentence for a report is as long as this: the number, its interval, the machine, the engine,
+# *Look back.* Which change moved the needle? The table of steps answers it, one change a row: what int8 Linear layers brought by themselves (both models fused), what one kernel for attention brought (to float, to dynamic int8, to static int8), and what it brought to take the quantizers out of attention, and nothing else. One of the three is quantization, one is none at all, and one is *less* of it. (If one int8 layer alone was slower than float, as with an engine that was not written for your processor, the prediction has already told you that nothing built from it can win.) The lines above say whether it sufficed on *your* machine, and the sentence for a report is as long as this: the number, its interval, the machine, the engine,
 # the threads, the shape, and *which float* it was compared with.
 #
 # ## 9. A real pretrained model
