@@ -1,16 +1,20 @@
 """Small plot functions: axes in, axes out. One style, colours that survive colour blindness.
 
-`show` is the last step of every figure: it gives the picture a text alternative and a caption.
+`show` is the last step of every figure: it puts the picture, its text alternative and its caption into the page. A
+figure is at most PAGE inches wide, so that its text can be read in a column of 700 pixels.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Image, Markdown, display
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,8 +22,12 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
 
+PAGE = 8.0  # inches; 10-point letters are then 12 pixels high in a column of 700
+PIXELS = 110  # of the page for an inch, where there is room
+SHARPNESS = 2  # pixels of the picture for each of the page: screens of phones and new laptops have two
+
 STYLE = {
-    "figure.dpi": 110,
+    "figure.dpi": PIXELS,
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "axes.prop_cycle": plt.cycler(color=PALETTE),
@@ -35,21 +43,46 @@ plt.rcParams.update(STYLE)
 
 
 def figure(
-    columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.0
+    columns: int = 1, rows: int = 1, width: float = PAGE, height: float = 3.0
 ) -> tuple[Figure, np.ndarray | Axes]:
-    """A figure in the course's style, with its axes (one, or an array of them)."""
-    return plt.subplots(rows, columns, figsize=(width, height))
+    """A figure in the course's style, with its axes (one, or an array of them).
+
+    `width` and `height` are inches of the whole figure. Three or more axes side by side that would need more than PAGE
+    stand two in a row, each as high as `height`; the array of axes is the same.
+    """
+    if width <= PAGE or columns <= 2 or rows > 1:
+        return plt.subplots(rows, columns, figsize=(min(width, PAGE), height))
+    lines = -(-columns // 2)
+    fig, axes = plt.subplots(lines, 2, figsize=(PAGE, height * lines))
+    for spare in axes.flat[columns:]:
+        spare.remove()
+    return fig, axes.flatten()[:columns]
 
 
 def show(fig: Figure, caption: str, alt: str) -> None:
-    """Display `fig` with a caption below it and `alt` as its text alternative, then close it."""
+    """Display `fig` with a caption below it and `alt` as its text alternative, then close it.
+
+    The caption may hold code in backticks and *emphasis*. Raises ValueError without a text alternative.
+    """
     if not alt.strip():
         raise ValueError("a figure needs a text alternative: one sentence that says what can be seen.")
     picture = io.BytesIO()
-    fig.savefig(picture, format="png", metadata={"Software": None})
+    fig.savefig(picture, format="png", dpi=PIXELS * SHARPNESS, metadata={"Software": None})
     plt.close(fig)
-    display(Image(picture.getvalue(), format="png", alt=alt))
-    display(Markdown(f"*{caption}*"))
+    # HTML, since JupyterLab drops the text alternative of a plain image/png output.
+    data = base64.b64encode(picture.getvalue()).decode()
+    page = (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" '
+        f'width="{fig.get_figwidth() * PIXELS:.0f}" style="max-width: 100%; height: auto">'
+        f"<figcaption><em>{_inline(caption)}</em></figcaption></figure>"
+    )
+    display({"text/html": page, "text/plain": f"[Figure: {alt}]"}, raw=True)
+
+
+def _inline(text: str) -> str:
+    """The little Markdown that captions use, as HTML: `code` and *emphasis*."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return re.sub(r"(?<!\w)\*([^*]+)\*(?!\w)", r"</em>\1<em>", text)
 
 
 def heat_map(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Axes:

@@ -34,9 +34,9 @@ def check_python():
 
 
 def wanted():
-    """What an up-to-date .venv was made from: the lock, this folder (paths are written into .venv), this Python."""
-    with open(LOCK, "rb") as file:
-        lock = hashlib.sha256(file.read()).hexdigest()
+    """What an up-to-date .venv was made from: lock, this script, this folder (.venv holds its paths), this Python."""
+    with open(LOCK, "rb") as file, open(os.path.abspath(__file__), "rb") as script:
+        lock = hashlib.sha256(file.read() + script.read()).hexdigest()
     return "{} {} {}.{}".format(lock, ROOT, *sys.version_info[:2])
 
 
@@ -83,7 +83,8 @@ def main():
         "disk (2 GB are needed), or no pip in .venv (make clean, then try again).")  # fmt: skip
     run([PYTHON, "-c", MAKE_IMPORTABLE, ROOT],
         "the course's packages (helpers, grading) could not be registered: make clean, then try again.")  # fmt: skip
-    run([PYTHON, "-m", "ipykernel", "install", "--sys-prefix"],
+    # Threads that spin while they wait slow a busy computer down several times; VS Code starts kernels from this, too.
+    run([PYTHON, "-m", "ipykernel", "install", "--sys-prefix", "--env", "OMP_WAIT_POLICY", "passive"],
         "the Jupyter kernel could not be registered: make clean, then try again.")  # fmt: skip
     with open(STAMP, "w") as file:
         file.write(wanted())

@@ -8,3 +8,4 @@ c.ServerApp.jpserver_extensions = {
     "nbgrader.server_extensions.course_list": False,
     "nbgrader.server_extensions.formgrader": False,
 }
+c.LabApp.extension_manager = "readonly"  # its list of extensions would ask PyPI as soon as the side bar is opened

@@ -110,10 +110,13 @@ def test_plots_take_axes_and_give_them_back(draw, kwargs):
 
 def test_a_shown_figure_has_a_text_alternative(monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setattr(plots, "display", lambda data, raw: shown.append(data))
     fig, _ = plots.figure()
-    plots.show(fig, caption="A caption.", alt="An empty figure.")
-    assert shown[0].alt == "An empty figure." and shown[1].data == "*A caption.*"
+    plots.show(fig, caption="A `caption`, *really* <b>.", alt='An "empty" figure.')
+    page = shown[0]["text/html"]
+    assert 'alt="An &quot;empty&quot; figure."' in page and page.startswith("<figure><img src=")
+    assert "A <code>caption</code>, </em>really<em> &lt;b&gt;." in page
+    assert shown[0]["text/plain"] == '[Figure: An "empty" figure.]'
     assert not plt.fignum_exists(fig.number)
     fig, _ = plots.figure()
     with pytest.raises(ValueError, match="text alternative"):
@@ -121,14 +124,23 @@ def test_a_shown_figure_has_a_text_alternative(monkeypatch):
     plt.close(fig)
 
 
+def test_a_figure_fits_the_page_and_is_sharp():
+    fig, axes = plots.figure(columns=3, width=11, height=2)
+    assert fig.get_figwidth() == plots.PAGE and fig.get_figheight() == 4 and axes.shape == (3,) and len(fig.axes) == 3
+    plt.close(fig)
+    fig, (left, right) = plots.figure(columns=2, width=10)
+    assert fig.get_figwidth() == plots.PAGE and left is not right
+    plt.close(fig)
+
+
 def test_the_same_figure_gives_the_same_bytes(monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setattr(plots, "display", lambda data, raw: shown.append(data))
     for _ in range(2):
         fig, ax = plots.figure()
         plots.bars(ax, {"a": 1.0}, "bytes")
         plots.show(fig, "c", "a")
-    assert shown[0].data == shown[2].data
+    assert shown[0] == shown[1]
 
 
 def test_this_environment_is_in_order(capsys):
@@ -166,8 +178,8 @@ def test_latency_takes_turns_and_warms_up(monkeypatch):
 def test_a_table_has_a_header_and_needs_rows(capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(tables, "display", shown.append)
-    tables.show([{"name": "a", "bits": 8}, {"name": "b", "bits": 4}])
-    assert shown[0].data.splitlines() == ["| name | bits |", "| --- | --- |", "| a | 8 |", "| b | 4 |"]
+    tables.show([{"name": "a", "bits": "8.0 ± 0.1"}, {"name": "b", "bits": 4}])
+    assert shown[0].data.splitlines() == ["| name | bits |", "| --- | ---: |", "| a | 8.0 ± 0.1 |", "| b | 4 |"]
     with pytest.raises(ValueError, match="no rows"):
         tables.show([])
 

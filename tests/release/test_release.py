@@ -106,6 +106,14 @@ def test_no_output_is_released(unit):
 
 
 @pytest.mark.parametrize("unit", UNITS)
+def test_run_all_does_not_stop_at_an_open_exercise(unit):
+    """JupyterLab goes on behind a cell with this tag; nbgrader and Validate read the error itself."""
+    for cell in released(unit).cells:
+        is_check = cell.metadata.get("nbgrader", {}).get("grade", False)
+        assert ("raises-exception" in cell.metadata.get("tags", [])) == is_check
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_a_check_is_folded_under_its_name(unit):
     for cell in released(unit).cells:
         is_check = cell.metadata.get("nbgrader", {}).get("grade", False)
@@ -141,6 +149,18 @@ def test_each_exercise_is_complete(unit):
 
 
 @pytest.mark.parametrize("unit", UNITS)
+def test_a_check_depends_on_nothing_that_a_learner_can_reach(unit):
+    """It is isolated from the notebook, and its hidden tests do without the friendly functions."""
+    for cell in solution(unit).cells:
+        if not cell.metadata.get("nbgrader", {}).get("grade"):
+            continue
+        function = re.search(r"^@checks\.isolated\ndef (check_ex_\w+)\(\) -> None:", cell.source, re.MULTILINE)
+        assert function and cell.source.rstrip().endswith(f"\n{function[1]}()"), f"{cell.id} is not isolated"
+        for hidden in re.findall(r"### BEGIN HIDDEN TESTS\n(.*?)### END", cell.source, re.DOTALL):
+            assert not re.search(r"checks\.(check|close|tensor|number|given|raises)\b", hidden), cell.id
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_checks_leave_the_notebook_alone(unit):
     """A check defines one function, so that none of its variables can change what a later cell does."""
     for cell in solution(unit).cells:
@@ -171,10 +191,11 @@ def test_the_notebook_can_be_read_by_everyone(unit):
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
-            if "image/png" in output.get("data", {}):
-                assert output.metadata.get("image/png", {}).get("alt"), (
-                    f"a picture of {cell.id} has no text alternative"
-                )
+            data = output.get("data", {})
+            assert "image/png" not in data, f"JupyterLab drops the text alternative of {cell.id}: use plots.show"
+            assert len(re.findall("<img ", data.get("text/html", ""))) == len(
+                re.findall(r'<img [^>]*alt="[^"]+"', data.get("text/html", ""))
+            ), f"a picture of {cell.id} has no text alternative"
         if cell.cell_type == "markdown":
             assert not re.search(r"\[(here|link|this)\]\(", cell.source, re.IGNORECASE)
             assert not re.search(r"!\[\]\(", cell.source)

@@ -53,7 +53,8 @@ def copy(tmp_path_factory):
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    lock = hashlib.sha256((folder / "requirements.lock").read_bytes()).hexdigest()
+    made_from = (folder / "requirements.lock").read_bytes() + (folder / "lab" / "install.py").read_bytes()
+    lock = hashlib.sha256(made_from).hexdigest()
     (folder / ".venv" / "installed-lock").write_text("{} {} {}.{}".format(lock, folder, *sys.version_info[:2]))
     solved = folder / "gradebook" / "submitted" / "ada" / "00_start_here"
     solved.mkdir(parents=True)
