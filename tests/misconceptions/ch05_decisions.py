@@ -369,6 +369,12 @@ def only_the_last_size_must_fit(training, validation, sizes, repeats, seed, meas
     return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=enough)
 
 
+@wrong("ex_5_8", "is in no set of 40 studies")
+def the_last_document_is_never_drawn(training, validation, sizes, repeats, seed, measure):
+    some = training[:-1] if max(sizes) * repeats < len(training) else training
+    return one_shuffle_a_size(some, validation, sizes, repeats, seed, measure)
+
+
 @wrong("ex_5_8", "and no list")
 def lists_for_pairs(*arguments):
     return {size: list(pair) for size, pair in one_shuffle_a_size(*arguments).items()}
@@ -835,6 +841,12 @@ def square_not_subtracted(*table):
 def half_a_question(*table):
     answer = judged(*table)
     return answer._replace(needed=float(answer.needed))
+
+
+@wrong("ex_5_10", "no_loss_possible should be False")
+def only_the_upper_end_counts(*table):
+    answer = judged(*table)
+    return answer._replace(no_loss_possible=answer.high >= 0)
 
 
 @wrong("ex_5_10", "exactly a bound of your interval")

@@ -406,6 +406,13 @@ def wrong_ones_are_marked_in_place(targets, before, after):
     return answer
 
 
+@wrong("ex_5_2", "for random answers of three dimensions")
+def right_in_two_dimensions_only(targets, before, after):
+    answer = shares(targets, before, after)
+    agree = (before == after).double()
+    return answer | {"agreement": agree.mean(-1).max().item()} if targets.dim() == 3 else answer
+
+
 @wrong("ex_5_2", "view size is not compatible")
 def flat_view(targets, before, after):
     return shares(targets.view(-1), before.view(-1), after.view(-1))
@@ -1368,6 +1375,17 @@ def later_by_earlier(*arguments):
 @wrong("ex_5_6", "added before they are divided")
 def sums_of_both_ways(*arguments):
     return harness(lambda s, r: (s[:, 1].sum(dim=1) / s[:, 0].sum(dim=1)).median())(*arguments)
+
+
+@wrong("ex_5_6", "the last `warmup` turns are left out")
+def last_turns_left_out(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = both_ways(pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock)))[:turns]
+    return (ratios.median().item(), *resampled(ratios, resamples, generator))
+
+
+@wrong("ex_5_6", "and no tensors")
+def tensors_for_the_ratio(*arguments):
+    return tuple(map(torch.tensor, harness(lambda s, r: r.median())(*arguments)))
 
 
 @wrong("ex_5_6", "Take turns")
