@@ -1339,6 +1339,9 @@ def check_ex_6_2() -> None:
         def think(t: torch.Tensor) -> torch.Tensor:
             return layer.linear2(F.gelu(layer.linear1(t)))
 
+        without = {"causal on memory": mask, "swapped masks": mask, "no causal": mask, "no padding": memory_mask}
+        if change in without and without[change] is None:
+            raise TypeError(change)  # without that mask it would be another mistake
         first, second = mask, memory_mask
         if change == "mixed":
             second = memory_mask & mask
@@ -1499,6 +1502,8 @@ def check_ex_6_2() -> None:
         )
         mine.load_state_dict(weights)
         mine.eval()
+        odd = [place for place in ("norm1", "norm2", "norm3") if getattr(getattr(mine, place), "eps", 1e-5) != 1e-5]
+        assert not odd, f"`{odd[0]}` has an eps of its own: the library's layer has PyTorch's own eps, 1e-5."
         names = {}
         for name, part in mine.named_modules(remove_duplicate=False):
             names.setdefault(id(part), []).append(name)
@@ -1532,7 +1537,7 @@ def check_ex_6_2() -> None:
             compare(
                 got,
                 oracle,
-                "the output of DecoderLayer",
+                f"the output of DecoderLayer{', called without `mask`,' if mask is None else ''}",
                 lambda change, mask=mask, memory_mask=memory_mask: block(layer, x, memory, mask, memory_mask, change),
                 block_mistakes,
             )
