@@ -1618,7 +1618,7 @@ choices = {
     "histogram": lambda bits: torch_observer(tq.HistogramObserver, bits),
     "MSE clip search": best_clip,
 }
-fig, axes = plots.figure(columns=2, width=11, height=2.4)
+fig, axes = plots.figure(rows=2, height=4.6)
 for ax, bits in zip(axes, (8, 4), strict=True):
     found = {}
     for name, choose in choices.items():
