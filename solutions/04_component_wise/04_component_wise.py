@@ -417,6 +417,7 @@ def with_int8_embeddings(model: nn.Module) -> nn.Module:
 # Check of exercise 4.1: run this cell.
 import copy
 
+import numpy as np
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as tq
@@ -430,7 +431,8 @@ def check_ex_4_1() -> None:
     def table(seed: int, rows: int, columns: int) -> torch.Tensor:
         """Rows of many sizes; quiet, all positive, all negative, far from 0, constant, zero and with an outlier."""
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(rows, columns, generator=generator) * torch.logspace(-3, 1, rows)[:, None]
+        weight = torch.randn(rows, columns, generator=generator) * torch.logspace(-2, 1, rows)[:, None]
+        weight[0] *= 0.01
         weight[1], weight[2], weight[3] = weight[1].abs() + 0.3, -weight[2].abs() - 0.7, weight[3] + 50
         weight[4], weight[5], weight[6, 0] = -2.7, 0.0, 33.3
         return weight
@@ -446,7 +448,17 @@ def check_ex_4_1() -> None:
         """Tables, and what to call them."""
         some = table(seed, 7, 12)
         several = [("", table(seed + 1, 9, 20)), ("", table(seed + 2, 8, 8)), (" of loud numbers", 1e4 * some)]
+        several += [(" of one row", table(seed + 3, 7, 5)[:1]), (" of one column", table(seed + 4, 7, 1))]
         return several + [(f" of {what}", form) for what, form in samples.awkward(some)]
+
+    def rows_of(weight: torch.Tensor, of: str) -> object:
+        """The learner's quantize_rows; an error says for which table."""
+        try:
+            with checks.untouched(weight=weight):
+                return quantize_rows(weight)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            error.args = (f"{error}{of and f' (for a table{of})'}",)
+            raise
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -517,6 +529,9 @@ def check_ex_4_1() -> None:
                 f"{name} is no embedding, and should be in the copy as it was in the model: the same numbers, frozen or not."
             )
         for name, part in quantized.named_modules():
+            assert getattr(part, "qconfig", None) is None, (
+                f"in the copy, {name or 'the model'} still has a qconfig, which whoever prepares it next would use: take it away, or let quantize_dynamic do it."
+            )
             if type(part) is nnq.Embedding:
                 assert part.weight().dtype != torch.quint4x2, (
                     "the codes have 4 bits: there are two qconfigs for embeddings, and this exercise wants the one for 8, tq.float_qparams_weight_only_qconfig."
@@ -543,8 +558,7 @@ def check_ex_4_1() -> None:
             expected = oracle(weight)
             right_scale, right_zero = expected.q_per_channel_scales(), expected.q_per_channel_zero_points()
             plain = weight.detach().clone()
-            with checks.untouched(weight=weight):
-                returned = quantize_rows(weight)
+            returned = rows_of(weight, of)
             checks.given(returned, "what quantize_rows returns")
             assert isinstance(returned, tuple | list) and len(returned) == 3, (
                 "your quantize_rows should return three tensors: codes, scales, zero points."
@@ -556,7 +570,7 @@ def check_ex_4_1() -> None:
                 "the codes are int8: an embedding has quint8 codes, from 0 to 255. With qint8, the smallest code would be -128."
             )
             checks.tensor(codes, weight.shape, f"the tensor of codes{of}", torch.uint8)
-            assert isinstance(scale, torch.Tensor) and scale.numel() != 1, (
+            assert isinstance(scale, torch.Tensor) and (scale.numel() != 1 or rows == 1), (
                 "there is one scale for the whole table (per-tensor): every row needs its own, from its own smallest and largest number."
             )
             assert scale.numel() != columns or rows == columns, (
@@ -612,17 +626,17 @@ def check_ex_4_1() -> None:
                 rtol=1e-4,
             )
             apart = (codes.int() - expected.int_repr().int()).abs()
-            share = (apart > 0).float().mean()
+            share, near = (apart > 0).float().mean(), (apart > 0).sum() <= max(1, 0.02 * apart.numel())
             down = (plain / right_scale[:, None] + right_zero[:, None]).clamp(0, 255).floor()
-            assert (apart.max() <= 1 and share < 0.02) or (codes.float() - down).abs().max() > 0, (
+            assert (apart.max() <= 1 and near) or (codes.float() - down).abs().max() > 0, (
                 f"the codes{of} are cut off, not rounded: round(x / scale + zero_point), to the nearest, and only then uint8."
             )
             moving = right_scale != 1
             ends = codes[moving].amin(1).tolist(), codes[moving].amax(1).tolist()
-            assert set(ends[0]) == {0} and set(ends[1]) == {255}, (
+            assert set(ends[0]) <= {0} and set(ends[1]) <= {255}, (
                 f"the codes{of} of a row should begin at 0 and end at 255: its smallest and its largest number."
             )
-            assert apart.max() <= 1 and share < 0.02, (
+            assert apart.max() <= 1 and near, (
                 f"the codes{of} differ from PyTorch's by up to {apart.max()}, in {share:.0%} of the places: "
                 "round(x / scale + zero_point), to the nearest, and only then uint8."
             )
@@ -658,7 +672,9 @@ def check_ex_4_1() -> None:
                         "this counts numbers, not bytes: a scale and a bias have 4 bytes each.": numbers + 2 * rows,
                     },
                 )
-                assert type(answer[0]) is int, f"the number of bytes should be an int, not {type(answer[0]).__name__}."
+                assert isinstance(answer[0], int | np.integer), (
+                    f"the number of bytes should be an int, not {type(answer[0]).__name__}."
+                )
                 w, c, z, s = (t.detach().double() for t in (weight, codes, zeros[:, None], scales[:, None]))
                 back = (c - z) * s
                 ratio = lambda off, w=w: ((w - off).norm() / w.norm()).item()  # noqa: E731
@@ -699,7 +715,7 @@ def check_ex_4_1() -> None:
                     },
                     rtol=1e-3,
                 )
-                assert type(answer[1]) is float, (
+                assert isinstance(answer[1], float), (
                     f"the relative error should be a float, not {type(answer[1]).__name__}: .item() makes a number of a tensor."
                 )
         torch.manual_seed(43)
@@ -720,16 +736,16 @@ def check_ex_4_1() -> None:
             f"wrong zero points{of}."
         )
         apart = (codes.int() - expected.int_repr().int()).abs()
-        assert apart.max() <= 1 and (apart > 0).float().mean() < 0.02, f"wrong codes{of}."
+        assert apart.max() <= 1 and (apart > 0).sum() <= max(1, 0.02 * apart.numel()), f"wrong codes{of}."
         moving = expected.q_per_channel_scales() != 1
-        assert set(codes[moving].amin(1).tolist()) == {0} and set(codes[moving].amax(1).tolist()) == {255}, "ends."
+        assert set(codes[moving].amin(1).tolist()) <= {0} and set(codes[moving].amax(1).tolist()) <= {255}, "ends."
         for given in (codes, codes // 2):
             with checks.untouched(weight=weight, codes=given, scale=scale, zero_point=zero_point):
                 size, error = cost_of_rows(weight, given, scale, zero_point)
             back = (given.double() - zero_point.double()[:, None]) * scale.double()[:, None]
             truth = ((plain - back).norm() / plain.double().norm()).item()
-            assert type(size) is int and size == rows * (columns + 8), "wrong bytes."
-            assert type(error) is float and abs(error - truth) < 2e-3 * truth + 1e-6, "wrong error."
+            assert isinstance(size, int | np.integer) and size == rows * (columns + 8), "wrong bytes."
+            assert isinstance(error, float) and abs(error - truth) < 2e-3 * truth + 1e-6, "wrong error."
         other = cost_of_rows(10 * weight, given, 10 * scale, zero_point)
         assert abs(other[1] - error) < 1e-2 * error + 1e-6, "the relative error depends on the unit."
     exact = torch.zeros(2, 3, dtype=torch.uint8), torch.ones(2), -torch.full((2,), 1.5)
@@ -974,6 +990,12 @@ def check_ex_4_2() -> None:
         tails = {
             "bias and scale are swapped: the scale comes first.": constants[:, [2, 3, 0, 1]],
             "the two bytes of each float16 are swapped: the lower byte comes first.": constants[:, [1, 0, 3, 2]],
+            "they are bfloat16, which keeps other bits of a number: float16 is asked for.": torch.stack(
+                [scale, bias], 1
+            )
+            .detach()
+            .bfloat16()
+            .view(torch.uint8),
             "the four bytes are taken row after row from all scales first, then from all biases: stack them along dim=1, so that each row has its own two.": torch.cat(
                 [scale.detach(), bias.detach()]
             )
@@ -1085,6 +1107,9 @@ def check_ex_4_2() -> None:
             assert isinstance(packed, torch.Tensor), "your pack_rows should return a tensor."
             assert packed.dtype == torch.uint8, f"the packed rows are {packed.dtype}: bytes are uint8."
             judge_bytes(packed, codes, scale, bias, what)
+            assert packed.is_contiguous(), (
+                "the bytes are right, but do not lie row after row in memory, as PyTorch's kernels read them: .contiguous()."
+            )
             right = bytes_of(codes, scale, bias)
             odd_forms = samples.awkward(right) if what.startswith("scales") else []
             for form, given in [("", right), *((f", as {name}", form) for name, form in odd_forms)]:
@@ -1115,6 +1140,7 @@ def check_ex_4_2() -> None:
         with checks.untouched(codes=codes, scale=scale, bias=bias):
             packed = pack_rows(codes, scale, bias)
         assert packed.dtype == torch.uint8 and torch.equal(packed, right), f"wrong bytes: {what}."
+        assert packed.is_contiguous(), "the bytes do not lie row after row."
         exact = codes.double() * scale.detach().half().double()[:, None] + bias.detach().half().double()[:, None]
         for name, given in [("", right), ("one row", right[-1:]), *samples.awkward(right)]:
             with checks.untouched(packed=given):
@@ -1348,6 +1374,7 @@ def judge_table(model: nn.Module, name: str, rounded: Tensor, least_db: float) -
 # Check of exercise 4.3: run this cell.
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -1410,7 +1437,7 @@ def check_ex_4_3() -> None:
     def pairs(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         """Signals and what became of them, and what to call them."""
         units = [("a little noise", 0.01, 1.0), ("much noise", 1.7, 1.0), ("large numbers", 0.1, 1000.0)]
-        units += [("tiny numbers", 0.1, 1e-25), ("huge numbers", 0.1, 1e25)]
+        units += [("tiny numbers", 0.1, 1e-25), ("huge numbers", 0.1, 1e25), ("hardly any noise", 1e-6, 1.0)]
         found = []
         for i, (what, noise, unit) in enumerate(units):
             x, y = example(seed + i, (6, 7), noise)
@@ -1490,7 +1517,7 @@ def check_ex_4_3() -> None:
                 },
                 rtol=1e-4,
             )
-            assert type(answer) is float, (
+            assert isinstance(answer, float), (
                 f"the SQNR should be a float, not {type(answer).__name__}: .item() makes a number of a tensor."
             )
         same = ratio_of(
@@ -1552,8 +1579,12 @@ def check_ex_4_3() -> None:
                         "each row got a scale and a zero point: here the whole table has one of each.": 360 - 8 * 20,
                     },
                 )  # fmt: skip
-                assert type(saved) is int, f"the number of bytes should be an int, not {type(saved).__name__}."
-                assert isinstance(decision, bool), f"the third value should be True or False, not {decision!r}."
+                assert isinstance(saved, int | np.integer), (
+                    f"the number of bytes should be an int, not {type(saved).__name__}."
+                )
+                assert isinstance(decision, bool | np.bool_), (
+                    f"the third value should be True or False, not {decision!r}."
+                )
                 if decision != (right >= least and kind != "computed"):
                     assert kind != "computed", (
                         "quantizing a table that is not in the file saves nothing: leave it, however good the SQNR is."
@@ -1582,9 +1613,9 @@ def check_ex_4_3() -> None:
         assert saved == -2, (
             f"a table of two numbers has 8 bytes in float, and 2 + 8 in 8 bits: the file loses -2 bytes (it grows), not {saved}."
         )
-        assert decision is False, "a tiny table was accepted although the file would grow by 2 bytes."
+        assert not decision, "a tiny table was accepted although the file would grow by 2 bytes."
         exact = judge_table(Positions(x.repeat(9), "stored"), "table", x.repeat(9), 500.0)
-        assert exact[0] == math.inf and exact[2] is True, (
+        assert exact[0] == math.inf and exact[2], (
             "a table that 8 bits do not change at all has infinitely many dB, and is accepted whatever least_db is."
         )
     ### BEGIN HIDDEN TESTS
@@ -1596,7 +1627,7 @@ def check_ex_4_3() -> None:
         expected = db(power_ratio(x, y))
         with checks.untouched(signal=x, rounded=y):
             answer = sqnr(x, y)
-        assert type(answer) is float and abs(answer - expected) < 2e-4 * max(1, abs(expected)), (
+        assert isinstance(answer, float) and abs(answer - expected) < 2e-4 * max(1, abs(expected)), (
             f"wrong decibels: {what}."
         )
     assert sqnr(torch.ones(4), torch.ones(4)) == math.inf, "equal tensors."
@@ -1615,10 +1646,12 @@ def check_ex_4_3() -> None:
                 for least in (truth - 0.03, truth + 0.03):
                     found, saved, decision = judge_table(model, name, y, least)
                     assert abs(found - truth) < 1e-3, "wrong dB."
-                    assert type(saved) is int and saved == (0 if kind == "computed" else 127), "wrong bytes."
-                    assert isinstance(decision, bool) and decision == (kind != "computed" and least < truth), (
-                        "decision."
+                    assert isinstance(saved, int | np.integer) and saved == (0 if kind == "computed" else 127), (
+                        "wrong bytes."
                     )
+                    assert isinstance(decision, bool | np.bool_) and decision == (
+                        kind != "computed" and least < truth
+                    ), "decision."
                 assert judge_table(model, name, x.clone(), 500.0)[2] == (kind != "computed"), (
                     "an exact table is rejected."
                 )
@@ -1945,15 +1978,15 @@ tables.show(table)
 # Three operations of attention have to be written in another way before PyTorch can quantize them. Look at what an int8 tensor does with the usual spelling:
 
 # %% tags=["nbval-check-output"]
-codes = torch.quantize_per_tensor(
+small_codes = torch.quantize_per_tensor(
     torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(50)), 0.02, 128, torch.quint8
 )
 print("q @ k:   ", end="")
-errors.show_error(lambda: codes @ codes.transpose(1, 2), width=70)
+errors.show_error(lambda: small_codes @ small_codes.transpose(1, 2), width=70)
 print("softmax: ", end="")
-errors.show_error(lambda: codes.softmax(dim=-1), width=70)
+errors.show_error(lambda: small_codes.softmax(dim=-1), width=70)
 print("x + y:   ", end="")
-errors.show_error(lambda: codes + codes, width=70)
+errors.show_error(lambda: small_codes + small_codes, width=70)
 
 # %% [markdown]
 # All three refuse. For **products and sums of two activations** there is `FloatFunctional`: a small module with methods `matmul`, `add` and others. In a float model, `f.matmul(a, b)` is `a @ b`. `prepare` hangs an observer on its result, and `convert` makes a `QFunctional` of it, which calls `torch.ops.quantized.matmul`: codes go in, and codes come
@@ -1967,9 +2000,9 @@ float_steps = {
     "aten::quantize_per_tensor": "quantize",
 }
 calls = {
-    "quantized.matmul": lambda: torch.ops.quantized.matmul(codes, codes.transpose(1, 2), 0.05, 128),
-    "quantized.add": lambda: torch.ops.quantized.add(codes, codes, 0.05, 128),
-    "quantized.softmax": lambda: torch.ops.quantized.softmax(codes, -1, 1 / 256, 0),
+    "quantized.matmul": lambda: torch.ops.quantized.matmul(small_codes, small_codes.transpose(1, 2), 0.05, 128),
+    "quantized.add": lambda: torch.ops.quantized.add(small_codes, small_codes, 0.05, 128),
+    "quantized.softmax": lambda: torch.ops.quantized.softmax(small_codes, -1, 1 / 256, 0),
 }
 engine_rows = []
 for name in int8.engines():
@@ -1986,9 +2019,9 @@ tables.show(engine_rows)
 print("does convert know nn.Softmax?", nn.Softmax in tq.get_default_static_quant_module_mappings())
 
 # %% [markdown]
-# - A **sum** is made of codes. A **product** of two activations is not: it is a *float product between codes*. On each of these engines PyTorch turns both factors into floats, multiplies those, and quantizes the result. That is what the library's own attention was blamed for in section 4; the difference is that here the result is rounded to 8 bits, at a scale of its own.
+# - A **sum** is made of codes. A **product** of two activations is not: it is a *float product between codes*. On each of these engines PyTorch turns both factors into floats, multiplies those, and quantizes the result. So did the library's own attention in section 4; the difference is that here each result is rounded to 8 bits, at a scale of its own.
 #   Then why build it? Because the model that comes out has shown, in bits per byte, that all its tensors bear 8 bits. A processor with an integer product of activations can use that; this one gains no time by it, and loses the conversions. (Unit 05 measures that, and takes them out again.)
-# - For **softmax** there is an int8 function. It, too, converts inside on the x86 engines, and on qnnpack it does not. But `convert` does not put it anywhere, and it takes no mask. So here softmax is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
+# - For **softmax** there is an int8 function. It, too, converts inside on x86, fbgemm and onednn; on qnnpack, asked for the scale 1/256 as here, it does not. But `convert` does not put it anywhere, and it takes no mask. So here softmax is computed in float: `DeQuantStub` (which you know from unit 02) before it, `QuantStub` behind it.
 # - The **mask** goes between them, and there is a good reason. A mask in front of an observer makes its scale useless, as the table shows. A mask behind it, but still on *quantized* scores, raises no error and is no mask: minus infinity becomes the smallest code, which is an ordinary score, and some of the future leaks in. How much depends on how low that code lies (the line below the table):
 
 # %%
@@ -2295,7 +2328,11 @@ def check_ex_4_4() -> None:
         batch, time, width = x.shape
         layers = [f.q, f.k, f.v]
         order = {"q and k": "kqv", "k and v": "qvk"}.get(change, change if change in mixed else "qkv")
-        made = [F.linear(x, layer.weight, layer.bias).unflatten(2, (f.n_heads, -1)).transpose(1, 2) for layer in layers]
+        bias = 0.0 if change == "no bias" else 1.0
+        made = [
+            F.linear(x, layer.weight, bias * layer.bias).unflatten(2, (f.n_heads, -1)).transpose(1, 2)
+            for layer in layers
+        ]
         q, k, v = (made["qkv".index(letter)] for letter in order)
         if change.startswith("split"):
             q, k, v = (h.transpose(1, 2).reshape(batch, f.n_heads, time, -1) for h in (q, k, v))
@@ -2316,7 +2353,7 @@ def check_ex_4_4() -> None:
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         y = y.reshape(batch, time, width) if change in ("merge", "split, merge") else y.transpose(1, 2).flatten(2)
-        return y if change == "no out" else F.linear(y, f.out.weight, f.out.bias)
+        return y if change == "no out" else F.linear(y, f.out.weight, bias * f.out.bias)
 
     def masks(batch: int, time: int, heads: int) -> list[torch.Tensor | None]:
         padded = torch.ones(batch, 1, 1, time, dtype=torch.bool)
@@ -2352,6 +2389,7 @@ def check_ex_4_4() -> None:
         "q and k": "query and key are swapped.",
         "k and v": "key and value are swapped.",
         "no out": "the output layer is missing.",
+        "no bias": "the layers have lost their biases: copy the layers whole (copy.deepcopy).",
         "split": "heads are split with one view or reshape to (batch, heads, time, d_head): that mixes positions and heads. First (batch, time, heads, d_head), then transpose(1, 2).",
         "split, merge": "heads are split, and merged again, without a transpose: that mixes positions and heads. First (batch, time, heads, d_head), then transpose(1, 2); to merge, the other way round.",
     }
@@ -2545,7 +2583,7 @@ def check_ex_4_4() -> None:
                 "both products get floats: no FloatFunctional runs. Dequantize behind the first product only, and quantize before the second; each is a FloatFunctional.matmul of codes."
             )
         assert sum(products.values()) < 3, (
-            f"your FloatFunctional modules are called {sum(products.values())} times; expected is twice, once for each product. Does another one add the mask? A mask is not data: mask behind the DeQuantStub, in float."
+            f"your FloatFunctional modules are called {sum(products.values())} times; expected is twice, once for each product. Is the mask added with one of them? A mask is not data: mask behind the DeQuantStub, in float."
         )
         assert len(products) == 2, (
             f"only {len(products)} of the products is a FloatFunctional.matmul with an observer; expected are both."
@@ -2611,12 +2649,14 @@ def check_ex_4_4() -> None:
             assert abs(float(mine.scale) / scale.item() - 1) < 1e-3 and int(mine.zero_point) == int(zero_point), (
                 f"`{name}` has the scale {float(mine.scale):.5f}, and calibration measured {scale.item():.5f}: leave scales to prepare and convert."
             )
-        error = ((got - original(x, causal)).norm() / original(x, causal).norm()).item()
-        assert error < 0.12, f"in int8 the output has a relative error of {error:.3f}; below 0.12 was expected."
         later = x.clone()
         later[:, -1] = 3 * more[:, -1]
         assert torch.allclose(converted(later, causal)[:, :-1], got[:, :-1], atol=1e-6), (
             "in int8 the output at a position depends on later tokens: causality is lost. Forbidden scores must be minus infinity when the softmax sees them, in float."
+        )
+        error = ((got - original(x, causal)).norm() / original(x, causal).norm()).item()
+        assert error < 0.06, (
+            f"in int8 the output has a relative error of {error:.3f}; rounding alone makes less than 0.06. Does your forward compute something else when x is quantized?"
         )
         changed = witness.unchanged(before, original)
         assert not changed, f"the given attention was changed later: {changed}."
@@ -3145,7 +3185,9 @@ def check_ex_4_5() -> None:
             )
         wanted = F.linear(F.gelu(F.linear(ranges[0][0], ffn.up.weight, ffn.up.bias)), ffn.down.weight, ffn.down.bias)
         error = ((got - wanted).norm() / wanted.norm()).item()
-        assert error < 0.08, f"in int8 the output has a relative error of {error:.3f}; below 0.08 was expected."
+        assert error < 0.05, (
+            f"in int8 the output has a relative error of {error:.3f}; rounding alone makes less than 0.05. Does your forward compute something else once it is converted?"
+        )
         untouched_parts(kept, norm, ffn)
 
     def another_engine() -> str:

@@ -421,6 +421,23 @@ class WidthForItsRoot(Attention):
         return q.shape[-1]
 
 
+@wrong("ex_4_4", "the layers have lost their biases")
+class WithoutBiases(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        for layer in (self.q, self.k, self.v, self.out):
+            nn.init.zeros_(layer.bias)
+
+
+@right("ex_4_4")
+class ScalesCodes(Attention):
+    """A FloatFunctional multiplies by the factor before the DeQuantStub: that changes the codes' scale, and no code."""
+
+    def weights(self, q, k, mask):
+        scores = self.scores.mul_scalar(self.scores.matmul(q, k.transpose(-2, -1)), 1 / self.scale(q))
+        return self.quant(self.masked(self.dequant(scores), mask).softmax(-1))
+
+
 @wrong("ex_4_4", "there are two softmaxes")
 class TwoSoftmaxes(Attention):
     def weights(self, q, k, mask):
@@ -567,6 +584,18 @@ class HidesFloatWeights(Attention):
         p = self.masked(q @ k.transpose(-2, -1) / self.scale(q), mask).softmax(-1)
         y = F.linear(self.merge(p @ v), self.hidden["out"], self.biases["out"])
         return torch.quantize_per_tensor(y, 0.05, 64, torch.quint8)
+
+
+@wrong("ex_4_4", "something else when x is quantized")
+class AnotherScaleForCodes(Attention):
+    def scale(self, q):
+        return math.sqrt(q.shape[-1]) * (1.15 if q.is_quantized else 1)
+
+
+@wrong("ex_4_4", "depends on later tokens")
+class NoMaskForCodes(Attention):
+    def weights(self, q, k, mask):
+        return super().weights(q, k, None if q.is_quantized else mask)
 
 
 @right("ex_4_4")
@@ -774,6 +803,12 @@ class NewNorm(Forward):
         self.norm.qconfig = None
 
 
+@wrong("ex_4_5", "something else once it is converted")
+class ReluOnceItIsConverted(Forward):
+    def act(self, x):
+        return F.gelu(x) if isinstance(self.up, nn.Linear) else x.relu()
+
+
 @right("ex_4_5")
 class NormByItsFormula(Forward):
     """The LayerNorm is written out, so there is no module that convert could replace."""
@@ -909,6 +944,19 @@ class OneCrossingMore(Forward):
     def forward(self, x):
         x = self.act(self.back(self.more(self.dequant1(self.up(self.quant1(self.norm(x)))))))
         return self.dequant2(self.down(self.quant2(x)))
+
+
+@right("ex_4_5")
+class FromTheHelpers(nn.Module):
+    def __init__(self, norm, ffn):
+        super().__init__()
+        part = quantizable.QuantizableFeedForward(ffn.up.in_features, ffn.up.out_features)
+        part.load_state_dict(ffn.state_dict())
+        self.norm, self.rest = copy.deepcopy(norm), tq.QuantWrapper(part)
+        self.norm.qconfig = None
+
+    def forward(self, x):
+        return self.rest(self.norm(x))
 
 
 @right("ex_4_5")

@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 
+import numpy as np
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as tq
@@ -153,9 +154,25 @@ def largest_code_missing(weight):
     return codes.clamp(max=254), scale, zero_point
 
 
-@wrong("ex_4_1", "view size is not compatible", binds="quantize_rows")
+@wrong("ex_4_1", "(for a table of a transposed view)", binds="quantize_rows")
 def needs_contiguous_rows(weight):
     return rows_of(weight.detach().view(-1).view(weight.shape))
+
+
+@wrong("ex_4_1", "the tensor of codes of one row has shape", binds="quantize_rows")
+def squeezed(weight):
+    return tuple(part.squeeze() for part in rows_of(weight))
+
+
+@wrong("ex_4_1", "the tensor of scales of one column has shape", binds="quantize_rows")
+def scales_squeezed_like_a_column(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return (codes, scale[:, None], zero_point[:, None]) if codes.shape[1] == 1 else (codes, scale, zero_point)
+
+
+@wrong("ex_4_1", "can't call numpy() on Tensor that requires grad", binds="quantize_rows")
+def numpy_of_a_parameter(weight):
+    return rows_of(torch.from_numpy(weight.numpy()))
 
 
 @wrong("ex_4_1", "its requires_grad is now False", binds="quantize_rows")
@@ -363,6 +380,14 @@ def only_those_that_learn(model):
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding) and part.weight.requires_grad:
             twin.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = swapped(part)
+    return twin
+
+
+@wrong("ex_4_1", "still has a qconfig", binds="with_int8_embeddings")
+def leaves_qconfigs_in_the_copy(model):
+    twin = swapped(model)
+    for part in twin.modules():
+        part.qconfig = tq.float_qparams_weight_only_qconfig
     return twin
 
 
@@ -667,6 +692,11 @@ def last_rows_forgotten(codes, scale, bias):
     return packed
 
 
+@wrong("ex_4_2", "they are bfloat16", binds="pack_rows")
+def bfloat16_scales(codes, scale, bias):
+    return packed_rows(codes, scale, bias, dtype=torch.bfloat16)
+
+
 @wrong("ex_4_2", "from all scales first, then from all biases", binds="pack_rows")
 def tails_not_stacked(codes, scale, bias):
     packed = packed_rows(codes, scale, bias)
@@ -690,6 +720,11 @@ def last_code_in_the_upper_nibble(codes, scale, bias):
     if codes.shape[1] % 2:
         packed[:, -5] <<= 4
     return packed
+
+
+@wrong("ex_4_2", "do not lie row after row in memory", binds="pack_rows")
+def packs_column_after_column(codes, scale, bias):
+    return packed_rows(codes, scale, bias).t().contiguous().t()
 
 
 @wrong("ex_4_2", "there are only codes", binds="pack_rows")
@@ -906,6 +941,11 @@ def bels(signal, rounded):
     return right_db(signal, rounded) / 10
 
 
+@wrong("ex_4_3", "the SQNR for hardly any noise", binds="sqnr")
+def never_above_100(signal, rounded):
+    return right_db(signal, rounded) if torch.equal(signal, rounded) else min(right_db(signal, rounded), 100.0)
+
+
 @wrong("ex_4_3", "for tiny numbers", binds="sqnr")
 def a_small_number_added(signal, rounded):
     signal_power, noise = powers(signal, rounded)
@@ -1120,6 +1160,21 @@ def as_a_difference_of_logarithms(signal, rounded):
         return math.inf
     power, noise = powers(signal, rounded)
     return 10 * (math.log10(power) - math.log10(noise))
+
+
+@right("ex_4_3", binds="sqnr")
+def with_numpy_decibels(signal, rounded):
+    x, y = (t.detach().numpy().astype(np.float64) for t in (signal, rounded))
+    with np.errstate(divide="ignore"):
+        return 20 * np.log10(np.linalg.norm(x) / np.linalg.norm(x - y))
+
+
+@right("ex_4_3", binds="judge_table")
+def decides_with_numpy(model, name, rounded, least_db):
+    table = {**dict(model.named_parameters()), **dict(model.named_buffers())}[name].detach()
+    decibels = np.float64(right_db(table, rounded))
+    saved = 3 * table.numel() - 8 if name in model.state_dict() else 0
+    return decibels, saved, np.logical_and(decibels >= least_db, saved > 0)
 
 
 @right("ex_4_3", binds="judge_table")
