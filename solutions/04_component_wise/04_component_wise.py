@@ -6353,6 +6353,16 @@ def check_ex_4_10() -> None:
             raise AssertionError(f"the file cannot be read as safetensors ({error}).") from None
         words = note.read_text().split()
         right = hashlib.sha256(raw).hexdigest()
+        also = {
+            (metadata.get("config") or "").encode(): "the configuration alone",
+            str(path).encode(): "the file's name",
+            path.name.encode(): "the file's name",
+            raw[8 + int.from_bytes(raw[:8], "little") :]: "the numbers without the header",
+        }
+        other = next(
+            (what for part, what in also.items() if words and hashlib.sha256(part).hexdigest() == words[0]), ""
+        )
+        assert not other, f"the hash that you wrote down is that of {other}: hash all bytes of the file on disk."
         assert words and words[0] == right, (
             f"the hash that you wrote down is {words[0][:12] if words else 'empty'}…, that of the bytes of {path.name} is {right[:12]}…: hash the file as it is on disk, header and all."
         )
@@ -6636,8 +6646,11 @@ def check_ex_4_10() -> None:
         )
         loaded = loaded_from(path)
         compare(model, loaded)
-        shared = witness.independent(loaded_from(path), loaded)
-        assert not shared, f"loading twice does not give two models: {shared}. Read the file anew in each call."
+        again = loaded_from(path)
+        shared = witness.independent(again, loaded)
+        assert again is not loaded and not shared, (
+            "loading twice does not give two models, but one (or two that share memory): whoever changes the first changes the second. Read the file anew in each call."
+        )
         return loaded, path
 
     def print_of_saved(folder: Path, model: torch.nn.Module) -> str:

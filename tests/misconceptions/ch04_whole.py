@@ -1010,7 +1010,7 @@ def writes_no_hash(model, path):
     save_file(numbers_of(model), path, metadata=header_of(model))
 
 
-@wrong("ex_4_10", "hash the file as it is on disk", binds="save_artefact")
+@wrong("ex_4_10", "is that of the configuration alone", binds="save_artefact")
 def hashes_the_configuration(model, path):
     content = save(numbers_of(model), metadata=header_of(model))
     write(path, content, hashlib.sha256(header_of(model)["config"].encode()).hexdigest())
@@ -1023,7 +1023,7 @@ def hashes_the_tensors_only(model, path):
     write(path, save(numbers, metadata=header_of(model)), digest)
 
 
-@wrong("ex_4_10", "hash the file as it is on disk", binds="save_artefact")
+@wrong("ex_4_10", "is that of the file's name", binds="save_artefact")
 def hashes_the_name(model, path):
     write(path, save(numbers_of(model), metadata=header_of(model)), hashlib.sha256(str(path).encode()).hexdigest())
 
