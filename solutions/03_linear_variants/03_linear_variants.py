@@ -1820,7 +1820,7 @@ def check_ex_3_7() -> None:
             what = f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer"
             checks.given(answer, what)
             assert isinstance(answer, int) and not isinstance(answer, bool), (
-                f"{what} is {answer!r}, a {type(answer).__name__}; it should be an int (divide with //)."
+                f"{what} is {answer!r}, of type {type(answer).__name__}; it should be an int (divide with //)."
             )
             answers[x, w, bits] = answer
         for (x, w, bits), answer in answers.items():
@@ -2328,7 +2328,7 @@ def check_ex_3_9() -> None:
                 answer = linear_bytes(d_in, d_out, variant, bias, group)
                 checks.given(answer, what)
                 assert isinstance(answer, int) and not isinstance(answer, bool), (
-                    f"{what} is {answer!r}, a {type(answer).__name__}; bytes are whole numbers, and it should be an int (divide with //)."
+                    f"{what} is {answer!r}, of type {type(answer).__name__}; bytes are whole numbers, and it should be an int (divide with //)."
                 )
                 mistakes = mistakes | {
                     row_of_bias: expected - b + 4 * d_in if bias else -1,
@@ -2337,6 +2337,10 @@ def check_ex_3_9() -> None:
                 if variant in ("float", "per tensor"):
                     mistakes[no_bias] = expected - b if bias else expected + 4 * d_out
                 checks.number(answer, expected, what, mistakes={k: float(v) for k, v in mistakes.items()}, rtol=1e-9)
+        defaults = linear_bytes(64, 24, "groups, packed"), linear_bytes(64, 24, "float")
+        assert defaults == (real_bytes(64, 24, "groups, packed", True, 32), real_bytes(64, 24, "float", True, 32)), (
+            f'linear_bytes(64, 24, "groups, packed") and "float" without further arguments are {defaults}; with bias=True and group=32 they are others.'
+        )
     ### BEGIN HIDDEN TESTS
     kinds = ["float", "per tensor", "per channel", "torchao int8", "groups, unpacked", "groups, packed"]
     for d_in, d_out, bias, group in [(128, 33, True, 64), (32, 7, False, 32), (320, 65, True, 16), (512, 2, False, 64)]:
@@ -3864,6 +3868,7 @@ def check_ex_3_10() -> None:
         + table_of(1024, 1, one_row | {"weights": (1057792, 0.006, 0.97)})
     )
     # the budgets and the 5 %, from both sides: each batch is a small table of its own
+    table += table_of(256, 10, {"a": (90, 0.03, 1.0), "b": (100, 0.01, 1.02)})
     table += table_of(256, 2, {"a": (100, 0.03, 1.0), "b": (90, 0.01, 1.0524)})
     table += table_of(256, 3, {"a": (100, 0.03, 0.2), "b": (90, 0.01, 0.22)})
     table += table_of(256, 4, {"a": (100, 0.03, 2.0), "b": (90, 0.01, 2.08)})
@@ -3886,6 +3891,7 @@ def check_ex_3_10() -> None:
         (1024, 128, 0.02, 1060000, "weights", {"float": "bytes", "static": "error", "dynamic": "error"}, "only one fits both budgets."),
         (1024, 128, 0.03, 1052699, None, {"float": "bytes", "static": "bytes", "dynamic": "bytes", "weights": "bytes"}, "nothing fits."),
         (64, 1, 0.006, 4500, None, {"float": "bytes", "static": "error", "dynamic": "error", "weights": "bytes"}, "nothing fits."),
+        (256, 10, 0.1, 1000, "b", {"a": "tie"}, "among the candidates the smallest error decides, not the bytes or the time."),
         (256, 2, 0.1, 1000, "a", {"b": "time"}, "a candidate has at most 1.05 times the smallest ratio; 1.0524 is more, although 1.0 is more than 0.95 of it."),
         (256, 3, 0.1, 1000, "a", {"b": "time"}, "5 % are a part of the smallest ratio; 0.22 is 10 % slower than 0.2, although the difference is 0.02."),
         (256, 4, 0.1, 1000, "b", {"a": "tie"}, "5 % are a part of the smallest ratio; 2.08 is 4 % slower than 2.0, although the difference is 0.08."),
