@@ -3606,11 +3606,11 @@ def check_ex_3_11() -> None:
         )
         assert not trainee.training, "the trained copy should be in eval mode."
         right, scales = recipe(kept, x, targets, bits, steps)
-        if not apart(after, right, before) < 1e-3:
+        if not apart(after, right, before) < 3e-5:  # the same steps in other words end within 2e-6
             known = [
                 sentence
                 for sentence, change in changes.items()
-                if apart(after, recipe(kept, x, targets, bits, steps, **change)[0], before) < 1e-3
+                if apart(after, recipe(kept, x, targets, bits, steps, **change)[0], before) < 3e-5
             ]
             assert len(known) != 1, f"your weights are not those of the six steps: {known[0]}"
             raise AssertionError(
