@@ -1939,7 +1939,7 @@ for ax, bits in zip(axes, (8, 7), strict=True):
     for edge in (-(2**15), 2**15):
         ax.axvline(edge, color=plots.RED, linestyle="--", linewidth=1)
     ax.set_title(f"{bits}-bit activations")
-    ax.set_xlabel("sum of a pair of products (dashed: the ends of int16)")
+    ax.set_xlabel("sum of a pair (dashed: ends of int16)")
 axes[0].set_ylabel("how many (log)")
 plots.show(
     fig,
