@@ -2464,7 +2464,7 @@ for width in widths:
             calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
             calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
             many = 1 if batch * width**2 > 2**22 else 10
-            timed = latency.compare_each(calls, repeats=12, calls=many, threads=threads, noise=0.4)
+            timed = latency.compare_each(calls, repeats=9, calls=many, threads=threads, noise=0.4)
             measured += [
                 {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
                 | costs[name, width]
@@ -2535,7 +2535,7 @@ for width, batch in itertools.product(widths, (1, 128)):
     }
     if batch > 1:
         del programs["int8 codes, float32"]  # seconds, where no fast kernel exists
-    timed = latency.compare_each(programs, repeats=17, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
+    timed = latency.compare_each(programs, repeats=9, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
     words = {name: "too noisy" if isinstance(t, latency.TooNoisy) else str(t) for name, t in timed.items()}
     columns = ("bfloat16", "int8 codes, bfloat16", "int8 codes, float32")
     rows.append({"width": width, "rows": batch} | {name: words.get(name, "not tried") for name in columns})
@@ -2543,8 +2543,8 @@ tables.show(rows)
 print(f"time / time of float32, with its interval; {environment.processor()}, one thread")
 
 # %% [markdown]
-# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took 0.37, 0.53 and 0.62 of float32's time at one row and widths 64, 256 and 1024, and at 128 rows,
-# where multiplying counts and not reading, between 1.06 and 1.66. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
+# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took one to two thirds of float32's time at one row, and more than float32's at 128 rows,
+# where multiplying counts and not reading. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
 #
 # Now what each version costs in bytes and in error, at the same four widths:
 
