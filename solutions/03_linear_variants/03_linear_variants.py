@@ -2464,7 +2464,7 @@ for width in widths:
             calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
             calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
             many = 1 if batch * width**2 > 2**22 else 10
-            timed = latency.compare_each(calls, repeats=9, calls=many, threads=threads, noise=0.4)
+            timed = latency.compare_each(calls, repeats=9, calls=many, threads=threads, noise=0.5)
             measured += [
                 {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
                 | costs[name, width]
@@ -2570,13 +2570,14 @@ print(f"engine {torch.backends.quantized.engine}; the relative error is that of 
 # %% tags=["varies"]
 core = [m for m in measured if m["variant"] == "static, core"]
 slower = [m for m in core if m["ratio"] > 1]
-print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} cells", end="")
+print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} known cells", end="")
 print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
 rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
     fastest = min([*here, {"variant": "float", "ratio": 1.0}], key=lambda m: m["ratio"])
-    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"], "of": f"float and {len(here)} known"})
+    rows.append({"width": width, "batch": batch, "known": f"{len(here)} of {len(names)}"})
+    rows[-1]["fastest"] = fastest["variant"] if here else "?"
 for width in widths:
     of_width = {name: costs[name, width] for name in names}
     most_exact.add(min(of_width, key=lambda name: of_width[name]["error"]))
