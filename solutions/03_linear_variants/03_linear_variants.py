@@ -1820,7 +1820,7 @@ def check_ex_3_7() -> None:
             what = f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer"
             checks.given(answer, what)
             assert isinstance(answer, int) and not isinstance(answer, bool), (
-                f"{what} is {answer!r}, a {type(answer).__name__}; it should be an int (divide with //)."
+                f"{what} is {answer!r}, of type {type(answer).__name__}; it should be an int (divide with //)."
             )
             answers[x, w, bits] = answer
         for (x, w, bits), answer in answers.items():
@@ -2328,7 +2328,7 @@ def check_ex_3_9() -> None:
                 answer = linear_bytes(d_in, d_out, variant, bias, group)
                 checks.given(answer, what)
                 assert isinstance(answer, int) and not isinstance(answer, bool), (
-                    f"{what} is {answer!r}, a {type(answer).__name__}; bytes are whole numbers, and it should be an int (divide with //)."
+                    f"{what} is {answer!r}, of type {type(answer).__name__}; bytes are whole numbers, and it should be an int (divide with //)."
                 )
                 mistakes = mistakes | {
                     row_of_bias: expected - b + 4 * d_in if bias else -1,
@@ -2337,6 +2337,10 @@ def check_ex_3_9() -> None:
                 if variant in ("float", "per tensor"):
                     mistakes[no_bias] = expected - b if bias else expected + 4 * d_out
                 checks.number(answer, expected, what, mistakes={k: float(v) for k, v in mistakes.items()}, rtol=1e-9)
+        defaults = linear_bytes(64, 24, "groups, packed"), linear_bytes(64, 24, "float")
+        assert defaults == (real_bytes(64, 24, "groups, packed", True, 32), real_bytes(64, 24, "float", True, 32)), (
+            f'linear_bytes(64, 24, "groups, packed") and "float" without further arguments are {defaults}; with bias=True and group=32 they are others.'
+        )
     ### BEGIN HIDDEN TESTS
     kinds = ["float", "per tensor", "per channel", "torchao int8", "groups, unpacked", "groups, packed"]
     for d_in, d_out, bias, group in [(128, 33, True, 64), (32, 7, False, 32), (320, 65, True, 16), (512, 2, False, 64)]:
@@ -2460,7 +2464,7 @@ for width in widths:
             calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
             calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
             many = 1 if batch * width**2 > 2**22 else 10
-            timed = latency.compare_each(calls, repeats=12, calls=many, threads=threads, noise=0.4)
+            timed = latency.compare_each(calls, repeats=9, calls=many, threads=threads, noise=0.5)
             measured += [
                 {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
                 | costs[name, width]
@@ -2531,7 +2535,7 @@ for width, batch in itertools.product(widths, (1, 128)):
     }
     if batch > 1:
         del programs["int8 codes, float32"]  # seconds, where no fast kernel exists
-    timed = latency.compare_each(programs, repeats=17, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
+    timed = latency.compare_each(programs, repeats=9, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
     words = {name: "too noisy" if isinstance(t, latency.TooNoisy) else str(t) for name, t in timed.items()}
     columns = ("bfloat16", "int8 codes, bfloat16", "int8 codes, float32")
     rows.append({"width": width, "rows": batch} | {name: words.get(name, "not tried") for name in columns})
@@ -2539,8 +2543,8 @@ tables.show(rows)
 print(f"time / time of float32, with its interval; {environment.processor()}, one thread")
 
 # %% [markdown]
-# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took 0.37, 0.53 and 0.62 of float32's time at one row and widths 64, 256 and 1024, and at 128 rows,
-# where multiplying counts and not reading, between 1.06 and 1.66. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
+# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took one to two thirds of float32's time at one row, and more than float32's at 128 rows,
+# where multiplying counts and not reading. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
 #
 # Now what each version costs in bytes and in error, at the same four widths:
 
@@ -2566,13 +2570,14 @@ print(f"engine {torch.backends.quantized.engine}; the relative error is that of 
 # %% tags=["varies"]
 core = [m for m in measured if m["variant"] == "static, core"]
 slower = [m for m in core if m["ratio"] > 1]
-print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} cells", end="")
+print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} known cells", end="")
 print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
 rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
     fastest = min([*here, {"variant": "float", "ratio": 1.0}], key=lambda m: m["ratio"])
-    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"], "of": f"float and {len(here)} known"})
+    rows.append({"width": width, "batch": batch, "known": f"{len(here)} of {len(names)}"})
+    rows[-1]["fastest"] = fastest["variant"] if here else "?"
 for width in widths:
     of_width = {name: costs[name, width] for name in names}
     most_exact.add(min(of_width, key=lambda name: of_width[name]["error"]))
@@ -3602,11 +3607,11 @@ def check_ex_3_11() -> None:
         )
         assert not trainee.training, "the trained copy should be in eval mode."
         right, scales = recipe(kept, x, targets, bits, steps)
-        if not apart(after, right, before) < 1e-3:
+        if not apart(after, right, before) < 3e-5:  # the same steps in other words end within 2e-6
             known = [
                 sentence
                 for sentence, change in changes.items()
-                if apart(after, recipe(kept, x, targets, bits, steps, **change)[0], before) < 1e-3
+                if apart(after, recipe(kept, x, targets, bits, steps, **change)[0], before) < 3e-5
             ]
             assert len(known) != 1, f"your weights are not those of the six steps: {known[0]}"
             raise AssertionError(
@@ -3864,6 +3869,7 @@ def check_ex_3_10() -> None:
         + table_of(1024, 1, one_row | {"weights": (1057792, 0.006, 0.97)})
     )
     # the budgets and the 5 %, from both sides: each batch is a small table of its own
+    table += table_of(256, 10, {"a": (90, 0.03, 1.0), "b": (100, 0.01, 1.02)})
     table += table_of(256, 2, {"a": (100, 0.03, 1.0), "b": (90, 0.01, 1.0524)})
     table += table_of(256, 3, {"a": (100, 0.03, 0.2), "b": (90, 0.01, 0.22)})
     table += table_of(256, 4, {"a": (100, 0.03, 2.0), "b": (90, 0.01, 2.08)})
@@ -3886,6 +3892,7 @@ def check_ex_3_10() -> None:
         (1024, 128, 0.02, 1060000, "weights", {"float": "bytes", "static": "error", "dynamic": "error"}, "only one fits both budgets."),
         (1024, 128, 0.03, 1052699, None, {"float": "bytes", "static": "bytes", "dynamic": "bytes", "weights": "bytes"}, "nothing fits."),
         (64, 1, 0.006, 4500, None, {"float": "bytes", "static": "error", "dynamic": "error", "weights": "bytes"}, "nothing fits."),
+        (256, 10, 0.1, 1000, "b", {"a": "tie"}, "among the candidates the smallest error decides, not the bytes or the time."),
         (256, 2, 0.1, 1000, "a", {"b": "time"}, "a candidate has at most 1.05 times the smallest ratio; 1.0524 is more, although 1.0 is more than 0.95 of it."),
         (256, 3, 0.1, 1000, "a", {"b": "time"}, "5 % are a part of the smallest ratio; 0.22 is 10 % slower than 0.2, although the difference is 0.02."),
         (256, 4, 0.1, 1000, "b", {"a": "tie"}, "5 % are a part of the smallest ratio; 2.08 is 4 % slower than 2.0, although the difference is 0.08."),

@@ -117,7 +117,12 @@ def bytes_as_a_float(d_in, d_out, variant, bias=True, group=32):
     return bytes_of(d_in, d_out, variant, bias, group) / 1
 
 
-@wrong("ex_3_9", "a Tensor; bytes are whole numbers")
+@wrong("ex_3_9", "without further arguments")
+def groups_of_64_by_default(d_in, d_out, variant, bias=True, group=64):
+    return bytes_of(d_in, d_out, variant, bias, group)
+
+
+@wrong("ex_3_9", "of type Tensor; bytes are whole numbers")
 def bytes_as_a_tensor(d_in, d_out, variant, bias=True, group=32):
     return torch.tensor(bytes_of(d_in, d_out, variant, bias, group))
 
@@ -1052,6 +1057,11 @@ def limit_from_rows_over_the_budget(table, width, batch, max_error, max_bytes):
         return quick or [r for r in allowed if r["ratio"] <= 1.05 * best]
 
     return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "among the candidates the smallest error decides")
+def smallest_candidate(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error, max_bytes, by="bytes")
 
 
 @wrong("ex_3_10", "an error of 0.0 is within a budget of 0.0")
