@@ -1818,8 +1818,10 @@ def check_ex_5_5() -> None:
         everything = sum(p.numel() for p in kept.parameters()) if parameters != count else -1
         vectors = sum(m.weight.numel() for m in model.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 1)
         number = float(answer["weights"])
-        assert number != 0, (
-            f"{what}: you find no weights. In a quantized module the weight is packed and no parameter; call module.weight()."
+        assert number != 0, f"{what}: you find no weights. " + (
+            "In a quantized module the weight is packed and no parameter; call module.weight()."
+            if bits < 30
+            else "Look at the `weight` of every module, whatever its type."
         )
         assert number == count or number != everything, (
             f'{what}: your "weights" counts all parameters, biases and norms too, or misses what is packed; count matrices of modules that have a `weight`.'
@@ -1861,7 +1863,7 @@ def check_ex_5_5() -> None:
             f'your "bits_per_weight" for {what}',
             {
                 "the scales and zero points were forgotten.": 8.0,
-                "each packed weight is counted as 4 bytes: ask the tensor for its element_size().": 32.0
+                "each weight is counted as 4 bytes: ask the tensor for its element_size().": 32.0
                 if quantized
                 else -1.0,
                 "it is in bytes: 8 bits are a byte.": bits / 8,
@@ -1907,6 +1909,9 @@ def check_ex_5_5() -> None:
         ballast = torch.ones(60_000_000)  # 240 MB in this process, which are none of the child's business
         nothing = tried("pass", "is there a line break between the program and your own lines?")
         assert isinstance(nothing, int | float), "peak_bytes should return a number."
+        assert not 3 < nothing < 90, (
+            f"your peak of a Python that does nothing is {nothing:.3g}: that is in megabytes, and should be in bytes."
+        )
         tried("import sys\nsys.left_by_a_program = 1", "it only sets an attribute.")
         at_home = bool(vars(sys).pop("left_by_a_program", 0))
         assert not at_home, (
@@ -1949,6 +1954,9 @@ def check_ex_5_5() -> None:
         seen, answer = in_kilobytes(mapped(150, touched=True))
         assert answer > 1015 * seen, (
             f"a program that sees itself a peak of {seen} kB has {answer} bytes with you: one kB is 1024 bytes here."
+        )
+        assert not seen or answer < 1024 * seen + 6e6, (
+            f"a program that sees itself a peak of {seen} kB has {answer} bytes with you, {(answer - 1024 * seen) / 1e6:.0f} MB more: is something added, or something large imported in order to report?"
         )
         try:
             ended = peak_bytes("print(42)\nimport sys\nsys.exit(0)")
@@ -2044,6 +2052,7 @@ def check_ex_5_5() -> None:
     assert peak_bytes("import numpy") > idle + 5e6, "a program may import packages."
     by_itself, found = in_kilobytes(mapped(200, touched=True))
     assert found > 1014 * by_itself, f"{found} bytes, and {by_itself} kB."
+    assert not by_itself or found < 1024 * by_itself + 6e6, f"{found} bytes, and {by_itself} kB."
     try:
         early = peak_bytes("import sys\nprint(17)\nsys.exit()")
     except Exception:

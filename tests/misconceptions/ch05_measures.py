@@ -946,7 +946,7 @@ def four_bytes_for_each_weight(model):
     return measured(model, file_bytes=sum(4 * w.numel() for w in weights_in(model)) + 1500)
 
 
-@wrong("ex_5_5", "each packed weight is counted as 4 bytes")
+@wrong("ex_5_5", "each weight is counted as 4 bytes")
 def thirty_two_bits_for_packed(model):
     return measured(model, bits_per_weight=32.0)
 
@@ -1093,6 +1093,23 @@ def python_without_packages(program):
     if not marker:
         raise RuntimeError("no report")
     return int(after.split()[0])
+
+
+@wrong("ex_5_5", "that is in megabytes", binds="peak_bytes")
+def megabytes(program):
+    return a_file_for_the_child(program) / 2**20
+
+
+@wrong("ex_5_5", "that is in megabytes", binds="peak_bytes", like="megabytes")
+def decimal_megabytes(program):
+    return a_file_for_the_child(program) / 1e6
+
+
+if sys.platform == "linux":
+
+    @wrong("ex_5_5", "is something added", binds="peak_bytes")
+    def ten_megabytes_too_many(program):
+        return a_file_for_the_child(program) + 10_000_000
 
 
 @wrong("ex_5_5", "runs the program in this process", binds="peak_bytes")
