@@ -1950,7 +1950,8 @@ def check_ex_6_3() -> None:
             torch.ones(2 * target.shape[1:]).triu(1) > 0,
         )
         norms = layers.encoder.norm, layers.decoder.norm
-        m = layers.encoder(x, src_key_padding_mask=None if change == "encoder padding" else padding)
+        hidden = {"encoder padding": None, "pad is 0": source == 0}.get(change, padding)
+        m = layers.encoder(x, src_key_padding_mask=hidden)
         if change in ("encoder norm", "decoder norm"):
             kept = norms[change == "decoder norm"]
             owner = layers.decoder if change == "decoder norm" else layers.encoder
@@ -1977,6 +1978,7 @@ def check_ex_6_3() -> None:
         "from 1": "the positions begin with row 1 of the table; they are counted from 0.",
         "by batch": "the positions follow the rows of the batch: dimension 0 is the batch, dimension 1 the time.",
         "encoder padding": "the encoder blocks get no mask, so they look at padding.",
+        "pad is 0": "the encoder hides the id 0: padding is the id `config.pad`.",
         "decoder padding": "the decoder's attention to the memory does not hide the padding.",
         "no causal": "the decoder blocks get no causal mask, so they see the future.",
         "turned": "the causal mask is the wrong way round: rows are queries, columns keys.",
@@ -1990,6 +1992,8 @@ def check_ex_6_3() -> None:
         """Sources of different lengths, filled up with padding, and targets that begin with START."""
         generator = torch.Generator().manual_seed(seed)
         source = torch.randint(3, c.vocab_size, (batch, c.source_length), generator=generator)
+        if c.pad != 0:
+            source[:, 1] = 0  # then it is a letter like others
         for row in range(batch):
             source[row, 3 + row % (c.source_length - 3) :] = c.pad
         written = torch.randint(3, c.vocab_size, (batch, target), generator=generator)
@@ -2044,18 +2048,24 @@ def check_ex_6_3() -> None:
     def watched(model: nn.Module) -> list[str]:
         """Say at once which part of a converted model gets the wrong kind of tensor; list which stubs work."""
         quantized: list[str] = []
+        before: list[nn.Module] = []  # which norm or DeQuantStub has run last
 
         def look(name: str, part: nn.Module):
             def hook(_, inputs) -> None:
                 x = inputs[0]
                 if isinstance(part, nnq.Linear) and not x.is_quantized:
+                    assert name != "head" or not isinstance(before[-1], nnq.DeQuantize), (
+                        "after convert the head gets floats: the DeQuantStub comes after the head, not before it."
+                    )
                     assert name != "head", (
-                        "after convert the head gets floats: quantize behind the last LayerNorm; the DeQuantStub comes after the head, not before it."
+                        "after convert the head gets floats: quantize behind the last LayerNorm, with a stub of its own."
                     )
                     assert ".cross." not in name, (
                         "after convert the decoder gets a memory of floats: `encode` ends with a QuantStub, and nothing dequantizes after it."
                     )
                     raise AssertionError(f"after convert {name} gets floats.")
+                if isinstance(part, nn.LayerNorm | nnq.DeQuantize):
+                    before[:] = [part]
                 if isinstance(part, nnq.Quantize):
                     assert x.dtype != torch.int64, (
                         "a stub on token ids: an id is the name of a row, not a quantity. No stub stands before the embedding."
@@ -2093,7 +2103,7 @@ def check_ex_6_3() -> None:
             raise AssertionError(
                 f"your model cannot run: {str(error).splitlines()[0]} Which mask belongs where? An encoder block is called with (x, mask of the source), a decoder block with (x, memory, causal mask, mask of the source)."
             ) from None
-        assert isinstance(got, torch.Tensor), "decode should return a tensor: does it end with `return`?"
+        assert isinstance(got, torch.Tensor), "`decode` should return a tensor: does it end with `return`?"
         assert got.shape == wanted.shape, (
             f"your logits have shape {tuple(got.shape)}; expected is {tuple(wanted.shape)}."
         )
@@ -2125,9 +2135,15 @@ def check_ex_6_3() -> None:
         )
         model.eval()
         other = ids_for(seed + 3, c, batch, target)[0].flip(0)
-        first, _ = [(model.encode(ids), model.source_mask(ids)) for ids in (source, other)]
-        assert torch.allclose(model.decode(written, *first), wanted, atol=5e-5, rtol=1e-4), (
-            "decode does not use the memory and the memory_mask that it is given, but what the last `encode` left behind."
+        first, second = [(model.encode(ids), model.source_mask(ids)) for ids in (source, other)]
+        again = model.decode(written, *first)
+        exchanged = {
+            "memory": model.decode(written, second[0], first[1]),
+            "memory_mask": model.decode(written, first[0], second[1]),
+        }
+        ignored = [what for what, logits in exchanged.items() if torch.allclose(logits, again, atol=5e-5)]
+        assert torch.allclose(again, wanted, atol=5e-5, rtol=1e-4), (
+            f"`decode` does not use the {' and the '.join(ignored or exchanged)} that it is given, but what the last `encode` left behind."
         )
         try:
             with torch.enable_grad():
@@ -2177,7 +2193,7 @@ def check_ex_6_3() -> None:
 
         def __call__(self, *_: torch.Tensor) -> None:
             raise AssertionError(
-                "greedy calls the whole model, which encodes the source at every step: once is enough. Call `encode` once, then `decode` step by step."
+                "`greedy` calls the whole model, which encodes the source at every step: once is enough. Call `encode` once, then `decode` step by step."
             )
 
         def source_mask(self, source: torch.Tensor) -> torch.Tensor:
@@ -2189,13 +2205,18 @@ def check_ex_6_3() -> None:
 
         def decode(self, target: torch.Tensor, memory: torch.Tensor, memory_mask: torch.Tensor) -> torch.Tensor:
             assert target.shape[1] > 0 and bool((target[:, 0] == self.config.start).all()), (
-                "greedy decodes something that does not begin with config.start."
+                "`greedy` decodes something that does not begin with config.start."
+            )
+            assert memory_mask is not None, (
+                "`greedy` passes None as the third argument of decode: pass what source_mask returned."
             )
             masked = (
                 isinstance(memory_mask, torch.Tensor) and memory_mask.dtype == torch.bool and memory_mask.dim() == 4
             )
-            assert masked, "greedy does not pass what source_mask returned as the third argument of decode."
-            assert memory.shape[0] == target.shape[0] == memory_mask.shape[0], "greedy mixes up the rows of the batch."
+            assert masked, "`greedy` does not pass what source_mask returned as the third argument of decode."
+            assert memory.shape[0] == target.shape[0] == memory_mask.shape[0], (
+                "`greedy` mixes up the rows of the batch."
+            )
             self.lengths.append(target.shape[1])
             return F.one_hot((target + memory.long()) % 23, 23).float() * torch.linspace(3, 1, target.shape[1])[:, None]
 
@@ -2205,31 +2226,34 @@ def check_ex_6_3() -> None:
         with checks.untouched(source=source):
             answer = greedy(clock, source)
         steps = (start + source[:, :1] * torch.arange(1, length + 1)) % 23
-        assert isinstance(answer, torch.Tensor), "greedy should return a tensor: does it end with `return`?"
+        assert isinstance(answer, torch.Tensor), "`greedy` should return a tensor: does it end with `return`?"
         assert answer.shape != (batch, length + 1), (
-            f"greedy returns {length + 1} ids for each source; expected are {length}, without the start."
+            f"`greedy` returns {length + 1} ids for each source; expected are {length}, without the start."
+        )
+        assert length < 3 or answer.shape != (batch, length - 1), (
+            f"`greedy` returns {length - 1} ids for each source, one step too few: expected are {length}, config.target_length."
         )
         assert answer.shape == steps.shape, (
-            f"greedy returns the shape {tuple(answer.shape)}; expected is {tuple(steps.shape)}, (batch, config.target_length). Nobody stops at END."
+            f"`greedy` returns the shape {tuple(answer.shape)}; expected is {tuple(steps.shape)}, (batch, config.target_length). Nobody stops at END."
         )
-        assert answer.dtype == torch.int64, f"greedy returns {answer.dtype}; ids are torch.int64."
+        assert answer.dtype == torch.int64, f"`greedy` returns {answer.dtype}; ids are torch.int64."
         again = (start + source[:, :1]).expand_as(steps) % 23
         assert batch * length == 1 or torch.equal(answer, steps) or not torch.equal(answer, again), (
-            "greedy takes the logits of the first position at every step: what comes next stands at the last one."
+            "`greedy` takes the logits of the first position at every step: what comes next stands at the last one."
         )
         ended = (steps == clock.config.end).cumsum(dim=1) > 0
         assert torch.equal(answer, steps) or not torch.equal(answer[~ended], steps[~ended]) or not ended.any(), (
-            "greedy writes something else behind END: it goes on with each step's likeliest id, `dates.decode` stops there."
+            "`greedy` writes something else behind END: it goes on with each step's likeliest id, `dates.decode` stops there."
         )
         assert batch == 1 or torch.equal(answer, steps) or not torch.equal(answer, steps[:1].expand_as(steps)), (
-            "greedy gives every source the answer of the first: each row of the batch goes its own way."
+            "`greedy` gives every source the answer of the first: each row of the batch goes its own way."
         )
         false = int((answer != steps).any(dim=1).int().argmax())  # the first row that differs
         assert torch.equal(answer, steps), (
-            f"greedy answers {answer[false].tolist()} in row {false}, where each step's likeliest id gives {steps[false].tolist()}."
+            f"`greedy` answers {answer[false].tolist()} in row {false}, where each step's likeliest id gives {steps[false].tolist()}."
         )
         assert clock.encoded == 1, (
-            f"greedy encodes the source {clock.encoded} times: once is enough, since it does not change."
+            f"`greedy` encodes the source {clock.encoded} times: once is enough, since it does not change."
         )
 
     def judge_dates(count: int, seed: int) -> None:

@@ -711,7 +711,7 @@ def greedy_begins_with_padding(model, source):
     return _greedy(model, source, start=0)
 
 
-@wrong("ex_6_3", "expected is", binds="greedy")
+@wrong("ex_6_3", "one step too few", binds="greedy")
 def greedy_stops_one_early(model, source):
     return _greedy(model, source, steps=-1)
 
@@ -725,7 +725,7 @@ def greedy_passes_the_source(model, source):
     return ids[:, 1:]
 
 
-@wrong("ex_6_3", "what the last `encode` left behind", binds="DateReader")
+@wrong("ex_6_3", "does not use the memory that it is given", binds="DateReader")
 class RemembersTheMemory(Reader):
     """decode ignores the memory it is given: it takes what encode made last."""
 
@@ -737,7 +737,7 @@ class RemembersTheMemory(Reader):
         return super().decode(target, self.kept, memory_mask)
 
 
-@wrong("ex_6_3", "what the last `encode` left behind", binds="DateReader")
+@wrong("ex_6_3", "does not use the memory_mask that it is given", binds="DateReader")
 class RemembersTheMask(Reader):
     def encode(self, source):
         self.kept = self.source_mask(source)
@@ -747,7 +747,7 @@ class RemembersTheMask(Reader):
         return super().decode(target, memory, self.kept)
 
 
-@wrong("ex_6_3", "look at padding", binds="DateReader")
+@wrong("ex_6_3", "the encoder hides the id 0", binds="DateReader")
 class PadIsZero(Reader):
     def encode(self, source):
         x = self.embed(source)
