@@ -61,6 +61,11 @@ def measure(model: nn.Module, windows: Tensor) -> dict[str, dict[str, float]]:
 def as_table(report: dict) -> str:
     """The report as a Markdown page: a column for each model."""
     models = report["results"]
+    caution = [
+        "The models differ in their seed and in the length of their training, so a difference between two columns does",
+        "not tell which of the two made it. Compare the rows of one column.",
+        "",
+    ]
     lines = [
         "# Round-to-nearest on the course model",
         "",
@@ -68,6 +73,7 @@ def as_table(report: dict) -> str:
         f"the standard error of the paired difference over {report['windows'][0]} held-out documents "
         f"({report['windows'][1] - 1} predicted bytes each).",
         "",
+        *(caution if len(models) > 1 else []),
         f"Machine: {', '.join(f'{key} {value}' for key, value in report['machine'].items())}. Date: {report['date']}.",
         "",
         "| scheme | " + " | ".join(models) + " |",

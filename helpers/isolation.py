@@ -52,7 +52,7 @@ def course_settings() -> Iterator[list[str]]:
         What the notebook had set otherwise and would have changed results: "torch's default dtype to
         torch.float64: here it is torch.float32".
     """
-    before = [(put, get()) for get, put, _, _ in _SETTINGS]
+    before = [(get, put, get()) for get, put, _, _ in _SETTINGS]
     changed = [
         f"{what} to {get()}: here it is {wanted()}"
         for get, _, wanted, what in _SETTINGS
@@ -60,15 +60,16 @@ def course_settings() -> Iterator[list[str]]:
     ]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
-        for _, put, wanted, _ in _SETTINGS:
-            if wanted() is not None:
+        for get, put, wanted, _ in _SETTINGS:
+            if wanted() is not None and get() != wanted():  # setting what is set can cost a second
                 put(wanted())
         with warnings.catch_warnings(), np.errstate(all="warn"):
             warnings.simplefilter("ignore")  # a notebook that makes errors of warnings would refuse what torch warns of
             yield changed
     finally:
-        for put, value in before:
-            put(value)
+        for get, put, value in before:
+            if get() != value:
+                put(value)
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])

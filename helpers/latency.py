@@ -192,10 +192,8 @@ def median_level(count: int, level: float = LEVEL) -> float:
 
 def _place(count: int, level: float) -> int:
     """How many of the sorted values are left out at each end."""
-    place, outside = (
-        -1,
-        0,
-    )  # `outside`: how many of the 2 ** count outcomes have at most `place` values below the median
+    # `outside`: how many of the 2 ** count outcomes have at most `place` values below the median
+    place, outside = -1, 0
     while place + 1 < count / 2 and 2 * (outside + math.comb(count, place + 1)) <= (1 - level) * 2**count:
         place += 1
         outside += math.comb(count, place)
