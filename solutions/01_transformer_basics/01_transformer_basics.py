@@ -2539,9 +2539,9 @@ check_ex_1_9()
 checks.show_progress("1", exercises=9)
 
 # %% [markdown]
-# *Before sunrise the creature fits on one shelf. It speaks as before; if you listen for an hour you may catch one word that it would
-# have chosen differently. Dr. Frankenstein writes down the difference, and how sure of it he is. "I do not know that it was free," he
-# notes. "I know that it was at most this much."*
+# *Before sunrise the creature fits on one shelf. It speaks nearly as before; now and then it chooses another letter than it would
+# have. Dr. Frankenstein writes down the difference, and how sure of it he is. "I do not say that it was free," he notes. "I say how much
+# it cost, and how far off I may be."*
 #
 # ## Key takeaways
 #
