@@ -154,6 +154,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     Returns
     -------
     Tensor, float, (..., query, d_v)
+        Of the dtype of `q`; gradients pass through it.
 
     Example
     -------
@@ -304,7 +305,8 @@ def check_ex_1_1() -> None:
                 f"with {what}, your output is nan or inf: exp of such a number overflows, or is 0 for all keys, where it is divided "
                 "by the sum. softmax subtracts the largest score first: use it."
             )
-            checks.close(answer, wanted, f"the weights that your attention gives to three keys with {what}", atol=1e-4)
+            seen = f"the weights that your attention gives to three keys with {what}"
+            checks.close(answer, wanted, seen, atol=1e-9, rtol=1e-3)  # small weights count as well
         one_key = torch.zeros(4, 6, dtype=torch.bool)
         one_key[:, 2] = True
         low = torch.full((1, 4, 16), 1e4)  # the only key that may be seen has the lowest score of all, -4e8
@@ -341,6 +343,9 @@ def check_ex_1_1() -> None:
                     + (dimensions if mask is None else broadcast)
                 ) from None
             checks.tensor(answer, (*q.shape[:-1], v.shape[-1]), what, q.dtype)
+            assert answer.requires_grad == q.requires_grad, (
+                "no gradient passes through your function, so nothing before it could be trained: is there a detach or a no_grad?"
+            )
             checks.close(
                 answer,
                 F.scaled_dot_product_attention(q, k, v, attn_mask=mask),
@@ -357,6 +362,7 @@ def check_ex_1_1() -> None:
     for what, q, k, v, mask in [case for seed in (1, 2) for case in cases(100 + seed, seed)]:
         answer, expected = attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         torch.testing.assert_close(answer, expected, atol=1e-8 if "0.001" in what else 1e-5, rtol=1e-5)
+        assert answer.requires_grad == q.requires_grad, "no gradient passes through your function."
         assert torch.equal(answer, attend(q, k, v, mask)), "two calls give different outputs: is a dropout on?"
         if mask is not None:
             seen = mask.expand(*q.shape[:-1], k.shape[-2]).flatten(0, -2).any(dim=0)  # keys that anybody may look at
@@ -367,7 +373,7 @@ def check_ex_1_1() -> None:
             weights = attend(q, k, eye, mask)
             assert (weights[~mask.expand_as(weights)] == 0).all(), "a hidden key has a weight that is not 0."
     for what, one, keys, wanted in loud(3):
-        torch.testing.assert_close(attention(one, keys, torch.eye(3)[None]), wanted, atol=1e-4, rtol=0), what
+        torch.testing.assert_close(attention(one, keys, torch.eye(3)[None]), wanted, atol=1e-9, rtol=1e-3), what
     high = torch.full((3, 4), 1e4)
     keys, v = high * torch.tensor([[1.0], [-2.0], [0.5]]), torch.tensor([[1.0], [2.0], [5.0]])
     lowest_only = torch.tensor([False, True, False]).expand(3, 3)
@@ -565,7 +571,7 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
     Returns
     -------
     Tensor, (batch, n_heads, time, d_model // n_heads)
-        Head 0 holds the first d_model // n_heads columns of every position, head 1 the next ones, and so on.
+        Of the dtype of `x`; gradients pass through it. Head 0 holds the first d_model // n_heads columns of every position, head 1 the next ones, and so on.
     """
     ### BEGIN SOLUTION
     batch, time, width = x.shape
@@ -662,10 +668,14 @@ def check_ex_1_3() -> None:
         for what, x, heads in cases(13):
             answer = split(x, heads.shape[1])
             checks.tensor(answer, heads.shape, f"split_heads {what}", x.dtype)
+            assert answer.requires_grad == x.requires_grad, "no gradient passes through split_heads: is there a detach?"
             assert torch.equal(answer, heads), f"split_heads {what} gives a head columns or positions of another one."
             for form, given in [("", heads), (" (not contiguous)", heads.transpose(1, 2).contiguous().transpose(1, 2))]:
                 answer = merge(given)
                 checks.tensor(answer, x.shape, f"merge_heads {what}{form}", x.dtype)
+                assert answer.requires_grad == x.requires_grad, (
+                    "no gradient passes through merge_heads: is there a detach?"
+                )
                 assert torch.equal(answer, x), f"merge_heads {what}{form} does not give back what was split."
         torch.manual_seed(13)
         theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
@@ -678,9 +688,11 @@ def check_ex_1_3() -> None:
     for what, x, heads in cases(31):
         answer = split(x, heads.shape[1])
         assert answer.dtype == x.dtype and torch.equal(answer, heads), f"split_heads is wrong {what}."
+        assert answer.requires_grad == x.requires_grad, "no gradient passes through split_heads."
         for given in (heads, answer, heads.transpose(1, 2).contiguous().transpose(1, 2)):
             merged = merge(given)
             assert merged.dtype == x.dtype and torch.equal(merged, x), f"merge_heads is wrong {what}."
+            assert merged.requires_grad == x.requires_grad, "no gradient passes through merge_heads."
     ### END HIDDEN TESTS
 
 
@@ -992,7 +1004,7 @@ def pre_ln_block(x: Tensor, weights: dict[str, Tensor], n_heads: int) -> Tensor:
     Returns
     -------
     Tensor, float, (batch, time, d_model)
-        The residual stream after the block; `x` itself stays as it is.
+        The residual stream after the block; `x` itself stays as it is, and gradients pass through the block.
     """
     ### BEGIN SOLUTION
     x = x + attention_half(normalize(x, weights, "norm1"), weights, n_heads)
@@ -1130,6 +1142,14 @@ def check_ex_1_5() -> None:
         for what, block, x in cases(50):
             answer = run(x, dict(block.named_parameters()), block.attention.n_heads)
             checks.tensor(answer, x.shape, f"your output {what}", x.dtype)
+            if x.requires_grad:
+                (slope,) = torch.autograd.grad(answer.square().sum(), x, retain_graph=True, allow_unused=True)
+                (right,) = torch.autograd.grad(
+                    block(x, reference_mask(x.shape[1])).square().sum(), x, retain_graph=True
+                )
+                assert slope is not None and torch.allclose(slope, right, rtol=1e-3, atol=1e-3), (
+                    "no gradient, or a part of it, passes through your block: is there a detach or a no_grad?"
+                )
             expected = block(x, reference_mask(x.shape[1]))
             checks.close(answer, expected, f"your output {what}", atol=1e-5, rtol=1e-4)
     ### BEGIN HIDDEN TESTS
@@ -1142,6 +1162,10 @@ def check_ex_1_5() -> None:
             again = run(x, block.state_dict(), block.attention.n_heads)
         torch.testing.assert_close(answer, expected, atol=1e-4 if x.shape[-1] == 256 else 1e-5, rtol=1e-4), what
         assert torch.equal(answer, again), "two calls with the same numbers give different outputs: is a dropout on?"
+    block, x = small_block(210, 8, 2), torch.randn(2, 3, 8, requires_grad=True)
+    (right,) = torch.autograd.grad(block(x, reference_mask(3)).square().sum(), x)
+    (slope,) = torch.autograd.grad(run(x, block.state_dict(), 2).square().sum(), x, allow_unused=True)
+    torch.testing.assert_close(slope, right, rtol=1e-3, atol=1e-3)
     ### END HIDDEN TESTS
 
 
@@ -1951,6 +1975,8 @@ def check_ex_1_8() -> None:
                 return f"{called} is in training mode"
             if getattr(other, "qconfig", None) is not None:
                 return f"a qconfig is left in {called}"
+            if other._forward_hooks or other._forward_pre_hooks:
+                return f"hooks are left in {called}"
             for kind in ("named_parameters", "named_buffers"):
                 theirs = dict(getattr(other, kind)(recurse=False))
                 for key, tensor in getattr(part, kind)(recurse=False):
@@ -1959,6 +1985,10 @@ def check_ex_1_8() -> None:
                         return f"{key} of {called} is another one"
                     if found.requires_grad != tensor.requires_grad:
                         return f"requires_grad of the {key} of {called} is now {found.requires_grad}"
+        more = set(parts) - {name for name, _ in model.named_modules()}
+        more = sorted(name for name in more if not name.endswith("_packed_params"))
+        if more:
+            return f"the model has no {more[0]}, and your copy has"
         if getattr(model, "config", None) != getattr(answer, "config", None):
             return "its config is another one"
         return ""
