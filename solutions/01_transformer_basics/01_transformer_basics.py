@@ -91,12 +91,11 @@ for d in (4, 64, 1024):
     matches = (
         torch.randn(200, d, generator=generator) @ torch.randn(16, d, generator=generator).T
     )  # (query 200, key 16)
-    print(f"d = {d:4}: matches of size {matches.std():4.1f};", end=" ")
+    print(f"d = {d}: matches of size {matches.std():.1f}")
     for name, scaled in (("undivided", matches), ("divided", matches / math.sqrt(d))):
         largest = scaled.softmax(dim=-1).amax(dim=-1)  # (query,)
         gradient = (largest * (1 - largest)).mean()
-        print(f"{name}: largest of 16 weights {largest.mean():.2f}, gradient {gradient:.2f}", end="; ")
-    print()
+        print(f"  {name:9} the largest of 16 weights is {largest.mean():.2f}, its gradient {gradient:.2f}")
 
 # %% [markdown]
 # By hand, with one query, two keys and $d = 2$:
