@@ -43,6 +43,10 @@ c.Execute.timeout = int(os.environ.get("COURSE_CELL_SECONDS", "300"))
 # no learner can know this name, it is another one in every process.
 c.Execute.skip_cells_with_tag = secrets.token_hex(16)
 c.Execute.shutdown_kernel = "immediate"  # a kernel that ignores a polite shutdown cannot hold up the class
+# A busy computer delivers a finished cell's last message late; the default of 4 s takes that for a broken kernel.
+c.Execute.iopub_timeout = 60
+# Only this computer talks to the kernel: its warning about an unencrypted connection says nothing to an instructor.
+c.Execute.extra_arguments = ["--HistoryManager.hist_file=:memory:", "--IPKernelApp.log_level=40"]
 # A warning on stderr costs the points of a test cell (nbgrader counts it as a failure): warnings are not grades.
 c.IgnorePattern.enabled = True
 c.IgnorePattern.pattern = r"(?s).*"

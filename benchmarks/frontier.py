@@ -1,9 +1,10 @@
 """Size, quality and time of many configurations of the course model: part of ``make bench``.
 
 Bytes follow the rule of `helpers.frontier`. Quality is the paired difference in bits per byte to the float model on
-held-out documents. Time is the ratio to the float model at prefill; where a scheme has no kernel on a CPU, the weights
-are unpacked and the model computes in float: it takes at least the time of the float model of the same form. Unpacking
-is not measured; its ratio is stored as 1, that of the float model with unfused attention, and marked "simulated".
+held-out documents. Time is the ratio to the *unfused* float model at prefill. Fusing attention helps float as well, so
+the fused float and the fused bfloat16 model are references of their own, and the table divides by the fused float, too.
+Where a scheme is simulated, its weights are unpacked and the model computes in float: it takes at least the time of the
+float model of the same form. Unpacking is not measured; its ratio is stored as 1, that of the unfused float model.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from helpers.models import TransformerLM
 
 BEST = Scheme(4, 32, False)
 SEED = 0
+FUSED_FLOAT = "float, fused attention"
 NOISE, ATTEMPTS = 0.10, 3  # an interval wider than ± 10 % is measured again, with twice the turns
 
 
@@ -41,13 +43,15 @@ class Configuration:
     plan: Plan
     tensor_scales: int = 0
     simulated: bool = False
+    half: bool = False  # every number takes two bytes
 
 
 def configurations(model: TransformerLM, calibration: Tensor) -> dict[str, Configuration]:
     """Everything that is measured, by name: components × bits × granularity × scheme × calibration."""
     found = {
         "float": Configuration(lambda: model, {}),
-        "float, fused attention": Configuration(lambda: fused.fused(model), {}),
+        FUSED_FLOAT: Configuration(lambda: fused.fused(model), {}),
+        "bfloat16, fused attention": Configuration(lambda: fused.fused(model).bfloat16(), {}, half=True),
     }
     for name, plan in weight_plans(model).items():
         found[name] = Configuration(lambda plan=plan: rounded(model, plan), plan, simulated=True)
@@ -147,7 +151,7 @@ def measure(
         differences.append(bits - reference)
         delta = intervals.paired_bootstrap(reference, bits, seed=SEED)
         row = {
-            "bytes": artefact_bytes(model, configuration.plan, configuration.tensor_scales),
+            "bytes": artefact_bytes(model, configuration.plan, configuration.tensor_scales) // (1 + configuration.half),
             "difference": delta.estimate,
             "standard_error": (bits - reference).std().item() / len(bits) ** 0.5,
             "difference_interval": [delta.low, delta.high],
@@ -216,26 +220,34 @@ def as_table(report: dict) -> str:
     lines = [
         "# Size, quality and time of the course model's configurations",
         "",
-        "Made by `make bench`; do not edit. Δ: bits per byte more than the float model, on "
-        f"{report['windows'][0]} held-out documents ({report['windows'][1] - 1} predicted",
+        f"Made by `{report.get('command', 'make bench')}`; do not edit.",
+        *([report["note"], ""] if report.get("note") else [""]),
+        f"Δ: bits per byte more than the float model, on {report['windows'][0]} held-out documents "
+        f"({report['windows'][1] - 1} predicted",
         "bytes each), ± the standard error of the paired difference, and its 95 % interval (bootstrap by document).",
-        f"Time: ratio to the float model at {report['prompt'][0]} × {report['prompt'][1]} bytes, with a 95 % interval;",
-        "*float* means that there is no kernel, so that the model computes in float (unpacking is not counted).",
+        f"Time: ratio to the *unfused* float model at {report['prompt'][0]} × {report['prompt'][1]} bytes, with an "
+        "interval of at least 95 %;",
+        "*float* means: simulated, so that the model computes in float (unpacking is not counted). All int8 rows but",
+        "those called *unfused* have one fused kernel for attention, and float gains by it, too; so the next column is",
+        "the quotient of the row's ratio and that of *float, fused attention* (of two medians, without interval).",
         "Frontier: dominated by nobody in bytes, Δ and time; the share says how often that is so when documents and",
         "times are drawn again.",
         "",
         f"Machine: {', '.join(f'{key} {value}' for key, value in report['machine'].items())}. "
         f"Seed: {report['seed']}. Date: {report['date']}.",
         "",
-        "| configuration | bytes | times smaller | Δ bits per byte | 95 % interval | time | frontier | share |",
-        "|---|---|---|---|---|---|---|---|",
+        "| configuration | bytes | times smaller | Δ bits per byte | 95 % interval | time / float | "
+        "time / fused float | frontier | share |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    fused_ratio = rows[FUSED_FLOAT]["time_ratio"] if FUSED_FLOAT in rows else None
     for name, row in sorted(rows.items(), key=lambda item: item[1]["bytes"]):
         low, high = row["difference_interval"]
         seconds = f"{row['time_ratio']:.2f} ({row['time_interval'][0]:.2f} to {row['time_interval'][1]:.2f})"
         lines.append(
             f"| {name} | {row['bytes']:,} | {float_bytes / row['bytes']:.2f} | {row['difference']:+.4f} ± "
             f"{row['standard_error']:.4f} | {low:+.4f} to {high:+.4f} | {'float' if row['simulated'] else seconds} | "
+            f"{'' if row['simulated'] or not fused_ratio else format(row['time_ratio'] / fused_ratio, '.2f')} | "
             f"{'yes' if row['on_frontier'] else ''} | {row['share_on_frontier']:.2f} |"
         )
     return "\n".join(lines) + "\n"
@@ -247,6 +259,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21, help="turns of each measurement of time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "frontier.json")
+    parser.add_argument("--only", nargs="+", help="names of the configurations to measure, beside the float model")
+    parser.add_argument("--note", default="", help="a sentence about the circumstances, for the page")
     arguments = parser.parse_args()
     known_warnings.hide()
     int8.choose_engine()
@@ -255,8 +269,13 @@ def main() -> None:
     windows = data.windows("held_out", arguments.windows)
     prompt = windows[:8, :256]
     chosen = configurations(model, data.windows("training", 32)[:, :256])
+    if arguments.only:
+        chosen = {name: one for name, one in chosen.items() if name in ("float", *arguments.only)}
+    some = " ".join(f'"{name}"' for name in arguments.only or ())
     start = time.perf_counter()
     report = {
+        "command": f"python -m benchmarks.frontier --only {some}" if some else "make bench",
+        "note": arguments.note,
         "date": date.today().isoformat(),
         "seed": SEED,
         "machine": description(),

@@ -35,7 +35,7 @@ BUDGET = 96_000  # bytes of the file: a tenth of the float model's
 LONGEST = 4  # times the float file: what is longer is not read
 MARGIN = 0.04  # the floor: so much exact match may be lost, and the whole 95 % interval must say so
 POINTS = 3
-SMALLER = (90_000, 85_000)  # bytes below which there is extra credit
+SMALLER = (90_000, 85_000, 80_000)  # bytes below which there is extra credit; the last is the second prize
 SEED, COUNT, FEWEST = 62, 2000, 20  # of the judge's pairs; fewer than the last are no exam
 CLOSER = 0.01  # loss below which, interval and all, there is extra credit
 
@@ -54,7 +54,7 @@ class Exam:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an entry. Loss is the exact match of float minus that of the entry, on the same pairs."""
+    """What became of an entry. `loss` is the exact match of float minus that of the entry, on the same pairs."""
 
     name: str
     kind: str
@@ -71,15 +71,20 @@ class Result:
     extra: tuple[str, ...] = ()
     dominates: tuple[str, ...] = ()
 
+    @property
+    def change(self) -> intervals.Interval:
+        """The exact match of the entry minus that of float: `loss` with the other sign, as unit 06 shows it."""
+        return intervals.Interval(0 - self.loss.estimate, -self.loss.high, -self.loss.low)
+
     def row(self) -> dict[str, str]:
         """One line of the leaderboard."""
-        low, high = 100 * self.loss.low, 100 * self.loss.high
+        middle, low, high = (100 * share for share in self.change)
         return {
             "entry": self.name,
             "bytes": f"{self.bytes:,}",
             "times smaller": f"{self.times_smaller:.1f}",
             "exact match": f"{self.exact.estimate:.2%}",
-            "points lost (95 % interval)": f"{100 * self.loss.estimate:+.1f} ({low:+.1f} to {high:+.1f})",
+            "change in points (95 % interval)": f"{middle:+.1f} ({low:+.1f} to {high:+.1f})",
             "bits per character": f"{self.bits_per_character:.5f}",
             "budget": "yes" if self.meets_budget else "no",
             "floor": "yes" if self.meets_floor else "no",
@@ -211,6 +216,14 @@ def _dominates(mine: tuple[float, float], other: Result) -> bool:
     return 1 not in frontier.frontier([mine, (other.bytes, other.loss.estimate)])
 
 
+def report(file: Path, seed: int = SEED, count: int = COUNT) -> dict[str, object]:
+    """What the judge says of a file, as plain data: the result, or ``{"refused": sentence}``."""
+    try:
+        return submit_entry(file, seed=seed, count=count).to_dict()
+    except Refused as refusal:
+        return {"refused": str(refusal)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
@@ -219,11 +232,7 @@ def main() -> None:
     arguments = parser.parse_args()
     int8.choose_engine()
     torch.set_num_threads(1)
-    try:
-        report = submit_entry(arguments.file, seed=arguments.seed, count=arguments.count).to_dict()
-    except Refused as refusal:
-        report = {"refused": str(refusal)}
-    print(json.dumps(report, allow_nan=False))
+    print(json.dumps(report(arguments.file, arguments.seed, arguments.count), allow_nan=False))
 
 
 if __name__ == "__main__":

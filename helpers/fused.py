@@ -1,7 +1,7 @@
 """The course model with one fused kernel for attention, in float and in int8: the fastest variant of the course.
 
-Matrix products of two *activations* have no int8 kernel on a CPU: PyTorch's `quantized::matmul` turns both sides into
-floats, multiplies those, and quantizes the result. So here attention stays float between its projections, and
+PyTorch's `quantized::matmul`, which its eager int8 modules call for a product of two *activations*, turns both sides
+into floats, multiplies those, and quantizes the result. So here attention stays float between its projections, and
 `F.scaled_dot_product_attention` computes scores, mask, softmax and mix in one pass. All Linear layers can be int8.
 Same weights, names and (up to rounding) float outputs as `helpers.models.TransformerLM`. Unit 05 measures it.
 """
@@ -21,6 +21,8 @@ from helpers.models import FeedForward, ModelConfig, SelfAttention, TransformerL
 class FusedAttention(SelfAttention):
     """Self-attention whose core is one float kernel; without a mask it is causal."""
 
+    core = staticmethod(F.scaled_dot_product_attention)
+
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__(d_model, n_heads)
         self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
@@ -29,7 +31,7 @@ class FusedAttention(SelfAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.quant(x)
         q, k, v = (self.split(self.dequant(part(x))) for part in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        mixed = self.core(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.dequant_out(self.out(self.quant_mix(self.merge(mixed))))  # (batch, time, d_model)
 
 

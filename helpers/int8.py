@@ -50,6 +50,20 @@ def choose_engine() -> str:
     return torch.backends.quantized.engine
 
 
+def another_engine() -> str:
+    """An engine whose default recipe (qconfig) is not that of the engine in use; if there is none, the one in use.
+
+    For checks: a recipe that is written in by name is right with one engine only.
+    """
+
+    def recipe(name: str) -> tuple:
+        qconfig = torch.ao.quantization.get_default_qconfig(name)
+        return qconfig.activation().quant_max, qconfig.weight().qscheme
+
+    in_use = torch.backends.quantized.engine
+    return next((name for name in engines() if recipe(name) != recipe(in_use)), in_use)
+
+
 @contextmanager
 def using(engine: str) -> Iterator[None]:
     """Inside, PyTorch packs and multiplies with this int8 engine; afterwards with the one of before.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from helpers import watched
 
 
 def fixed_point(multipliers: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,25 +50,56 @@ def requantize(sums: Tensor, m0: Tensor, n: Tensor, zero_point: int, qmin: int =
 
 
 @contextmanager
-def floats_made() -> Iterator[list[str]]:
-    """Watch PyTorch: a list that fills with the operations whose result is not made of integers.
+def floats_made(function: Callable | None = None) -> Iterator[list[str]]:
+    """Watch what is computed: a list that fills with the operations whose result is not made of integers.
 
-    It sees functions and methods of tensors in this ``with`` block, not what NumPy or plain Python compute.
+    It sees functions and methods of tensors in this ``with`` block, and what NumPy and Python make of numbers that came
+    out of tensors; behind them, what the text of `function` says (`helpers.watched`).
+    """
+    found = []
+
+    def see(name: str, operands: tuple, result: object) -> None:
+        for one in result if isinstance(result, tuple | list) else [result]:
+            if watched.is_float(one):
+                kind = str(getattr(one, "dtype", type(one).__name__)).removeprefix("torch.")
+                found.append(f"{name} ({kind})")
+
+    with watched.watching(see):
+        yield found
+    if function is not None:
+        found += watched.floats_in_text(function)
+
+
+@contextmanager
+def matrices_multiplied(length: int, products: int) -> Iterator[list[str]]:
+    """Watch what is multiplied: a list that fills with operations on two arrays with an axis of this length.
+
+    Sums are no such thing: a matrix of ones, or one that is the same all along that axis, may be multiplied. `products`
+    is how many multiplications of two single numbers make a matrix product.
     """
     found: list[str] = []
-    with _Watch(found):
+    singles = 0
+
+    def see(name: str, operands: tuple, result: object) -> None:
+        nonlocal singles
+        bare = name.strip("_").removeprefix("i").removeprefix("r")
+        if bare in ("mul", "multiply") and all(isinstance(one, int) or _numbers(one) == 1 for one in operands):
+            singles += 1
+            if singles == products:
+                found.append("numbers one by one")
+        if bare in _MULTIPLY:
+            flat = [one for group in operands for one in (group if isinstance(group, tuple | list) else [group])]
+            if sum(watched.varies(one, length) for one in flat) > 1:
+                found.append(name.strip("_"))
+
+    with watched.watching(see):
         yield found
 
 
-class _Watch(TorchFunctionMode):
-    def __init__(self, found: list[str]) -> None:
-        super().__init__()
-        self.found = found
+def _numbers(value: object) -> int:
+    return value.numel() if isinstance(value, Tensor) else getattr(value, "size", 0)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", str(func))
-        for one in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(one, Tensor) and (one.is_floating_point() or one.is_complex() or one.is_quantized):
-                self.found.append(f"{name} ({str(one.dtype).removeprefix('torch.')})")
-        return result
+
+_MULTIPLY = {"mul", "multiply", "matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "nner", "einsum", "tensordot",
+             "addmm", "addmv", "addbmm", "baddbmm", "linear", "addcmul", "addcmul_", "int_mm", "_int_mm", "bilinear",
+             "conv1d", "conv2d"}  # fmt: skip

@@ -3,7 +3,8 @@
 References
 ----------
 Agresti and Min 2005, Statistics in Medicine 24(5): paired shares, with two pairs added.
-Efron and Tibshirani 1993, "An Introduction to the Bootstrap": percentile interval, resampling of clusters.
+Efron 1979, The Annals of Statistics 7: the bootstrap. Efron 1981, The Canadian Journal of Statistics 9: its percentile
+interval. Efron and Tibshirani 1993, "An Introduction to the Bootstrap": resampling of clusters.
 McNemar 1947, Psychometrika 12(2): paired answers; here the exact binomial test, not its chi-square approximation.
 Wilson 1927, JASA 22(158): the interval of a share.
 """

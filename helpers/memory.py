@@ -36,3 +36,8 @@ def peak_bytes(program: str) -> int:
     if not found:
         raise RuntimeError("the program ended itself, so its peak is not known: leave out sys.exit, exit and os._exit.")
     return int(rest.split()[0])
+
+
+def peaks(program: str, repeats: int = 3) -> list[int]:
+    """`peak_bytes` of several runs: allocators do not behave alike each time, so report the range, not one run."""
+    return [peak_bytes(program) for _ in range(repeats)]

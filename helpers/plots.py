@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -62,10 +63,13 @@ def figure(
 def show(fig: Figure, caption: str, alt: str) -> None:
     """Display `fig` with a caption below it and `alt` as its text alternative, then close it.
 
-    The caption may hold code in backticks and *emphasis*. Raises ValueError without a text alternative.
+    The caption may hold code in backticks and *emphasis*. Raises ValueError without a text alternative, and if a title
+    or a label is cut off or runs into another one.
     """
     if not alt.strip():
         raise ValueError("a figure needs a text alternative: one sentence that says what can be seen.")
+    if unreadable := clashes(fig):
+        raise ValueError(f"this figure cannot be read: {unreadable[0]}. Shorten the text, or make the figure higher.")
     picture = io.BytesIO()
     fig.savefig(picture, format="png", dpi=PIXELS * SHARPNESS, metadata={"Software": None})
     plt.close(fig)
@@ -77,6 +81,27 @@ def show(fig: Figure, caption: str, alt: str) -> None:
         f"<figcaption><em>{_inline(caption)}</em></figcaption></figure>"
     )
     display({"text/html": page, "text/plain": f"[Figure: {alt}]"}, raw=True)
+
+
+def clashes(fig: Figure) -> list[str]:
+    """Titles and axis labels that leave the figure or run into one of another panel: a sentence for each."""
+    fig.draw_without_rendering()
+    texts = [
+        (text, text.get_window_extent())
+        for ax in fig.axes
+        for text in (ax.title, ax._left_title, ax._right_title, ax.xaxis.label, ax.yaxis.label)
+        if text.get_text().strip() and text.get_visible()
+    ]
+    page = fig.bbox.padded(3)
+    found = [
+        f"'{text.get_text()}' is cut off at the edge"
+        for text, box in texts
+        if box.x0 < page.x0 or box.y0 < page.y0 or box.x1 > page.x1 or box.y1 > page.y1
+    ]
+    for (one, box), (other, beside) in itertools.combinations(texts, 2):
+        if box.overlaps(beside):
+            found.append(f"'{one.get_text()}' runs into '{other.get_text()}'")
+    return found
 
 
 def _inline(text: str) -> str:

@@ -3,9 +3,10 @@
 Same weights, same names, same float outputs as `helpers.models.TransformerLM`; what differs are the places where
 quantizers can be put. Unit 04 builds the parts one by one (exercises 4.4 to 4.6).
 
-What stays float, and why: softmax and GELU have no int8 kernel that gives their output a scale of its own, and a mask
-of minus infinity must never reach an observer. What feeds a Linear gets as many bits as the engine multiplies exactly
-(7 with x86 and fbgemm); all other tensors get 8.
+What stays float, and why: PyTorch's GELU of codes reuses the scale of its input; `convert` puts in no int8 softmax; and
+a mask of minus infinity must never reach an observer. The two products of attention read and write codes, but inside
+`quantized::matmul` PyTorch multiplies floats, on x86, fbgemm, onednn and qnnpack alike. What feeds a Linear gets as
+many bits as the engine multiplies exactly (7 with x86 and fbgemm); all other tensors get 8.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Residual = Literal["float", "int8"]
 
 
 class QuantizableAttention(SelfAttention):
-    """Self-attention on quantized tensors; between its two matrix products, scale, mask and softmax are float."""
+    """Self-attention on quantized tensors; its two products are float inside, and scale, mask and softmax are float."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__(d_model, n_heads)
@@ -180,10 +181,11 @@ def crossings(model: nn.Module) -> tuple[int, int]:
 
 
 def _observer(name: str, residual: Residual) -> Callable[[], nn.Module]:
-    """What measures the range of the tensor that `name` makes: chosen by measurement in unit 04.
+    """What measures the range of the tensor that `name` makes.
 
-    Probabilities, their products and the input of the head are narrow with rare large values: there the histogram
-    observer, which may cut those off, loses least. Everywhere else the whole range is kept.
+    Probabilities, their products and the input of the head are narrow with rare large values: the histogram observer
+    may cut those off. That this helps is not shown: for the probabilities unit 04 compares it with the whole range,
+    and the difference is within two standard errors. Everywhere else the whole range is kept.
     """
     default = tq.get_default_qconfig(torch.backends.quantized.engine).activation
     sources = ("norm1", "norm2", "norm") if residual == "int8" else ("quant1", "quant2", "quant")

@@ -156,6 +156,24 @@ def expected_scales(body: nn.Sequential, inputs: list[Tensor]) -> list[tuple[flo
     return scales
 
 
+def other_recipe(answer: nn.Module) -> str:
+    """How weights of static int8 Linear layers differ from the default recipe (qconfig) of the engine in use.
+
+    Returns
+    -------
+    str
+        Half a sentence about the first weight whose scales are others in kind; "" if there is none.
+    """
+    engine = torch.backends.quantized.engine
+    wanted = "channel" in str(torch.ao.quantization.get_default_qconfig(engine).weight().qscheme)
+    linears = torch.ao.nn.quantized.Linear, torch.ao.nn.intrinsic.quantized.LinearReLU
+    for name, module in answer.named_modules():
+        if type(module) in linears and ("channel" in str(module.weight().qscheme())) != wanted:
+            has, should = ("one scale", "one for each output")[:: 1 if wanted else -1]
+            return f"the weight of {name} has {has}, and should have {should} with {engine}"
+    return ""
+
+
 def _scale(tensors: list[Tensor]) -> float:
     observer = torch.ao.quantization.get_default_qconfig(torch.backends.quantized.engine).activation()
     for tensor in tensors:

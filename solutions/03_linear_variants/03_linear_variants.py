@@ -65,7 +65,7 @@ engine = int8.choose_engine()
 # %% [markdown]
 # ## 1. Five fires: what is stored, what is computed
 #
-# PyTorch has five kinds of Linear layers. All of them compute $y = xW^T + b$. They differ in four types: of the numbers that
+# Here are five kinds of Linear layers of PyTorch and torchao. All of them compute $y = xW^T + b$ (one with a ReLU behind it). They differ in four types: of the numbers that
 # **arrive**, of the weight that is **stored**, of the **sums** of products, and of what **leaves**. One picture for the whole unit:
 
 
@@ -116,9 +116,9 @@ plots.show(
 # %% [markdown]
 # `nnq` is short for `torch.ao.nn.quantized`, `nnqd` for `torch.ao.nn.quantized.dynamic`, `nniq` for `torch.ao.nn.intrinsic.quantized`.
 #
-# Two observations, before any measurement. Only four of the six rows multiply integers: weight-only quantization saves memory, and
-# then multiplies the same number of floats as before. And only `nnq` and `nniq` *return* integers: between two such layers no float
-# is made at all.
+# Two observations, before any measurement. Four of the six rows multiply integers. torchao's weight-only layer saves memory, and
+# then multiplies as many floats as before (section 5 meets a kernel that does not). And of these six, `nnq` and `nniq` alone *return* integers: the
+# next such layer reads them as they are.
 #
 # A picture can claim anything. So we build all six from one layer, and look inside. The layer is the query projection in the first block of
 # the trained course model, 256 numbers in and 256 out. Four documents calibrate it, four others judge it:
@@ -138,8 +138,8 @@ static = int8.static_int8(nn.Sequential(query), [seen])
 fused = tq.fuse_modules(nn.Sequential(copy.deepcopy(query), nn.ReLU()).eval(), [["0", "1"]])
 static_relu = int8.static_int8(fused, [seen])
 per_call = int8.dynamic_int8(nn.Sequential(query))
-weight_only, per_row = nn.Sequential(copy.deepcopy(query)), nn.Sequential(copy.deepcopy(query))
-ao.quantize_(weight_only, ao.Int8WeightOnlyConfig())
+weights_int8, per_row = nn.Sequential(copy.deepcopy(query)), nn.Sequential(copy.deepcopy(query))
+ao.quantize_(weights_int8, ao.Int8WeightOnlyConfig())
 ao.quantize_(per_row, ao.Int8DynamicActivationInt8WeightConfig())
 
 
@@ -169,7 +169,7 @@ with torch.no_grad():
         ("nnq.Linear", static, static.module[0], static.quant(unseen)),
         ("nniq.LinearReLU", static_relu, static_relu.module[0], static_relu.quant(unseen)),
         ("nnqd.Linear", per_call, per_call[0], unseen),
-        ("torchao weight-only", weight_only, weight_only[0], unseen),
+        ("torchao weight-only", weights_int8, weights_int8[0], unseen),
         ("torchao dynamic", per_row, per_row[0], unseen),
     ]:
         wanted = exact.relu() if "ReLU" in name else exact
@@ -190,7 +190,7 @@ tables.show(rows)
 # (`quint8` and `qint8` are PyTorch's types for 8-bit codes that carry their scale with them. SQNR is unit 02's signal-to-quantization-noise
 # ratio; `LinearReLU` is compared with the ReLU of the float outputs.)
 #
-# Weight-only has the smallest error of the int8 rows, and no wonder: it rounds only the weight. All others round the input, too (PyTorch's dynamic layer to 7 bits on a PC, with one scale for all rows and one for the weight; torchao's to 8 bits, with a scale for each row of both), and the two static ones
+# Weight-only has the smallest error of the int8 rows, and no wonder: it rounds only the weight. All others round the input, too (PyTorch's dynamic layer to 7 bits on a PC, for a reason that section 3 shows, with one scale for all rows and one for the weight; torchao's to 8 bits, with a scale for each row of both), and the two static ones
 # round once more, when their output becomes codes.
 #
 # > **The book says** (its chapter on kinds of Linear layers): `nn.Linear` quantizes weights and activations independently, and `nn.quantized.Linear`
@@ -224,8 +224,8 @@ for name, recipe in [
 #
 # ## 2. A Linear layer without a single float
 #
-# How can a layer go from codes to codes, and never make a float? That is what the kernel behind `nnq.Linear` does, and what small
-# processors without floating-point units do. You will build it in five steps, and compare with PyTorch's kernel. All of it follows from putting
+# How can a layer go from codes to codes, and never make a float? Small processors without floating-point units have no other way. You will
+# build it in five steps, and compare with the kernel behind `nnq.Linear`. All of it follows from putting
 # $x = s_x (q_x - z_x)$ and $w = s_w (q_w - z_w)$ into one output of the layer ($K$ inputs, $k$ counts them):
 #
 # $$y = \sum_{k=1}^{K} x_k w_k + b = s_x s_w \Big[ \underbrace{\sum_k (q_{x,k} - z_x)(q_{w,k} - z_w)}_{\text{integers only}} + \frac{b}{s_x s_w} \Big]$$
@@ -270,7 +270,7 @@ print("16,777,217 as float32:", int(torch.tensor(16_777_217.0).item()))
 # $$P_{r,o} = \sum_k q_{x,r,k}\; q_{w,o,k}$$
 #
 # Write it for a whole batch of rows $r$ and all outputs $o$. The matrix product `@` refuses two different types, so choose one that can hold the sums. No floats: the
-# check watches every operation.
+# check watches what PyTorch, NumPy and Python make of the codes.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_3_1", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -302,33 +302,58 @@ def integer_product(x_codes: Tensor, w_codes: Tensor) -> Tensor:
 # Check of exercise 3.1: run this cell.
 import torch
 
-from helpers import checks, integer
+from helpers import checks, integer, samples
 
 
 @checks.isolated
 def check_ex_3_1() -> None:
-    with checks.check("3.1", "your sums are exact, also for 4,096 loud codes, and no float was made"):
-        generator = torch.Generator().manual_seed(31)
-        for what, rows, width, outputs, quietest, lightest in [
-            ("a small layer", 5, 6, 4, 0, -128),
-            ("a square weight", 3, 8, 8, 0, -128),
-            ("4,096 loud inputs", 2, 4096, 3, 200, 60),
-        ]:
-            x = torch.randint(quietest, 256, (rows, width), generator=generator).to(torch.uint8)
-            w = torch.randint(lightest, 128, (outputs, width), generator=generator).to(torch.int8)
+    def inputs(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        """What, codes of the input, codes of the weight."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def codes(rows: int, width: int, low: int, high: int) -> torch.Tensor:
+            return torch.randint(low, high, (rows, width), generator=generator)
+
+        def pair(rows: int, width: int, outputs: int, quiet: int = 0, light: int = -128, heavy: int = 128) -> tuple:
+            return codes(rows, width, quiet, 256).to(torch.uint8), codes(outputs, width, light, heavy).to(torch.int8)
+
+        x, w = pair(5, 6, 4)
+        longest = torch.full((1, 65_793), 255, dtype=torch.uint8), torch.full((1, 65_793), -128, dtype=torch.int8)
+        return [
+            ("a small layer", x, w),
+            ("a square weight", *pair(3, 8, 8)),
+            ("4,096 loud inputs", *pair(2, 4096, 3, quiet=200, light=60)),
+            ("4,096 loud inputs and negative weights", *pair(2, 4096, 3, quiet=180, heavy=-50)),
+            ("the longest sum that int32 can hold", *longest),
+            ("one input and one output", *pair(1, 1, 1)),
+            *((f"inputs that are {form}", odd, w) for form, odd in samples.awkward(x)),
+            *((f"a weight that is {form}", x, odd) for form, odd in samples.awkward(w)),
+        ]
+
+    with checks.check("3.1", "your sums are exact, also for 65,793 loud codes, and no float was made"):
+        for what, x, w in inputs(31):
             right = x.long() @ w.long().T
-            with integer.floats_made() as floats:
+            with checks.untouched(x_codes=x, w_codes=w), integer.floats_made(integer_product) as floats:
                 try:
                     answer = integer_product(x, w)
                 except RuntimeError as error:
+                    if "shapes cannot be multiplied" in str(error):
+                        raise AssertionError(
+                            f"PyTorch cannot multiply these shapes ({error}). The weight is (out_features, in_features): it must be transposed."
+                        ) from None
                     if "dtype" not in str(error):
                         raise
                     raise AssertionError(
                         "PyTorch does not multiply two different types: make both codes int32 first."
                     ) from None
             assert not floats, (
-                f"your code makes a tensor of floats ({floats[0]}): float16 and float32 cannot hold every sum. Stay with integers."
+                f"your code makes floats ({floats[0]}): float16 and float32 cannot hold every sum. Stay with integers."
             )
+            checks.tensor(answer, right.shape, f"your product for {what}")
+            assert answer.dtype not in (torch.int8, torch.uint8, torch.int16), (
+                f"your product for {what} has dtype {answer.dtype}, which cannot hold the sums: make both codes int32 before you multiply."
+            )
+            checks.tensor(answer, right.shape, f"your product for {what}", torch.int32)
             mistakes = {
                 "codes above 127 became negative: the input is uint8, and int8 ends at 127.": x.to(torch.int8).long()
                 @ w.long().T,
@@ -336,28 +361,25 @@ def check_ex_3_1() -> None:
                 @ w.view(torch.uint8).long().T,
                 "the sums wrapped around in 8 bits.": right.to(torch.int8),
                 "the sums wrapped around in 8 bits, without a sign.": right.to(torch.uint8),
+                "each product wrapped around in 8 bits, before the sum.": (x[:, None].to(torch.int8) * w).long().sum(2)
+                if x.shape[1] < 100
+                else right,
                 "the sums wrapped around in 16 bits: a sum of two products may be too large already.": right.to(
                     torch.int16
                 ),
             }
-            if width == outputs:
-                mistakes["the weight is (out_features, in_features): it must be transposed."] = x.long() @ w.long()
+            if w.shape[0] == w.shape[1]:
+                mistakes[
+                    "this weight is square, and must be transposed all the same: it is (out_features, in_features)."
+                ] = x.long() @ w.long()
             checks.close(answer, right, f"your product for {what}", mistakes=mistakes, atol=0, rtol=0)
-            checks.tensor(answer, right.shape, f"your product for {what}", torch.int32)
     ### BEGIN HIDDEN TESTS
-    generator = torch.Generator().manual_seed(301)
-    for rows, width, outputs in [(1, 1, 1), (7, 33, 9), (2, 3000, 5), (4, 64, 64)]:
-        for loud in (False, True):
-            x = torch.randint(180 * loud, 256, (rows, width), generator=generator).to(torch.uint8)
-            w = torch.randint(-128, -50 if loud else 128, (outputs, width), generator=generator).to(torch.int8)
-            kept = x.clone(), w.clone()
-            with integer.floats_made() as floats:
-                answer = integer_product(x, w)
-            expected = (x[:, None].long() * w.long()).sum(dim=2)
-            assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), "wrong sums."
-            assert not floats and torch.equal(x, kept[0]) and torch.equal(w, kept[1]), "floats, or a changed input."
-    x, w = torch.full((1, 65_793), 255, dtype=torch.uint8), torch.full((1, 65_793), -128, dtype=torch.int8)
-    assert integer_product(x, w).tolist() == [[-255 * 128 * 65_793]], "wrong for the longest sum that int32 can hold."
+    for what, x, w in inputs(301):
+        with checks.untouched(x_codes=x, w_codes=w), integer.floats_made(integer_product) as floats:
+            answer = integer_product(x, w)
+        expected = torch.stack([(row.long() * w.long()).sum(dim=1) for row in x])
+        assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), f"wrong sums for {what}."
+        assert not floats, "floats were made."
     ### END HIDDEN TESTS
 
 
@@ -391,7 +413,7 @@ check_ex_3_1()
 #
 # Why so roundabout? Because the big sum $P$ can then be made of 8-bit numbers, which the fast instructions want ($q_x - z_x$ needs 9 bits). What remains is cheap: the sum of each
 # weight row never changes and is computed once, the sum of each input row costs one pass. And with symmetric weights, $z_w = 0$, two of the three corrections
-# vanish. That is why weights are symmetric nearly everywhere.
+# vanish. That is a good reason to make weights symmetric, as PyTorch's default settings do.
 #
 # ### Exercise 3.2: the zero-point corrections
 # *Difficulty 2 of 5 · 20 minutes · 2 points*
@@ -435,93 +457,131 @@ def correct_zero_points(products: Tensor, x_codes: Tensor, x_zero: int, w_codes:
 # Check of exercise 3.2: run this cell.
 import torch
 
-from helpers import checks, integer
+from helpers import checks, integer, samples
 
 
 @checks.isolated
 def check_ex_3_2() -> None:
-    with checks.check("3.2", "your three corrections are exact, for symmetric and for shifted weights"):
-        generator = torch.Generator().manual_seed(32)
-        for what, rows, width, outputs, x_zero, shifted in [
-            ("two zero points", 5, 7, 4, 117, True),
-            ("as many rows as outputs", 4, 300, 4, 203, True),
-            ("symmetric weights", 3, 40, 6, 64, False),
-            ("an input with zero point 0", 3, 40, 6, 0, True),
-        ]:
+    def inputs(seed: int) -> list[tuple]:
+        """What, codes of the input and its zero point, codes of the weight and their zero points."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def case(rows: int, width: int, outputs: int, x_zero: int, shifted: int = 60) -> tuple:
             x = torch.randint(0, 256, (rows, width), generator=generator).to(torch.uint8)
             w = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
-            w_zeros = torch.randint(-60, 60, (outputs,), generator=generator).to(torch.int32) * shifted
+            zeros = torch.randint(-shifted, shifted + 1, (outputs,), generator=generator).to(torch.int32)
+            return x, x_zero, w, zeros
+
+        x, x_zero, w, zeros = case(5, 7, 4, 117)
+        return [
+            ("two zero points", x, x_zero, w, zeros),
+            ("as many rows as outputs", *case(4, 300, 4, 203)),
+            ("symmetric weights", *case(3, 40, 6, 64, shifted=0)),
+            ("an input with zero point 0", *case(3, 40, 6, 0)),
+            ("an input with zero point 255 and a wide weight", *case(3, 2000, 5, 255, shifted=127)),
+            ("one input, one output", *case(1, 1, 1, 9)),
+            *((f"inputs that are {form}", odd, x_zero, w, zeros) for form, odd in samples.awkward(x)),
+            *((f"a weight that is {form}", x, x_zero, odd, zeros) for form, odd in samples.awkward(w)),
+        ]
+
+    with checks.check("3.2", "your three corrections are exact, for symmetric and for shifted weights"):
+        for what, x, x_zero, w, w_zeros in inputs(32):
+            (rows, width), outputs = x.shape, len(w)
             p = (x.long() @ w.long().T).to(torch.int32)
             a, b = x_zero * w.long().sum(1), x.long().sum(1)[:, None] * w_zeros
             c = width * x_zero * w_zeros.long()
             right = (x.long() - x_zero) @ (w.long() - w_zeros[:, None]).T
-            with integer.floats_made() as floats:
-                answer = correct_zero_points(p, x, x_zero, w, w_zeros)
+            with (
+                checks.untouched(products=p, x_codes=x, w_codes=w, w_zeros=w_zeros),
+                integer.floats_made(correct_zero_points) as floats,
+                integer.matrices_multiplied(width, rows * outputs * width) as again,
+            ):
+                try:
+                    answer = correct_zero_points(p, x, x_zero, w, w_zeros)
+                except RuntimeError as error:
+                    if "must match the size" not in str(error):
+                        raise
+                    raise AssertionError(
+                        f"two shapes do not fit ({error}). The sums of the input rows should be (rows, 1), with keepdim=True; those of the weight rows (out_features,)."
+                    ) from None
             assert not floats, (
-                f"your code makes a tensor of floats ({floats[0]}): the corrections are whole numbers. (sum and @ of integers stay integers; mean does not.)"
+                f"your code makes floats ({floats[0]}): the corrections are whole numbers. (sum and @ of integers stay integers; mean does not.)"
             )
-            checks.close(
-                answer,
-                right,
-                f"your answer for {what}",
-                atol=0,
-                rtol=0,
-                mistakes={
-                    "nothing was corrected.": p,
-                    "the term with the sums of the weight rows is missing: x_zero times the sum of each row of w_codes.": p
-                    - b
-                    + c,
-                    "the term with the sums of the input rows is missing: w_zeros times the sum of each row of x_codes.": p
-                    - a
-                    + c,
-                    "the last term is missing: in_features * x_zero * w_zeros.": p - a - b,
-                    "the last term has the wrong sign: minus times minus is plus.": p - a - b - c,
-                    "the second term has the wrong sign: it is subtracted.": p - a + b + c,
-                    "the first term has the wrong sign: it is subtracted.": p + a - b + c,
-                    "the first two corrections have the wrong sign: they are subtracted.": p + a + b + c,
-                    "the zero points are swapped: x_zero belongs to the sums of the weights, w_zeros to those of the inputs.": (
-                        p - w_zeros * w.long().sum(1) - x_zero * x.long().sum(1)[:, None] + c
-                    ),
-                    "the last term counts the rows of the input; it needs the number of products in a sum, in_features.": p
-                    - a
-                    - b
-                    + rows * x_zero * w_zeros,
-                    "the last term counts the outputs; it needs the number of products in a sum, in_features.": p
-                    - a
-                    - b
-                    + outputs * x_zero * w_zeros,
-                    "the last term is not multiplied by in_features.": p - a - b + x_zero * w_zeros,
-                    "the sums of the inputs wrapped around in uint8.": p
-                    - a
-                    - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
-                    + c,
-                    "the sums of the weights wrapped around in int8.": p
-                    - x_zero * w.sum(1, dtype=torch.int8).long()
-                    - b
-                    + c,
-                },
+            assert not (again and width not in (1, rows, outputs)), (
+                f"you multiply the matrices again ({again[0]}). Take the products that you are given, and add the three corrections."
             )
+            checks.tensor(answer, right.shape, f"your answer for {what}")
             checks.tensor(answer, right.shape, f"your answer for {what}", torch.int32)
+            mistakes = {
+                "nothing was corrected.": p,
+                "it is right for symmetric weights, with the zero point 0; these have others.": p - a,
+                "the term with the sums of the weight rows is missing: x_zero times the sum of each row of w_codes.": p
+                - b
+                + c,
+                "the term with the sums of the input rows is missing: w_zeros times the sum of each row of x_codes.": p
+                - a
+                + c,
+                "the last term is missing: in_features * x_zero * w_zeros.": p - a - b,
+                "the last term has the wrong sign: minus times minus is plus.": p - a - b - c,
+                "the second term has the wrong sign: it is subtracted.": p - a + b + c,
+                "the first term has the wrong sign: it is subtracted.": p + a - b + c,
+                "the first two corrections have the wrong sign: they are subtracted.": p + a + b + c,
+                "all three corrections have the wrong sign.": p + a + b - c,
+                "the zero points are swapped: x_zero belongs to the sums of the weights, w_zeros to those of the inputs.": (
+                    p - w_zeros * w.long().sum(1) - x_zero * x.long().sum(1)[:, None] + c
+                ),
+                "the last term counts the rows of the input; it needs the number of products in a sum, in_features.": p
+                - a
+                - b
+                + rows * x_zero * w_zeros,
+                "the last term counts the outputs; it needs the number of products in a sum, in_features.": p
+                - a
+                - b
+                + outputs * x_zero * w_zeros,
+                "the last term is not multiplied by in_features.": p - a - b + x_zero * w_zeros,
+                "the sums of the inputs wrapped around in uint8.": p
+                - a
+                - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
+                + c,
+                "the sums of the weights wrapped around in int8.": p
+                - x_zero * w.sum(1, dtype=torch.int8).long()
+                - b
+                + c,
+                "the sums of the inputs and of the weights wrapped around in 8 bits.": p
+                - x_zero * w.sum(1, dtype=torch.int8).long()
+                - x.sum(1, dtype=torch.uint8).long()[:, None] * w_zeros
+                + c,
+                "all outputs got the zero point of the first one; each has its own.": p
+                - a
+                - x.long().sum(1)[:, None] * w_zeros[:1]
+                + width * x_zero * w_zeros[:1],
+            }
+            if rows == outputs > 1:
+                mistakes["the sums of the input rows run along the outputs: they need the shape (rows, 1)."] = (
+                    p - a - x.long().sum(1) * w_zeros + c
+                )
+            mistakes = {sentence: wrong.expand_as(right) for sentence, wrong in mistakes.items()}
+            checks.close(answer, right, f"your answer for {what}", atol=0, rtol=0, mistakes=mistakes)
             moved = correct_zero_points(p + 1000, x, x_zero, w, w_zeros)
             assert torch.equal(moved.long(), right + 1000), (
-                "you do not use `products`, but multiply the matrices again. Take what you are given and add the three corrections."
+                "your answer does not depend on `products` as it should: with 1000 more in each, it should be 1000 more. Take what you are given and add the three corrections."
             )
     ### BEGIN HIDDEN TESTS
-    generator = torch.Generator().manual_seed(302)
-    for rows, width, outputs in [(1, 1, 1), (6, 6, 6), (3, 2000, 5), (9, 31, 2)]:
-        for x_zero in (0, 1, 128, 255):
-            x = torch.randint(0, 256, (rows, width), generator=generator).to(torch.uint8)
-            w = torch.randint(-128, 128, (outputs, width), generator=generator).to(torch.int8)
-            w_zeros = torch.randint(-128, 128, (outputs,), generator=generator).to(torch.int32)
-            kept = x.clone(), w.clone(), w_zeros.clone()
-            products = (x[:, None].long() * w.long()).sum(dim=2)
-            expected = ((x[:, None].long() - x_zero) * (w.long() - w_zeros[:, None])).sum(dim=2)
-            with integer.floats_made() as floats:
-                answer = correct_zero_points(products.to(torch.int32), x, x_zero, w, w_zeros)
-                other = correct_zero_points(products.to(torch.int32) - 7, x, x_zero, w, w_zeros)
-            assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), "wrong sums."
-            assert torch.equal(other.long(), expected - 7) and not floats, "the given products are not used."
-            assert all(torch.equal(a, b) for a, b in zip(kept, (x, w, w_zeros), strict=True)), "an input was changed."
+    for what, x, x_zero, w, w_zeros in inputs(302):
+        products = torch.stack([(row.long() * w.long()).sum(dim=1) for row in x]).to(torch.int32)
+        shifted = w.long() - w_zeros[:, None]
+        expected = torch.stack([((row.long() - x_zero) * shifted).sum(dim=1) for row in x])
+        width, places = x.shape[1], products.numel()
+        with (
+            checks.untouched(products=products, x_codes=x, w_codes=w, w_zeros=w_zeros),
+            integer.floats_made(correct_zero_points) as floats,
+            integer.matrices_multiplied(width, places * width) as again,
+        ):
+            answer = correct_zero_points(products, x, x_zero, w, w_zeros)
+        other = correct_zero_points(products - 7, x, x_zero, w, w_zeros)
+        assert answer.dtype == torch.int32 and torch.equal(answer.long(), expected), f"wrong sums for {what}."
+        assert torch.equal(other.long(), expected - 7) and not floats, "the given products are not used, or floats."
+        assert not again or width in (1, len(x), len(w)), "the matrices are multiplied again."
     ### END HIDDEN TESTS
 
 
@@ -593,38 +653,65 @@ def bias_codes(bias: Tensor, x_scale: float, w_scales: Tensor, y_scale: float) -
 import torch
 import torch.ao.nn.quantized as nnq
 
-from helpers import checks, known_warnings
+from helpers import checks, known_warnings, samples
 
 
 @checks.isolated
 def check_ex_3_3() -> None:
+    from fractions import Fraction
+
     known_warnings.hide()
+    ends = [2**31 - 1, -(2**31)]
+
+    def layer(generator: torch.Generator, x_scale: float, spread: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A bias of twelve numbers, each up to `spread` steps and never near a half, and the scales of the weight."""
+        w_scales = 0.002 + 0.02 * torch.rand(12, generator=generator, dtype=torch.float64)
+        whole = torch.randint(-spread, spread, (12,), generator=generator)
+        part = 0.15 + 0.2 * torch.rand(12, generator=generator, dtype=torch.float64)
+        sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6)
+        return ((whole + sign * part) * x_scale * w_scales).float(), w_scales
+
+    def nearest(bias: torch.Tensor, x_scale: float, w_scales: torch.Tensor) -> torch.Tensor:
+        """By exact fractions."""
+        pairs = zip(bias.tolist(), w_scales.tolist(), strict=True)
+        return torch.tensor([round(Fraction(b) / (Fraction(x_scale) * Fraction(s))) for b, s in pairs])
+
     with checks.check("3.3", "your codes are exact, and with them the sums become the outputs of nnq.Linear"):
         generator = torch.Generator().manual_seed(33)
         for what, x_scale, y_scale, spread in [
             ("a wide bias", 0.021, 0.13, 20_000),
             ("a narrow bias", 0.4, 0.057, 60),
+            ("a bias of up to a billion steps", 0.0073, 0.31, 10**9),
         ]:
-            w_scales = 0.002 + 0.02 * torch.rand(12, generator=generator, dtype=torch.float64)
-            whole = torch.randint(-spread, spread, (12,), generator=generator)
-            part = 0.15 + 0.2 * torch.rand(12, generator=generator, dtype=torch.float64)  # never near a half
-            sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6)
-            bias = ((whole + sign * part) * x_scale * w_scales).float()
+            bias, w_scales = layer(generator, x_scale, spread)
             exact = bias.double() / w_scales / x_scale
-            answer = bias_codes(bias, x_scale, w_scales, y_scale)
-            checks.tensor(answer, (12,), f"your codes for {what}")
+            right = nearest(bias, x_scale, w_scales)
+            with checks.untouched(bias=bias, w_scales=w_scales):
+                answer = bias_codes(bias, x_scale, w_scales, y_scale)
+            what = f"your tensor of codes for {what}"
+            checks.tensor(answer, (12,), what)
             assert not answer.is_floating_point(), (
-                f"your codes for {what} are {answer.dtype}; they are added to int32 sums and should be int32."
+                f"{what} has dtype {answer.dtype}; the codes are added to int32 sums and should be int32."
+            )
+            checks.tensor(answer, (12,), what, torch.int32)
+            small = right.abs() < 2**20
+            assert (
+                torch.equal(answer[~small].long(), right[~small])
+                or not torch.allclose(answer.double(), right.double(), rtol=1e-6, atol=0)
+                or not torch.equal(answer[small].long(), right[small])
+            ), (
+                f"{what} is off by up to {(answer.long() - right).abs().max()}, in large codes: float32 has 24 bits. Convert to float64 *before* you multiply or divide."
             )
             checks.close(
                 answer,
-                exact.round(),
-                f"your tensor of codes for {what}",
+                right,
+                what,
                 atol=0,
                 rtol=0,
                 mistakes={
                     "they are cut off instead of rounded.": exact.trunc(),
                     "they are rounded down instead of to the nearest.": exact.floor(),
+                    "they are rounded up instead of to the nearest.": exact.ceil(),
                     "that is the bias in steps of the output: divide by x_scale * w_scales, not by y_scale.": (
                         bias.double() / y_scale
                     ).round(),
@@ -638,52 +725,64 @@ def check_ex_3_3() -> None:
                     "all rows got the scale of the largest one; each has its own.": (
                         bias.double() / x_scale / w_scales.max()
                     ).round(),
-                    "they are clamped to 8 bits: the bias is added to an int32 sum and needs its room.": exact.round().clamp(
+                    "all rows got the scale of the first one; each has its own.": (
+                        bias.double() / x_scale / w_scales[0]
+                    ).round(),
+                    "they are clamped to 8 bits: the bias is added to an int32 sum and needs its room.": right.clamp(
                         -128, 127
                     ),
-                    "they wrapped around in 8 bits.": exact.round().long().to(torch.int8),
-                    "they wrapped around in 16 bits.": exact.round().long().to(torch.int16),
+                    "they are clamped to 16 bits: the bias is added to an int32 sum and needs its room.": right.clamp(
+                        -(2**15), 2**15 - 1
+                    ),
+                    "they wrapped around in 8 bits.": right.to(torch.int8),
+                    "they wrapped around in 16 bits.": right.to(torch.int16),
                 },
             )
-            checks.tensor(answer, (12,), f"your tensor of codes for {what}", torch.int32)
-        silent = bias_codes(torch.tensor([3.0, -3.0]), 0.01, torch.tensor([1e-8, 1e-8], dtype=torch.float64), 0.1)
-        assert silent.tolist() == [2**31 - 1, -(2**31)], (
-            f"a bias of 3 and of -3 on a weight row with scale 1e-8 should get the codes {2**31 - 1} and {-(2**31)}; yours are {silent.tolist()}. Clamp "
-            "before you turn them into int32, and in float64: float32 has no number 2**31 - 1."
-        )
+        for size, scale in [(3.0, 1e-8), (9.0, 1e-9), (1e30, 2.0**-23)]:
+            silent = bias_codes(torch.tensor([size, -size]), 0.01, torch.tensor([scale] * 2, dtype=torch.float64), 0.1)
+            what = f"a bias of {size:g} and of {-size:g} on a weight row with scale {scale:g}"
+            checks.tensor(silent, (2,), f"your tensor of codes for {what}", torch.int32)
+            assert silent.tolist() != [2**31 - 1, 1 - 2**31], (
+                f"{what} gets the codes {silent.tolist()}: int32 is not symmetric, it goes down to -(2**31)."
+            )
+            assert silent.tolist() == ends, (
+                f"{what} should get the codes {ends[0]} and {ends[1]}; yours are {silent.tolist()}. Clamp "
+                "before you turn them into int32, and in float64: float32 has no number 2**31 - 1."
+            )
+        still = bias_codes(torch.zeros(2), 0.1, torch.tensor([0.1, 2.0**-23], dtype=torch.float64), 3.0)
+        assert still.tolist() == [0, 0], f"a bias of 0 has the code 0; yours are {still.tolist()}."
+        for form, odd in samples.awkward(bias)[:3]:
+            same = bias_codes(odd, x_scale, w_scales, y_scale)
+            assert torch.equal(same.long(), right), f"your codes are other ones where the bias is {form}."
+        bias, w_scales = layer(generator, 0.021, 20_000)
         w_codes = torch.randint(-127, 128, (12, 50), generator=generator).to(torch.int8)
         x_codes = torch.randint(0, 128, (40, 50), generator=generator).to(torch.uint8)
-        layer = nnq.Linear(50, 12)
+        module = nnq.Linear(50, 12)
         zeros = torch.zeros(12, dtype=torch.int64)
-        layer.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
-        layer.scale, layer.zero_point = 0.9, 60
-        theirs = layer(torch._make_per_tensor_quantized_tensor(x_codes, x_scale, 50)).int_repr().long()
-        sums = (x_codes.long() - 50) @ w_codes.long().T + bias_codes(bias, x_scale, w_scales, 0.9)
-        ours = (sums * (x_scale * w_scales / 0.9)).round().add(60).clamp(0, 255).long()
+        module.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
+        module.scale, module.zero_point = 0.9, 60
+        theirs = module(torch._make_per_tensor_quantized_tensor(x_codes, 0.021, 50)).int_repr().long()
+        sums = (x_codes.long() - 50) @ w_codes.long().T + bias_codes(bias, 0.021, w_scales, 0.9)
+        ours = (sums * (0.021 * w_scales / 0.9)).round().add(60).clamp(0, 255).long()
         assert (ours - theirs).abs().max() <= 1, (
             f"with your bias the outputs are up to {(ours - theirs).abs().max()} codes away from nnq.Linear's."
         )
     ### BEGIN HIDDEN TESTS
-    from fractions import Fraction
-
     generator = torch.Generator().manual_seed(303)
-    for size in (1e-3, 1.0, 500.0):
-        bias = torch.randn(64, generator=generator) * size
-        w_scales = torch.rand(64, generator=generator, dtype=torch.float64) * 0.05 + 1e-4
-        x_scale = 0.0173
-        kept = bias.clone(), w_scales.clone()
-        answer = bias_codes(bias, x_scale, w_scales, 0.25)
-        assert answer.dtype == torch.int32 and answer.shape == (64,), "wrong dtype or shape."
-        assert torch.equal(bias, kept[0]) and torch.equal(w_scales, kept[1]), "an input was changed."
-        for code, b, s in zip(answer.tolist(), bias.tolist(), w_scales.tolist(), strict=True):
-            steps = Fraction(b) / (Fraction(x_scale) * Fraction(s))
-            assert abs(code - steps) <= Fraction(1, 2) + abs(steps) / 10**6, "a code is not the nearest whole number."
+    for x_scale, spread in [(0.0173, 30), (0.31, 40_000), (0.0021, 10**9), (0.6, 2**31 - 1)]:
+        bias, w_scales = layer(generator, x_scale, spread)
+        right = nearest(bias, x_scale, w_scales)
+        with checks.untouched(bias=bias, w_scales=w_scales):
+            answer = bias_codes(bias, x_scale, w_scales, 0.25)
+        assert answer.dtype == torch.int32 and answer.shape == (12,), "wrong dtype or shape."
+        assert torch.equal(answer.long(), right.clamp(ends[1], ends[0])), "a code is not the nearest whole number."
+        for form, odd in samples.awkward(bias)[:3]:
+            assert torch.equal(bias_codes(odd, x_scale, w_scales, 7.0), answer), f"other codes for {form}."
     zero = bias_codes(torch.zeros(3), 0.1, torch.tensor([0.1, 2.0**-23, 1.0], dtype=torch.float64), 3.0)
     assert zero.tolist() == [0, 0, 0], "a bias of 0 should have codes 0."
-    assert bias_codes(torch.tensor([9.0, -9.0]), 1e-3, torch.full((2,), 1e-9, dtype=torch.float64), 1.0).tolist() == [
-        2**31 - 1,
-        -(2**31),
-    ], "not clamped to int32."
+    for size, scale in [(9.0, 1e-9), (1e30, 2.0**-23)]:
+        loud = bias_codes(torch.tensor([size, -size]), 1e-3, torch.full((2,), scale, dtype=torch.float64), 1.0)
+        assert loud.dtype == torch.int32 and loud.tolist() == ends, "not clamped to int32."
     ### END HIDDEN TESTS
 
 
@@ -713,8 +812,8 @@ check_ex_3_3()
 
 # %%
 int8_layer = static.module[0]
-x_scale, x_zero = float(static.quant.scale), int(static.quant.zero_point)
-y_scale, y_zero = float(int8_layer.scale), int(int8_layer.zero_point)
+in_scale, in_zero = float(static.quant.scale), int(static.quant.zero_point)
+out_scale, out_zero = float(int8_layer.scale), int(int8_layer.zero_point)
 stored = int8_layer.weight()
 per_channel = stored.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
 stored_scales = (
@@ -722,9 +821,9 @@ stored_scales = (
 )
 with torch.no_grad():
     input_codes = static.quant(unseen[:256]).int_repr()  # (256, 256), uint8
-real_sums = (input_codes.int() - x_zero) @ stored.int_repr().int().T  # (256, 256), int32
-real_sums += (int8_layer.bias().detach() / (x_scale * stored_scales)).round().int()
-multipliers = x_scale * stored_scales / y_scale  # (256,)
+real_sums = (input_codes.int() - in_zero) @ stored.int_repr().int().T  # (256, 256), int32
+real_sums += (int8_layer.bias().detach() / (in_scale * stored_scales)).round().int()
+multipliers = in_scale * stored_scales / out_scale  # (256,)
 
 fig, (left, right) = plots.figure(columns=2, width=10, height=2.6)
 left.hist(real_sums.flatten().numpy() / 1000, bins=120, log=True, color=plots.BLUE)
@@ -776,7 +875,7 @@ for number in (106 * 154, -104 * 154):
 # *Difficulty 4 of 5 · 30 minutes · 2 points*
 #
 # Two functions. `fixed_point` runs once, when the layer is made, and may use floats (`torch.frexp` splits a number into $M_0$ and an exponent). `requantize` runs in every call, on integers only:
-# multiply, round, shift, add the zero point, clamp to 0…255. A sum has up to 32 bits and $m_0$ has 31: the product needs `int64`. Where $m_0$ rounds up to exactly
+# multiply, round, shift, add the zero point, clamp to 0…255. Each code must be the nearest one to the exact value, whatever the sum (in the middle between two codes either will do). A sum has up to 32 bits and $m_0$ has 31: the product needs `int64`. Where $m_0$ rounds up to exactly
 # $2^{31}$, it does not fit any more: write this number as $2^{30}$, and $n$ one smaller.
 
 
@@ -811,6 +910,8 @@ def fixed_point(multipliers: Tensor) -> tuple[Tensor, Tensor]:
 def requantize(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
     """Output codes of the sums: ``sums * m0 / 2**(31 + n)`` rounded to the nearest, plus `y_zero`, clamped to 0…255.
 
+    A value in the middle between two codes may become either of them.
+
     Parameters
     ----------
     sums : Tensor, int32, (rows, out_features)
@@ -839,20 +940,73 @@ def requantize(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
 # Check of exercise 3.4: run this cell.
 import torch
 
-from helpers import checks, integer
+from helpers import checks, integer, samples
 
 
 @checks.isolated
 def check_ex_3_4() -> None:
+    from fractions import Fraction
+
     def differ(a: torch.Tensor, b: torch.Tensor) -> float:
         return (a.long() != b.long()).double().mean().item()
 
-    with checks.check(
-        "3.4", "M0 is in its range, and at most 1 % of your codes differ from float64's, by at most one code"
-    ):
-        numbers = [0.3, 0.5, 0.25, 0.0123, 0.000071, 0.999, 1 - 2.0**-40, 1.0, 1.7, 200.3, 2.0**-29]
+    def exact_parts(number: float) -> tuple[int, int]:
+        """m0 and n of a multiplier, by exact fractions."""
+        whole, n = Fraction(number), 0
+        while whole >= 1:
+            whole, n = whole / 2, n - 1
+        while whole < Fraction(1, 2):
+            whole, n = whole * 2, n + 1
+        m0 = round(whole * 2**31)
+        return (m0, n) if m0 < 2**31 else (2**30, n - 1)
+
+    def nearest(sums: torch.Tensor, m0: torch.Tensor, n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """sums * m0 / 2**(31 + n) rounded to the nearest, halves down and halves up: exact, in int64."""
+        product, unit = sums.long() * m0, 2 ** (31 + n)
+        below = torch.div(product, unit, rounding_mode="floor")
+        rest = 2 * (product - below * unit)
+        return below + (rest > unit), below + (rest >= unit)
+
+    def twice(sums: torch.Tensor, m0: torch.Tensor, n: torch.Tensor, signed: bool) -> torch.Tensor:
+        """Rounded to 31 bits less, then by n bits; `signed`: halves away from zero, as gemmlowp does."""
+        more, less = n.clamp(min=0), (-n).clamp(min=0)
+        product = (sums.long() << less) * m0
+        if not signed:
+            first = (product + 2**30) >> 31
+            return (first + torch.where(more > 0, 1 << (more - 1).clamp(min=0), 0)) >> more
+        first = torch.div(product + torch.where(product >= 0, 2**30, 1 - 2**30), 2**31, rounding_mode="trunc")
+        mask = (1 << more) - 1
+        return (first >> more) + ((first & mask) > (mask >> 1) + (first < 0).long())
+
+    def cases(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor, int]]:
+        """What, sums, m0, n, zero point."""
+        generator = torch.Generator().manual_seed(seed)
+        multipliers = torch.tensor([0.31377, 0.012347, 0.000713, 0.97133, 1.73211], dtype=torch.float64)
+        m0, n = integer.fixed_point(multipliers)
+        reach = (200 / multipliers).long()
+        found = []
+        for what, y_zero, sign in [("mixed sums", 117, 0), ("positive sums", 20, 1), ("negative sums", 240, -1)]:
+            sums = (torch.rand(400, 5, generator=generator) * 2 - 1) * reach
+            found.append((what, (sums.abs() * sign if sign else sums).to(torch.int32), m0, n, y_zero))
+        mixed = found[0][1][:40]
+        small = torch.tensor([3.7e-7, 0.2 * 2.0**-20, 2.0**-29], dtype=torch.float64)
+        few, shifts = integer.fixed_point(small)
+        halves = torch.randint(-150, 150, (300, 3), generator=generator) + 0.5  # steps: between two codes
+        nudge = torch.randint(-3, 4, (300, 3), generator=generator)
+        close = ((halves / small).round().long() + nudge).clamp(-(2**31), 2**31 - 1).to(torch.int32)
+        found.append(("sums close to the middle between two codes", close, few, shifts, 128))
+        loud = torch.tensor([[2**31 - 1], [-(2**31)], [0], [2**30], [-(2**30) - 1]], dtype=torch.int32)
+        wide = torch.tensor([2.0**-29, 3e-8, 0.9999, 3.3, 200.3], dtype=torch.float64)
+        found.append(("the largest sums of int32", loud.expand(-1, 5).contiguous(), *integer.fixed_point(wide), 100))
+        found.append(("one sum", mixed[:1, :1], m0[:1], n[:1], 7))
+        return found + [(f"sums that are {form}", odd, m0, n, 0) for form, odd in samples.awkward(mixed)]
+
+    names = {1 - 2.0**-40: "1 - 2**-40", 0.25 - 2.0**-42: "0.25 - 2**-42", 2.0**-30: "2**-30", 2.0**-29: "2**-29"}
+    with checks.check("3.4", "M0 is in its range, and every code is the nearest one, also at the ends of int32"):
+        numbers = [0.3, 0.5, 0.25, 0.0123, 0.000071, 0.999, 1.0, 1.7, 200.3, 255.99, *names]
         multipliers = torch.tensor(numbers, dtype=torch.float64)
-        parts = fixed_point(multipliers)
+        with checks.untouched(multipliers=multipliers):
+            parts = fixed_point(multipliers)
         checks.given(parts, "what fixed_point returned")
         assert isinstance(parts, tuple | list) and len(parts) == 2, (
             "fixed_point should return a pair of tensors: m0, n."
@@ -862,107 +1016,139 @@ def check_ex_3_4() -> None:
             assert not part.is_floating_point(), (
                 f"your {name} is made of floats ({part.dtype}); it should be int64: the fraction M0 is stored as m0 = round(M0 * 2**31)."
             )
+            assert part.dtype == torch.int64, (
+                f"your {name} has dtype {part.dtype}; expected is torch.int64. (An int32 has no room for 2**31, and overflows where m0 rounds up to it.)"
+            )
         for number, m0, n in zip(numbers, parts[0].tolist(), parts[1].tolist(), strict=True):
             made = m0 * 2.0 ** -(31 + n)
-            what = f"for the multiplier {number:.6g} your m0 = {m0}, n = {n}"
-            assert not (abs(m0 * 2.0 ** -(31 - n) - number) < 1e-6 * number and n), (
+            what = f"for the multiplier {names.get(number, number)} your m0 = {m0}, n = {n}"
+            right_m0, right_n = exact_parts(number)
+            if (m0, n) == (right_m0, right_n):
+                continue
+            assert not (number == 0.3 and abs(m0 * 2.0 ** -(31 - n) - number) < 1e-6 and n), (
                 f"{what}: n has the wrong sign. It counts shifts to the right: 0.3 = 0.6 * 2**-1 has n = 1."
             )
-            assert abs(made - number) <= 1e-5 * number, f"{what} make {made:.6g}."
             assert m0 != 2**31, (
                 f"{what}: m0 was rounded up to 2**31, which does not fit in an int32. Use 2**30 and n - 1."
             )
-            assert 2**30 <= m0 < 2**31, f"{what}: M0 = m0 / 2**31 = {m0 / 2**31:.6g} is not between 0.5 and 1." + (
-                " Its first bits are zeros, and precision is lost." if m0 < 2**30 else ""
+            carried = right_m0 == 2**30 and number in (1 - 2.0**-40, 0.25 - 2.0**-42)
+            assert not (carried and m0 == 2**30 and n == right_n + 2), (
+                f"{what}: where m0 rounds up to 2**31 and is written as 2**30, it is half as large; n must be one *smaller* then, not larger."
             )
-            assert abs(made - number) <= 2.0**-31 * number, (
-                f"{what} make {made:.12g}: round M0 * 2**31 to the nearest, in float64."
+            assert not (carried and m0 == 2**30 and n == right_n + 1), (
+                f"{what}: where m0 rounds up to 2**31 and is written as 2**30, it is half as large; n must be one smaller to make up for it."
             )
-        assert all(part.dtype == torch.int64 for part in parts), "m0 and n should be int64."
+            assert not (carried and m0 == 2**31 - 1), (
+                f"{what}: m0 was clamped to 2**31 - 1. The nearest number is {right_m0} with n = {right_n}."
+            )
+            assert 2**30 <= m0 < 2**31 or abs(made - number) > 1e-4 * number, (
+                f"{what}: M0 = m0 / 2**31 = {m0 / 2**31:.6g} is not between 0.5 and 1."
+                + (" Its first bits are zeros, and precision is lost." if m0 < 2**30 else "")
+            )
+            assert abs(made - number) <= 1e-4 * number, f"{what} make {made:.6g}."
+            assert abs(m0 - right_m0) != 1, (
+                f"{what}: the nearest is m0 = {right_m0}. Round M0 * 2**31, instead of cutting it off."
+            )
+            assert m0 % 128 or abs(made - number) > 2.0**-23 * number, (
+                f"{what}: m0 has only the 24 bits of a float32; the nearest is {right_m0}. Compute in float64."
+            )
+            raise AssertionError(
+                f"{what} make {made:.12g}; the nearest is m0 = {right_m0}, n = {right_n}: m0 should keep all 31 bits."
+            )
 
-        generator = torch.Generator().manual_seed(34)
-        multipliers = torch.tensor([0.31377, 0.012347, 0.000713, 0.97133, 1.73211], dtype=torch.float64)
-        m0, n = integer.fixed_point(multipliers)
-        reach = (200 / multipliers).long()
-        for what, y_zero, sign in [("mixed sums", 117, 0), ("positive sums", 20, 1), ("negative sums", 240, -1)]:
-            sums = (torch.rand(400, 5, generator=generator) * 2 - 1) * reach
-            sums = (sums.abs() * sign if sign else sums).to(torch.int32)
-            exact = sums.double() * multipliers
-            right = (exact.round() + y_zero).clamp(0, 255)
-            with integer.floats_made() as floats:
+        for what, sums, m0, n, y_zero in cases(34):
+            down, up = nearest(sums, m0, n)
+            low, high = ((steps + y_zero).clamp(0, 255) for steps in (down, up))
+            with (
+                checks.untouched(sums=sums, m0=m0, n=n),
+                integer.floats_made(requantize) as floats,
+            ):
                 answer = requantize(sums, m0, n, y_zero)
             what = f"your tensor of codes for {what}"
-            assert not floats, (
-                f"requantize makes a tensor of floats ({floats[0]}): it may only multiply, add and shift."
-            )
-            checks.tensor(answer, right.shape, what)
-            for sentence, wrong in {
-                "they are not clamped: codes beyond 0…255 wrapped around when they became uint8.": (
-                    exact.round() + y_zero
-                )
-                .long()
-                .to(torch.uint8),
-                "the zero point is missing.": exact.round().clamp(0, 255),
+            assert not floats, f"`requantize` makes floats ({floats[0]}): it may only multiply, add and shift."
+            checks.tensor(answer, sums.shape, what)
+            checks.tensor(answer, sums.shape, what, torch.uint8)
+            if ((answer == low) | (answer == high)).all():
+                continue
+            below = torch.div(sums.long() * m0, 2 ** (31 + n), rounding_mode="floor")
+            trunc = torch.div(sums.long() * m0, 2 ** (31 + n), rounding_mode="trunc")
+            mistakes = {
+                "they are not clamped: codes beyond 0…255 wrapped around when they became uint8.": (up + y_zero).to(
+                    torch.uint8
+                ),
+                "the zero point is missing.": up.clamp(0, 255),
                 "a shift cuts off: add 1 << (31 + n - 1) before it, so that it rounds to the nearest.": (
-                    exact.floor() + y_zero
+                    below + y_zero
                 ).clamp(0, 255),
-                "they are cut off towards zero.": (exact.trunc() + y_zero).clamp(0, 255),
-                "they are rounded up: add half of 1 << (31 + n), not all of it.": (exact.floor() + 1 + y_zero).clamp(
-                    0, 255
-                ),
+                "they are cut off towards zero.": (trunc + y_zero).clamp(0, 255),
+                "they are rounded up: add half of 1 << (31 + n), not all of it.": (below + 1 + y_zero).clamp(0, 255),
                 "the zero point was added before the multiplication: it is a code of the output, add it after the shift.": (
-                    ((sums + y_zero).double() * multipliers).round().clamp(0, 255)
+                    nearest(sums + y_zero, m0, n)[1].clamp(0, 255)
                 ),
-                "the clamp comes before the zero point is added: add first.": (exact.round().clamp(0, 255) + y_zero)
-                .long()
-                .to(torch.uint8),
+                "the clamp comes before the zero point is added: add first.": (up.clamp(0, 255) + y_zero).to(
+                    torch.uint8
+                ),
                 "the product wrapped around: a 32-bit sum times a 31-bit m0 needs int64.": (
                     (((sums * m0.to(torch.int32)).long() + (1 << (30 + n))) >> (31 + n)) + y_zero
                 ).clamp(0, 255),
-                "they are clamped to int8, -128…127; output codes are uint8.": (exact.round() + y_zero)
+                "they are clamped to int8, -128…127; output codes are uint8.": (up + y_zero)
                 .clamp(-128, 127)
-                .long()
                 .to(torch.uint8),
-                "they are clamped to 0…127; output codes are 8 bits here.": (exact.round() + y_zero).clamp(0, 127),
-            }.items():
-                assert differ(wrong, right) <= 0.01 or differ(answer, wrong) > 0.005, f"{what} is wrong: {sentence}"
-            apart = (answer.long() - right.long()).abs().max().item()
-            assert apart <= 1, f"{what} is up to {apart} codes away from float64's."
-            assert differ(answer, right) <= 0.01, (
-                f"{differ(answer, right):.0%} of {what} differ from float64's: is it rounded to the nearest?"
+                "they are clamped to 0…127; output codes are 8 bits here.": (up + y_zero).clamp(0, 127),
+                "the scaled sum went back into int32 before the clamp, and wrapped around: clamp first.": (
+                    up.to(torch.int32).long() + y_zero
+                ).clamp(0, 255),
+                "the shift is 31 bits; it should be 31 + n, with the n of each output.": (
+                    ((sums.long() * m0 + 2**30) >> 31) + y_zero
+                ).clamp(0, 255),
+                "all outputs were scaled with the multiplier of the first one.": (
+                    nearest(sums, m0[:1], n[:1])[1] + y_zero
+                ).clamp(0, 255),
+                "half of the last bit is taken from the sum of 31 bits, without n: it is 1 << (31 + n - 1).": (
+                    ((sums.long() * m0 + 2**30) >> (31 + n)) + y_zero
+                ).clamp(0, 255),
+                "they are rounded twice, first after 31 bits and again after n, as TFLite and gemmlowp do: what the first rounding has made a half is rounded once more. Shift once, by 31 + n bits.": (
+                    twice(sums, m0, n, True) + y_zero
+                ).clamp(0, 255),
+                "they are rounded twice, first after 31 bits and again after n: what the first rounding has made a half is rounded once more. Shift once, by 31 + n bits.": (
+                    twice(sums, m0, n, False) + y_zero
+                ).clamp(0, 255),
+            }
+            fits = [
+                sentence
+                for sentence, wrong in mistakes.items()
+                if min(differ(wrong, low), differ(wrong, high)) > 0 and differ(answer, wrong) <= 0.002
+            ]
+            assert len(fits) != 1, f"{what} is wrong: {fits[0]}"
+            bad = (answer != low) & (answer != high)
+            first = bad.nonzero()[0].tolist()
+            at = f"{bad.double().mean():.2%} of {what} are not the nearest: for the sum {sums[*first]}, m0 = {m0[first[1]]}, n = {n[first[1]]} it is {answer[*first]} and should be {high[*first]}"
+            rest = (sums.long() * m0 - below * 2 ** (31 + n)).double() / 2.0 ** (31 + n)  # from 0 to 1
+            assert not ((rest[bad] - 0.5).abs() < 0.01).all(), (
+                f"{at}. All of them lie close to the middle between two codes, where all 31 bits of m0 count, and one rounding."
             )
-            checks.tensor(answer, right.shape, what, torch.uint8)
+            raise AssertionError(f"{at}.")
     ### BEGIN HIDDEN TESTS
-    from fractions import Fraction
-
     generator = torch.Generator().manual_seed(304)
     multipliers = 2.0 ** (torch.rand(300, generator=generator, dtype=torch.float64) * 37 - 29.9)
-    powers = 2.0 ** torch.arange(-29, 8, dtype=torch.float64)
-    multipliers = torch.cat([multipliers, powers, powers * (1 - 2.0**-45), powers * (1 + 2.0**-45)])
-    m0, n = fixed_point(multipliers)
+    powers = 2.0 ** torch.arange(-30, 8, dtype=torch.float64)
+    multipliers = torch.cat([multipliers, powers, powers[1:] * (1 - 2.0**-45), powers * (1 + 2.0**-45)])
+    with checks.untouched(multipliers=multipliers):
+        m0, n = fixed_point(multipliers)
     assert m0.dtype == n.dtype == torch.int64 and m0.shape == n.shape == multipliers.shape, "wrong dtype or shape."
-    assert ((m0 >= 2**30) & (m0 < 2**31)).all(), "an m0 is out of its range."
     for a, b, number in zip(m0.tolist(), n.tolist(), multipliers.tolist(), strict=True):
-        error = abs(Fraction(a) / Fraction(2) ** (31 + b) / Fraction(number) - 1)
-        assert error <= Fraction(1, 2**31), "m0 and n are not the nearest to a multiplier."
+        assert (a, b) == exact_parts(number), "m0 and n are not the nearest to a multiplier."
+    tests = cases(3040)
     for bits in (9, 14, 20, 30):
         sums = ((torch.rand(300, 6, generator=generator, dtype=torch.float64) * 2 - 1) * 2**bits).to(torch.int32)
         multipliers = torch.rand(6, generator=generator, dtype=torch.float64) * 2.0 ** (8 - bits) + 2.0 ** -(bits - 5)
-        m0, n = integer.fixed_point(multipliers)
-        for y_zero in (0, 93, 255):
-            before = sums.clone()
-            with integer.floats_made() as floats:
-                answer = requantize(sums, m0, n, y_zero)
-            expected = ((sums.double() * multipliers).round() + y_zero).clamp(0, 255)
-            apart = (answer.long() - expected.long()).abs()
-            assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
-            assert apart.max() <= 1 and (apart > 0).double().mean() <= 0.01, "too many codes differ from float64's."
-            assert torch.equal(sums, before), "an input was changed."
-    ends = torch.tensor([[2**31 - 1], [-(2**31)], [0]], dtype=torch.int32)
-    for number in (2.0**-29, 0.9999, 3.3):
-        answer = requantize(ends, *integer.fixed_point(torch.tensor([number], dtype=torch.float64)), 100)
-        wanted = [min(max(round(s * number) + 100, 0), 255) for s in (2**31 - 1, -(2**31), 0)]
-        assert answer.flatten().tolist() == wanted, "wrong for the largest sums."
+        tests += [("sums", sums, *integer.fixed_point(multipliers), y_zero) for y_zero in (0, 93, 255)]
+    for what, sums, m0, n, y_zero in tests:
+        with checks.untouched(sums=sums, m0=m0, n=n), integer.floats_made(requantize) as floats:
+            answer = requantize(sums, m0, n, y_zero)
+        low, high = ((steps + y_zero).clamp(0, 255) for steps in nearest(sums, m0, n))
+        assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
+        assert answer.shape == sums.shape and ((answer == low) | (answer == high)).all(), f"wrong codes for {what}."
     ### END HIDDEN TESTS
 
 
@@ -1066,7 +1252,7 @@ def integer_linear(x_codes: Tensor, packed: dict[str, Tensor | int]) -> Tensor:
 # Check of exercise 3.5: run this cell.
 import torch
 
-from helpers import checks, integer, known_warnings
+from helpers import checks, integer, known_warnings, samples
 
 
 @checks.isolated
@@ -1088,6 +1274,20 @@ def check_ex_3_5() -> None:
             "y_zero": y_zero,
         }
 
+    def quiet_layer(generator: torch.Generator, width: int, outputs: int, x_zero: int, y_zero: int) -> dict:
+        """A layer with multipliers near 1 and a bias of whole steps, whose outputs stay far from 0 and 255."""
+        w_scales = 0.3 * torch.logspace(-0.5, 0.5, outputs, dtype=torch.float64)
+        steps = torch.randint(-9, 10, (outputs,), generator=generator)
+        return {
+            "w_codes": torch.randint(-4, 5, (outputs, width), generator=generator).to(torch.int8),
+            "w_scales": w_scales,
+            "bias": (steps * 0.41 * w_scales).float(),
+            "x_scale": 0.41,
+            "x_zero": x_zero,
+            "y_scale": 0.23,
+            "y_zero": y_zero,
+        }
+
     def exact_values(x: torch.Tensor, a: dict) -> torch.Tensor:
         """Outputs in steps of the output's scale, before rounding; float64."""
         sums = ((x.long() - a["x_zero"]) @ a["w_codes"].long().T).double()
@@ -1106,40 +1306,60 @@ def check_ex_3_5() -> None:
     def differ(a: torch.Tensor, b: torch.Tensor) -> float:
         return (a.long() != b.long()).double().mean().item()
 
+    def is_whole(value: object) -> bool:
+        if isinstance(value, torch.Tensor):
+            return not (value.is_floating_point() or value.is_complex() or value.is_quantized)
+        return isinstance(value, int)
+
+    def on_its_own(packed: dict) -> dict:
+        """The same integers in a new, plain dictionary."""
+        return {k: v.clone() if isinstance(v, torch.Tensor) else int(v) for k, v in packed.items()}
+
     with checks.check("3.5", "your layer is PyTorch's int8 kernel, code for code but for roundings, without a float"):
         generator = torch.Generator().manual_seed(35)
         for what, width, outputs, x_zero, y_zero, x_bits in [
+            ("a quiet layer", 5, 6, 60, 117, 7),
             ("a small layer", 20, 6, 60, 117, 7),
             ("a wide layer", 600, 24, 70, 30, 7),
             ("an input with zero point 0", 90, 10, 0, 128, 7),
             ("a layer with 8-bit inputs", 90, 10, 131, 128, 8),
         ]:
-            a = layer(generator, width, outputs, x_zero, y_zero)
-            x = torch.randint(0, 2**x_bits, (60, width), generator=generator).to(torch.uint8)
-            packed = pack(**a)
+            quiet = what == "a quiet layer"
+            a = (quiet_layer if quiet else layer)(generator, width, outputs, x_zero, y_zero)
+            low, high = (x_zero - 5, x_zero + 6) if quiet else (0, 2**x_bits)
+            x = torch.randint(low, high, (60, width), generator=generator).to(torch.uint8)
+            with checks.untouched(**a):
+                packed = pack(**a)
             checks.given(packed, "what pack returned")
-            assert isinstance(packed, dict) and packed, "pack should return a dictionary."
+            assert isinstance(packed, dict) and packed, "`pack` should return a dictionary."
             for name, value in packed.items():
-                whole = isinstance(value, int) or (
-                    isinstance(value, torch.Tensor)
-                    and not (value.is_floating_point() or value.is_complex() or value.is_quantized)
-                )
-                assert whole, (
+                assert is_whole(value), (
                     f'packed["{name}"] is not an integer or a tensor of integers: scales must become m0 and n, the bias must become codes.'
                 )
-            with integer.floats_made() as floats:
-                answer = integer_linear(x, packed)
-            assert not floats, (
-                f"integer_linear makes a tensor of floats ({floats[0]}): what needs floats belongs into pack."
-            )
+            alone = on_its_own(packed)
+            other = pack(**layer(generator, width, outputs, x_zero ^ 21, y_zero ^ 13))
+            with checks.untouched(x_codes=x, packed=alone), integer.floats_made(integer_linear) as floats:
+                answer = integer_linear(x, alone)
+            assert not floats, f"`integer_linear` makes floats ({floats[0]}): what needs floats belongs into `pack`."
             what = f"your tensor of codes for {what}"
             values = exact_values(x, a)
             right = codes(values, a)
             checks.tensor(answer, right.shape, what)
+            checks.tensor(answer, right.shape, what, torch.uint8)
+            if differ(answer, right) > 0.01:
+                fits = torch.equal(answer, integer_linear(x, on_its_own(other)))
+                assert not fits or differ(answer, integer_linear(x, packed)) > 0, (
+                    f"{what} does not depend on the dictionary that it gets, but on what was packed last: use `packed`, and nothing else."
+                )
             m = a["x_scale"] * a["w_scales"] / a["y_scale"]
             bias = a["bias"].double()
             shift_of_zero = m * a["x_zero"] * a["w_codes"].long().sum(1)
-            for sentence, wrong in {
+            total = (values / m).round()  # the int32 sums
+            m0, n = integer.fixed_point(m)
+            more = n.clamp(min=0)
+            first = ((total.long() << (-n).clamp(min=0)) * m0 + 2**30) >> 31
+            twice_rounded = ((first + ((1 << more) >> 1)) >> more).double()
+            mistakes = {
                 "the bias is missing.": codes(values - bias / a["y_scale"], a),
                 "the bias is counted in steps of the output; in the sum a step is x_scale * w_scales.": codes(
                     values - bias / a["y_scale"] + (bias / a["y_scale"]).round() * m, a
@@ -1157,13 +1377,25 @@ def check_ex_3_5() -> None:
                 "all rows were scaled with the multiplier of the first one; each has its own.": codes(
                     values / m * m[0], a
                 ),
+                "the scaled sums are rounded twice, first after 31 bits and again after n: shift once, by 31 + n bits.": codes(
+                    twice_rounded, a
+                ),
                 "the zero point of the output is missing.": values.round().clamp(0, 255),
+                "they have the zero point of a layer that came before: use what stands in `packed`.": (
+                    (values.round() + 117).clamp(0, 255)
+                ),
                 "they are not clamped: codes beyond 0…255 wrapped around when they became uint8.": (
                     (values.round() + a["y_zero"]).long().to(torch.uint8)
                 ),
                 "a shift cuts off: add half of what its last bit is worth before it.": codes(values.floor(), a),
                 "the output's scale is missing: the multiplier is x_scale * w_scales / y_scale.": codes(
                     values * a["y_scale"], a
+                ),
+                "the multiplier is upside down: it is x_scale * w_scales / y_scale.": codes(total / m, a),
+                "the scale of the input is missing in the multiplier.": codes(total * m / a["x_scale"], a),
+                "the scales of the weight are missing in the multiplier.": codes(total * m / a["w_scales"], a),
+                "the zero point of the input was subtracted once a sum, not times the sum of each row of the weight.": codes(
+                    values + shift_of_zero - m * a["x_zero"], a
                 ),
                 "input codes above 127 became negative: they are uint8.": codes(exact_values(x.to(torch.int8), a), a),
                 "the sums wrapped around in 16 bits.": codes(
@@ -1172,35 +1404,47 @@ def check_ex_3_5() -> None:
                     + bias / a["y_scale"],
                     a,
                 ),
-            }.items():
-                assert differ(wrong, right) <= 0.02 or differ(answer, wrong) > 0.02, f"{what} is wrong: {sentence}"
+            }
+            fits = [
+                sentence
+                for sentence, wrong in mistakes.items()
+                if differ(wrong, right) > 0.02 and differ(answer, wrong) <= 0.01
+            ]
+            assert len(fits) != 1 or differ(answer, right) <= 0.01, f"{what} is wrong: {fits[0]}"
             for theirs, name in [(right, "float64's")] + [(kernel(x, a), "PyTorch's kernel")] * (x_bits == 7):
                 apart = (answer.long() - theirs).abs().max().item()
                 assert apart <= 1, f"{what} is up to {apart} codes away from those of {name}."
                 assert differ(answer, theirs) <= 0.01, (
                     f"{differ(answer, theirs):.0%} of {what} are not those of {name}."
                 )
-            checks.tensor(answer, right.shape, what, torch.uint8)
+            for form, odd in samples.awkward(x):
+                again = integer_linear(odd, on_its_own(packed))
+                assert torch.equal(again, answer), f"{what} is another one where the input is {form}."
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(305)
     for width, outputs in [(12, 1), (64, 64), (33, 7), (2048, 5)]:
         for x_zero, y_zero in [(0, 0), (64, 128), (127, 255)]:
+            quiet = quiet_layer(generator, 6, 5, x_zero + 5, 120)
+            x = torch.randint(x_zero, x_zero + 11, (90, 6), generator=generator).to(torch.uint8)
+            answer = integer_linear(x, on_its_own(pack(**quiet)))
+            assert answer.dtype == torch.uint8 and differ(answer, codes(exact_values(x, quiet), quiet)) <= 0.01, (
+                "too many codes differ in a quiet layer."
+            )
             a = layer(generator, width, outputs, x_zero, y_zero)
-            kept = {name: value.clone() for name, value in a.items() if isinstance(value, torch.Tensor)}
-            packed = pack(**a)
-            for value in packed.values():
-                assert isinstance(value, int) or not (value.is_floating_point() or value.is_quantized), (
-                    "floats in packed."
-                )
+            with checks.untouched(**a):
+                packed = pack(**a)
+            assert isinstance(packed, dict) and all(map(is_whole, packed.values())), "floats in packed."
+            packed = on_its_own(packed)
+            pack(**layer(generator, width, outputs, x_zero ^ 37, y_zero ^ 11))  # must not matter any more
             for x_bits in (7, 8):
                 x = torch.randint(0, 2**x_bits, (400 // outputs + 40, width), generator=generator).to(torch.uint8)
-                with integer.floats_made() as floats:
+                with checks.untouched(x_codes=x, packed=packed), integer.floats_made(integer_linear) as floats:
                     answer = integer_linear(x, packed)
+                assert torch.equal(integer_linear(x.mT.contiguous().mT, packed), answer), "memory matters."
                 expected = kernel(x, a) if x_bits == 7 else codes(exact_values(x, a), a)
                 apart = (answer.long() - expected).abs()
                 assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
                 assert apart.max() <= 1 and (apart > 0).double().mean() <= 0.01, "too many codes differ."
-            assert all(torch.equal(a[name], value) for name, value in kept.items()), "an input was changed."
     ### END HIDDEN TESTS
 
 
@@ -1229,7 +1473,7 @@ check_ex_3_5()
 # The layer of section 1 has been converted by PyTorch, with real weights. Its sums were drawn above. Here they become codes, by shifting only, and meet what the module itself returns:
 
 # %% tags=["nbval-check-output"]
-by_shifting = integer.requantize(real_sums, *integer.fixed_point(multipliers), y_zero)
+by_shifting = integer.requantize(real_sums, *integer.fixed_point(multipliers), out_zero)
 with torch.no_grad():
     by_module = int8_layer(static.quant(unseen[:256])).int_repr()
 steps_apart = (by_shifting.int() - by_module.int()).abs()
@@ -1238,8 +1482,22 @@ print("largest difference at most 1 code:", bool(steps_apart.max() <= 1))
 print("at least 99 % are the very same code:", bool((steps_apart == 0).float().mean() >= 0.99))
 
 # %% [markdown]
-# Nothing is hidden in there. PyTorch's kernels multiply the sum by $M$ as a `float32`, since PCs have fast floats, and keep the bias as a float until then; small
-# processors shift, as you did. The two ways disagree only where a value lies on the edge between two codes.
+# Nothing is hidden in there. Processors with fast floats may as well multiply the sum by $M$ in floats, and some keep the bias as a float, too. The bias can be seen
+# from outside: one weight of 1 with scale 1, an input of 0 with scale 1, so that a step of the sum is 1.0; and a bias of 0.4. Rounded to steps it is 0:
+
+# %% tags=["varies"]
+for name in sorted(int8.engines()):
+    with int8.using(name):
+        one_weight = nnq.Linear(1, 1)
+        one = torch._make_per_tensor_quantized_tensor(torch.tensor([[1]], dtype=torch.int8), 1.0, 0)
+        one_weight.set_weight_bias(one, torch.tensor([0.4]))
+        one_weight.scale, one_weight.zero_point = 0.1, 0
+        nothing = torch._make_per_tensor_quantized_tensor(torch.tensor([[0]], dtype=torch.uint8), 1.0, 0)
+        print(f"{name:8} a bias of 0.4 leaves as {one_weight(nothing).dequantize().item():.1f}")
+
+# %% [markdown]
+# `x86`, `fbgemm` and `onednn` keep the bias as a float; `qnnpack` rounds it to steps, as you did. In a real layer a step is tiny. So all of these ways disagree only where a value
+# lies on the edge between two codes.
 #
 # ### ReLU for nothing
 #
@@ -1294,7 +1552,7 @@ def requantize_relu(sums: Tensor, m0: Tensor, n: Tensor, y_zero: int) -> Tensor:
 import torch
 import torch.ao.nn.intrinsic.quantized as nniq
 
-from helpers import checks, integer, known_warnings
+from helpers import checks, integer, known_warnings, samples
 
 
 @checks.isolated
@@ -1303,6 +1561,24 @@ def check_ex_3_6() -> None:
 
     def differ(a: torch.Tensor, b: torch.Tensor) -> float:
         return (a.long() != b.long()).double().mean().item()
+
+    def nearest(sums: torch.Tensor, m0: torch.Tensor, n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """sums * m0 / 2**(31 + n) rounded to the nearest, halves down and halves up: exact, in int64."""
+        product, unit = sums.long() * m0, 2 ** (31 + n)
+        below = torch.div(product, unit, rounding_mode="floor")
+        rest = 2 * (product - below * unit)
+        return below + (rest > unit), below + (rest >= unit)
+
+    def cases(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What, sums, m0, n."""
+        generator = torch.Generator().manual_seed(seed)
+        sums = torch.randint(-9000, 9000, (300, 3), generator=generator).to(torch.int32)
+        sums[:5] = 0
+        m0, n = integer.fixed_point(torch.tensor([0.0131, 0.0577, 0.00091], dtype=torch.float64))
+        loud = torch.tensor([[2**31 - 1], [-(2**31)], [0], [-1], [1]], dtype=torch.int32).expand(-1, 3).contiguous()
+        wide = integer.fixed_point(torch.tensor([2.0**-29, 0.9999, 3.3], dtype=torch.float64))
+        forms = [(f"sums that are {form}", odd, m0, n) for form, odd in samples.awkward(sums)]
+        return [("sums of both signs", sums, m0, n), ("the largest sums of int32", loud, *wide), *forms]
 
     with checks.check("3.6", "your codes are those of nniq.LinearReLU, for zero points 0, 37, 128 and 255"):
         generator = torch.Generator().manual_seed(36)
@@ -1315,25 +1591,40 @@ def check_ex_3_6() -> None:
         layer.set_weight_bias(torch._make_per_channel_quantized_tensor(w_codes, w_scales, zeros, 0), bias)
         arriving = torch._make_per_tensor_quantized_tensor(x_codes, 0.05, 61)
         steps = (bias.double() / 0.05 / w_scales).round().to(torch.int32)
-        sums = ((x_codes.long() - 61) @ w_codes.long().T).to(torch.int32) + steps
-        for y_zero in (37, 0, 128, 255):
-            layer.scale, layer.zero_point = 0.04, y_zero
-            multipliers = 0.05 * w_scales / 0.04
-            values = (sums.double() * multipliers).round()
-            right = layer(arriving).int_repr()
-            m0, n = integer.fixed_point(multipliers)
-            with integer.floats_made() as floats:
+        of_layer = ((x_codes.long() - 61) @ w_codes.long().T).to(torch.int32) + steps
+        m0, n = integer.fixed_point(0.05 * w_scales / 0.04)
+        for y_zero, (what, sums, m0, n) in [
+            *((y_zero, ("a layer", of_layer, m0, n)) for y_zero in (37, 0, 128, 255)),
+            *((y_zero, case) for case in cases(360) for y_zero in (90, 0, 255)),
+        ]:
+            low, high = nearest(sums, m0, n)
+            values = high
+            low, high = ((steps.clamp(min=0) + y_zero).clamp(max=255) for steps in (low, high))
+            with (
+                checks.untouched(sums=sums, m0=m0, n=n),
+                integer.floats_made(requantize_relu) as floats,
+            ):
                 answer = requantize_relu(sums, m0, n, y_zero)
-            assert not floats, f"your code makes a tensor of floats ({floats[0]}): ReLU needs integers only."
-            what = f"your tensor of codes for the zero point {y_zero}"
-            checks.tensor(answer, right.shape, what)
-            for sentence, wrong in {
+            assert not floats, f"your code makes floats ({floats[0]}): ReLU needs integers only."
+            what = f"your tensor of codes for {what} and the zero point {y_zero}"
+            checks.tensor(answer, sums.shape, what)
+            checks.tensor(answer, sums.shape, what, torch.uint8)
+            if sums is of_layer:
+                layer.scale, layer.zero_point = 0.04, y_zero
+                theirs = layer(arriving).int_repr()
+                assert (high - theirs.long()).abs().max() <= 1 and differ(high, theirs) <= 0.01, (
+                    "nniq.LinearReLU of this PyTorch returns other codes than exact arithmetic."
+                )
+            if ((answer == low) | (answer == high)).all():
+                continue
+            below = torch.div(sums.long() * m0, 2 ** (31 + n), rounding_mode="floor")
+            mistakes = {
                 "negative numbers are still there: real 0 is the code y_zero, not the code 0.": (values + y_zero).clamp(
                     0, 255
                 ),
                 "the zero point is missing after the ReLU: real 0 must become the code y_zero.": values.clamp(0, 255),
                 "the clamp at 255 comes before the zero point is added: larger codes wrapped around.": (
-                    (values.clamp(0, 255) + y_zero).long().to(torch.uint8)
+                    (values.clamp(0, 255) + y_zero).to(torch.uint8)
                 ),
                 "ReLU is at the wrong end: the clamp cuts off the positive numbers.": (values + y_zero).clamp(
                     0, y_zero
@@ -1341,31 +1632,41 @@ def check_ex_3_6() -> None:
                 "codes below y_zero became 0; they must become y_zero, the code of the real 0.": torch.where(
                     values < 0, 0, (values + y_zero).clamp(0, 255)
                 ),
-                "the upper end of the codes is 255.": (values + y_zero).clamp(y_zero, 127) if y_zero < 127 else values,
+                "the upper end of the codes is 255.": (values + y_zero).clamp(y_zero, max(127, y_zero)),
                 "codes beyond 255 wrapped around when they became uint8: clamp at 255, too.": (
-                    (values.clamp(min=0) + y_zero).long().to(torch.uint8)
+                    (values.clamp(min=0) + y_zero).to(torch.uint8)
                 ),
-            }.items():
-                assert differ(wrong, right) <= 0.01 or differ(answer, wrong) > 0.005, f"{what} is wrong: {sentence}"
-            apart = (answer.long() - right.long()).abs().max().item()
-            assert apart <= 1, f"{what} is up to {apart} codes away from those of nniq.LinearReLU."
-            assert differ(answer, right) <= 0.01, f"{differ(answer, right):.0%} of {what} are not nniq.LinearReLU's."
-            assert answer.min() >= y_zero, f"{what} has codes below the zero point: negative numbers."
-            checks.tensor(answer, right.shape, what, torch.uint8)
+                "negative codes wrapped around when they became uint8, before the clamp at y_zero: clamp first.": (
+                    (values + y_zero).clamp(max=255).to(torch.uint8).clamp(min=y_zero)
+                ),
+                "codes wrapped around when they became uint8, before any clamp: clamp first.": (
+                    (values + y_zero).to(torch.uint8).clamp(min=y_zero)
+                ),
+                "a shift cuts off: add 1 << (31 + n - 1) before it, so that it rounds to the nearest.": (
+                    (below + y_zero).clamp(y_zero, 255)
+                ),
+                "ReLU acts where real 0 is the code 128, the middle: here it is the code y_zero.": (
+                    (values + y_zero).clamp(128, 255)
+                ),
+            }
+            fits = [
+                sentence
+                for sentence, wrong in mistakes.items()
+                if min(differ(wrong, low), differ(wrong, high)) > 0 and differ(answer, wrong) <= 0.002
+            ]
+            assert len(fits) != 1, f"{what} is wrong: {fits[0]}"
+            first = ((answer != low) & (answer != high)).nonzero()[0].tolist()
+            raise AssertionError(
+                f"{what} is not right: for the sum {sums[*first]}, m0 = {m0[first[1]]}, n = {n[first[1]]} it is {answer[*first]} and should be {high[*first]}."
+            )
     ### BEGIN HIDDEN TESTS
-    generator = torch.Generator().manual_seed(306)
-    for y_zero in (0, 1, 90, 200, 254):
-        sums = torch.randint(-9000, 9000, (300, 3), generator=generator).to(torch.int32)
-        sums[:5] = 0
-        multipliers = torch.tensor([0.0131, 0.0577, 0.00091], dtype=torch.float64)
-        m0, n = integer.fixed_point(multipliers)
-        with integer.floats_made() as floats:
-            answer = requantize_relu(sums, m0, n, y_zero)
-        expected = ((sums.double() * multipliers).relu().round() + y_zero).clamp(max=255)
-        apart = (answer.long() - expected.long()).abs()
-        assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
-        assert apart.max() <= 1 and (apart > 0).double().mean() <= 0.01, "too many codes differ."
-        assert answer.min() == y_zero and (answer[sums <= 0] == y_zero).all(), "a negative number is still there."
+    for y_zero in (0, 1, 90, 200, 254, 255):
+        for what, sums, m0, n in cases(3060 + y_zero):
+            with checks.untouched(sums=sums, m0=m0, n=n), integer.floats_made(requantize_relu) as floats:
+                answer = requantize_relu(sums, m0, n, y_zero)
+            low, high = ((steps.clamp(min=0) + y_zero).clamp(max=255) for steps in nearest(sums, m0, n))
+            assert answer.dtype == torch.uint8 and not floats, "wrong dtype, or floats."
+            assert answer.shape == sums.shape and ((answer == low) | (answer == high)).all(), f"wrong for {what}."
     ### END HIDDEN TESTS
 
 
@@ -1401,7 +1702,7 @@ for length in (65_793, 65_794):
 
 # %% [markdown]
 # One product more, and a very negative sum is positive. To be sure that this cannot happen, think of the **worst case**: every product as large as it can be, or every product as negative
-# as it can be. With $b$ bits a sum may go from $-2^{b-1}$ to $2^{b-1} - 1$.
+# as it can be. With $B$ bits a sum may go from $-2^{B-1}$ to $2^{B-1} - 1$.
 #
 # By hand, for `uint8` times `int8` in 16 bits: the largest product is $255 \cdot 127 = 32385$, and 32767 has room for one of them. The most negative one is $255 \cdot (-128) = -32640$, and −32768 has room
 # for one of these. So even *two* products may not fit in an `int16`.
@@ -1457,7 +1758,48 @@ def check_ex_3_7() -> None:
         corners = [length * a * b for a in x for b in w]
         return all(-(2 ** (bits - 1)) <= total < 2 ** (bits - 1) for total in corners)
 
-    with checks.check("3.7", "your longest sums fit, and one product more does not, for ten pairs of ranges"):
+    def longest(products: list[int], bits: int, floats: bool = False) -> int | None:
+        """The answer if only these products could occur; None if none of them is large or small enough to end a sum."""
+        top = 2 ** (bits - 1)
+        ends = [(top - 1, p) if p > 0 else (top, -p) for p in products if p]
+        return min((int(end / p) if floats else end // p for end, p in ends), default=None)
+
+    def mistakes(x: tuple[int, int], w: tuple[int, int], bits: int) -> dict[str, int | None]:
+        """A sentence for each known mistake, and the number that it gives for these ranges."""
+        top, products = 2 ** (bits - 1), [a * b for a in x for b in w]
+        widest, right = max(map(abs, products)), longest(products, bits)
+        mean = abs(sum(x) / 2) * (abs(w[0]) + abs(w[1])) / 2
+        return {
+            "The accumulator has a sign: it ends at 2**(bits-1) - 1.": (2 * top - 1) // widest,
+            "The accumulator has a sign: with bits bits it ends at 2**(bits-1) - 1, not at 2**bits - 1.": longest(
+                products, bits + 1
+            ),
+            "You looked at the product of the two largest codes alone: do not forget -128, which has no positive partner.": longest(
+                [x[1] * w[1]], bits
+            ),
+            "You looked at two corners, min times min and max times max: a small code times a large one may be worse.": longest(
+                [x[0] * w[0], x[1] * w[1]], bits
+            ),
+            "You looked at the positive end only: the most negative product makes the sums that reach the negative end.": longest(
+                [max(max(products), 0)], bits
+            ),
+            "You looked at the negative end only: the largest product counts against 2**(bits-1) - 1.": longest(
+                [min(min(products), 0)], bits
+            ),
+            "The two ends are not alike: the most negative product counts against 2**(bits-1), not against 2**(bits-1) - 1.": (
+                (top - 1) // widest
+            ),
+            "The two ends are not alike: the largest product counts against 2**(bits-1) - 1, not against 2**(bits-1).": (
+                top // widest
+            ),
+            "That is the average case; a sum must fit in the worst case.": int((top - 1) // mean) if mean else None,
+            "A float has 53 bits: divide integers with //, not with / and int().": longest(products, bits, floats=True),
+            "That is one too many.": right + 1,
+            "That is one too few: a sum that ends exactly at the end of the range is still right.": right - 1,
+        }
+
+    with checks.check("3.7", "your longest sums fit, and one product more does not, for fourteen pairs of ranges"):
+        answers = {}
         for x, w, bits in [
             ((0, 255), (-128, 127), 32),
             ((0, 255), (-127, 127), 32),
@@ -1468,7 +1810,11 @@ def check_ex_3_7() -> None:
             ((0, 15), (-8, 7), 16),
             ((-8, 7), (-8, 7), 8),
             ((0, 256), (-128, 0), 16),
+            ((-100, -20), (-90, -10), 20),
+            ((-100, 3), (5, 90), 20),
+            ((-7, 200), (-150, 9), 24),
             ((0, 1), (0, 1), 64),
+            ((-1, 0), (0, 1), 64),
         ]:
             answer = longest_sum(*x, *w, bits)
             what = f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer"
@@ -1476,28 +1822,23 @@ def check_ex_3_7() -> None:
             assert isinstance(answer, int) and not isinstance(answer, bool), (
                 f"{what} is {answer!r}, a {type(answer).__name__}; it should be an int (divide with //)."
             )
+            answers[x, w, bits] = answer
+        for (x, w, bits), answer in answers.items():
             if fits(answer, x, w, bits) and not fits(answer + 1, x, w, bits):
                 continue
-            widest = max(abs(a) for a in x) * max(abs(b) for b in w)
-            top = 2 ** (bits - 1) - 1
-            mean = abs(sum(x) / 2) * (abs(w[0]) + abs(w[1])) / 2 or 1
-            sentence = ""
-            if answer == (2**bits - 1) // widest:
-                sentence = " The accumulator has a sign: it ends at 2**(bits-1) - 1."
-            elif answer == top // (max(x) * max(w) or 1):
-                sentence = " You looked at the positive end only: do not forget -128, which makes the sums that reach the negative end."
-            elif answer in (top // widest, top // widest + 1):
-                sentence = " The two ends are not alike: the largest product counts against 2**(bits-1) - 1, the most negative one against 2**(bits-1)."
-            elif answer == int(top // mean):
-                sentence = " That is the average case; a sum must fit in the worst case."
+            known = [  # a mistake must explain every answer, not this one alone
+                sentence
+                for sentence in mistakes(x, w, bits)
+                if all(mistakes(*case)[sentence] in (None, found) for case, found in answers.items())
+            ]
             raise AssertionError(
-                f"{what} is {answer}; "
+                f"for codes {x[0]}…{x[1]} and {w[0]}…{w[1]} in {bits} bits your answer is {answer}; "
                 + (
                     "a sum of that many products can overflow."
                     if not fits(answer, x, w, bits)
                     else "one product more would still fit."
                 )
-                + sentence
+                + (f" {known[0]}" if len(known) == 1 else "")
             )
     ### BEGIN HIDDEN TESTS
     import random
@@ -1538,7 +1879,9 @@ check_ex_3_7()
 # %% [markdown]
 # ### The instruction with the short memory
 #
-# In 32 bits there is room for 65,793 products: no Linear layer of today's models has so many inputs. So why did 16 bits ever matter? Because of *how* PC processors have multiplied 8-bit numbers for many years. Their
+# In 32 bits there is room for 65,793 products. That is more than most Linear layers have inputs, but not more than all: the last projection of each feed-forward network of PaLM 540B sums
+# $4 \cdot 18{,}432 = 73{,}728$ products ([Chowdhery et al. 2022](https://arxiv.org/abs/2204.02311)). There the worst case does not fit any more, and somebody must show that it cannot happen. But why did 16 bits ever matter? Because of *how* PC
+# processors have multiplied 8-bit numbers for many years. Their
 # instruction (`vpmaddubsw`) takes **two** neighbouring activations and **two** weights, and writes the sum of both products into **16** bits. A sum that does not fit is not
 # wrapped around but cut off at the end, at 32767 or −32768: it **saturates**. Only afterwards are the pairs added in 32 bits.
 #
@@ -1596,7 +1939,7 @@ for ax, bits in zip(axes, (8, 7), strict=True):
     for edge in (-(2**15), 2**15):
         ax.axvline(edge, color=plots.RED, linestyle="--", linewidth=1)
     ax.set_title(f"{bits}-bit activations")
-    ax.set_xlabel("sum of a pair of products (dashed: the ends of int16)")
+    ax.set_xlabel("sum of a pair (dashed: ends of int16)")
 axes[0].set_ylabel("how many (log)")
 plots.show(
     fig,
@@ -1681,7 +2024,7 @@ def ask_child(switched_off: bool) -> dict[str, float]:
 
 if platform.machine().lower() in ("x86_64", "amd64") and {"onednn", "x86"} <= set(int8.engines()):
     newest, older = ask_child(switched_off=False), ask_child(switched_off=True)
-    names = {
+    labels = {
         "8 bits, onednn": "8-bit activations (onednn): relative error",
         "7 bits, x86": "7-bit activations (x86): relative error",
         "like exact sums": "8 bits: share of codes as with exact sums",
@@ -1691,7 +2034,7 @@ if platform.machine().lower() in ("x86_64", "amd64") and {"onednn", "x86"} <= se
     tables.show(
         [
             {"measured": name, "this processor": f"{newest[key]:.5g}", "newer instructions off": f"{older[key]:.5g}"}
-            for key, name in names.items()
+            for key, name in labels.items()
         ]
     )
 else:
@@ -1702,8 +2045,8 @@ else:
 
 # %% [markdown]
 # On the computer that this course was built on, a processor with VNNI, the left column shows exact sums, and the right column shows the same weights and the same inputs, with a far larger error at 8 bits. Nearly all
-# codes are then those that our NumPy lines predict. `torch._int_mm`, the product that torchao's dynamic int8 is made of, is not exact any more. And the 7-bit model has not
-# changed at all. (If your two columns are alike, your processor has no VNNI. Then you have just seen what an 8-bit model does to you, and to your users.)
+# codes are then those that our NumPy lines predict. `torch._int_mm`, the product that torchao's dynamic int8 is made of, is not exact any more. And the error of the 7-bit model has not
+# changed. (If your two columns are alike, your processor has no VNNI. Then you have just seen what an 8-bit model does to you, and to your users.)
 #
 # So that is `reduce_range`. PyTorch's `x86` and `fbgemm` qconfigs give away one bit of every activation, since nobody knows on which processor a model will run. The `onednn` qconfig does not. Choose it only if
 # you know that VNNI is there. And one more lesson: **an int8 model that is right on your computer may be wrong on another one**, without any message. Run your evaluation where the model will run.
@@ -1788,16 +2131,25 @@ for name, layer in six_versions(narrow).items():
 # - One scale a row: 24 scales take 192 bytes, so **8** bytes each. PyTorch keeps them as `float64`, and each zero point as `int64`, although all of these zero points are 0.
 # - The output scale is a `float32`, the output zero point an `int64`: 12 bytes. A *dynamic* layer saves both, too, and never reads them: its class inherits them.
 # - torchao keeps `float32` scales and `int8` zero points.
-# - torchao's 4-bit codes take as many bytes as its 8-bit codes: on a CPU each has a byte of its own.
+# - torchao's 4-bit codes take as many bytes as its 8-bit codes: with this configuration each has a byte of its own.
 #
-# PyTorch does have an operator that really packs two 4-bit codes into a byte. It was made for the rows of embeddings, but a group of 32 weights can be such a row. Behind each row
-# it stores a scale and an offset, in `float16`:
+# Two 4-bit codes can share a byte, and there are ways to it on a CPU. torchao has a prototype for that, with a kernel that reads the packed codes (a prototype may change or go). And PyTorch has an operator
+# that was made for the rows of embeddings, but a group of 32 weights can be such a row. Behind each row it stores a scale and an offset, in `float16`:
 
 # %% tags=["nbval-check-output"]
 groups = narrow.weight.detach().reshape(-1, 32)  # 48 groups: two for each of 24 rows
 packed = torch.ops.quantized.embedding_bag_4bit_prepack(groups)
 print(len(groups), "groups of 32 become", tuple(packed.shape), packed.dtype, "->", packed.nbytes, "bytes")
 print("a group: 32 / 2 bytes of codes, and", packed.shape[1] - 16, "bytes for scale and offset")
+
+try:
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    square = nn.Sequential(nn.Linear(256, 256))
+    ao.quantize_(square, PrototypeInt4WeightOnlyConfig(group_size=32))
+    print("torchao's prototype keeps the codes of 256 x 256 weights in", square[0].weight.qdata.nbytes, "bytes")
+except (ImportError, RuntimeError, NotImplementedError) as error:  # another torchao, or a processor without the kernel
+    print("torchao's prototype does not run here:", type(error).__name__)
 
 # %% [markdown]
 # ### Exercise 3.9: the bytes of a layer
@@ -1908,8 +2260,16 @@ def check_ex_3_9() -> None:
         return sum(array.nbytes for array in arrays) - no_bias
 
     with checks.check("3.9", "your bytes are those of the real layers, in six variants, to the last byte"):
-        for d_in, d_out, bias, group in [(128, 24, True, 32), (96, 40, False, 16), (256, 10, True, 128)]:
+        for d_in, d_out, bias, group in [
+            (128, 96, True, 32),
+            (96, 44, False, 16),
+            (256, 10, True, 128),
+            (64, 192, True, 64),
+        ]:
             n, b, g = d_in * d_out, 4 * d_out if bias else 0, d_out * (d_in // group)
+            across = d_in * max(d_out // group, 1)  # groups along the outputs
+            row_of_bias = "the bias has one number for each output, not for each input."
+            along = "a group is a part of a row, along the inputs: d_in // group of them in each of the d_out rows."
             no_bias = "bias=False: there is no bias to count." if not bias else "the bias was forgotten."
             a_byte = "the bias stays float32: 4 bytes each."
             forgotten = "the scales and zero points were forgotten."
@@ -1928,6 +2288,9 @@ def check_ex_3_9() -> None:
                     "each row has a zero point, too, an int64, although it is 0.": n + 8 * d_out + 12 + b,
                     "PyTorch keeps these scales as float64, not float32.": n + 12 * d_out + 12 + b,
                     "there is a scale for each row (output), not for each input.": n + 16 * d_in + 12 + b,
+                    "all rows share one output scale and zero point; you counted them for each row.": n
+                    + 28 * d_out
+                    + b,
                 },
                 "torchao int8": {
                     forgotten: n + b,
@@ -1942,6 +2305,8 @@ def check_ex_3_9() -> None:
                     + 5 * (d_in // group)
                     + b,
                     "each group has a zero point, too, of one byte.": n + 4 * g + b,
+                    along: n + 5 * across + b,
+                    "a scale is a float32, a zero point an int8: 5 bytes a group, not 16.": n + 16 * g + b,
                     "unpacked means a byte for each code, although only 4 bits are used.": n // 2 + 5 * g + b,
                 },
                 "groups, packed": {
@@ -1951,6 +2316,9 @@ def check_ex_3_9() -> None:
                     + 4 * (d_in // group)
                     + b,
                     "each group has an offset, too, a float16.": n // 2 + 2 * g + b,
+                    along: n // 2 + 4 * across + b,
+                    "scale and offset are float16 here: 4 bytes a group, not 5.": n // 2 + 5 * g + b,
+                    "scale and offset are float16 here: 4 bytes a group, not 8.": n // 2 + 8 * g + b,
                     "packed means two codes in a byte.": n + 4 * g + b,
                 },
             }
@@ -1958,19 +2326,26 @@ def check_ex_3_9() -> None:
                 expected = real_bytes(d_in, d_out, variant, bias, group)
                 what = f'your number for linear_bytes({d_in}, {d_out}, "{variant}", bias={bias}, group={group})'
                 answer = linear_bytes(d_in, d_out, variant, bias, group)
+                checks.given(answer, what)
+                assert isinstance(answer, int) and not isinstance(answer, bool), (
+                    f"{what} is {answer!r}, a {type(answer).__name__}; bytes are whole numbers, and it should be an int (divide with //)."
+                )
                 mistakes = mistakes | {
-                    no_bias: expected - b if bias else expected + 4 * d_out,
+                    row_of_bias: expected - b + 4 * d_in if bias else -1,
                     a_byte: expected - b + b // 4 if bias else -1,
                 }
+                if variant in ("float", "per tensor"):
+                    mistakes[no_bias] = expected - b if bias else expected + 4 * d_out
                 checks.number(answer, expected, what, mistakes={k: float(v) for k, v in mistakes.items()}, rtol=1e-9)
-                assert float(answer) == int(answer), f"{what} should be a whole number."
     ### BEGIN HIDDEN TESTS
     kinds = ["float", "per tensor", "per channel", "torchao int8", "groups, unpacked", "groups, packed"]
     for d_in, d_out, bias, group in [(128, 33, True, 64), (32, 7, False, 32), (320, 65, True, 16), (512, 2, False, 64)]:
         for variant in kinds:
-            assert linear_bytes(d_in, d_out, variant, bias=bias, group=group) == real_bytes(
-                d_in, d_out, variant, bias, group
-            ), f"wrong for {d_in} inputs, {d_out} outputs, {variant}."
+            answer = linear_bytes(d_in, d_out, variant, bias=bias, group=group)
+            assert type(answer) is int, "the answer should be an int."
+            assert answer == real_bytes(d_in, d_out, variant, bias, group), (
+                f"wrong for {d_in} inputs, {d_out} outputs, {variant}."
+            )
     assert linear_bytes(64, 24, "groups, unpacked") == real_bytes(64, 24, "groups, unpacked", True, 32), (
         "wrong defaults."
     )
@@ -2045,7 +2420,7 @@ with torch.no_grad():
 #
 # Two claims about time are popular: "int8 is faster", and, in the book, "int8 takes longer". Both leave out everything that matters: the width of the layer, the rows in a batch,
 # the threads, and the kernel. So draw the map. For four widths, three batch sizes, one and two threads, five versions of a square layer take turns with the float layer, in one process
-# (`latency.ratio`; the median of several turns). Below 1, int8 is the faster one.
+# (`latency.compare_each`; the median of several turns). Below 1, int8 is the faster one. A ratio that scatters too much on your computer is not reported: "?" means that it is not known.
 #
 # "Static, core" gets a tensor that is quantized already and returns one: a layer inside an int8 network. "Static, with stubs" also pays for the way in and out.
 
@@ -2061,56 +2436,50 @@ def gaussian(width: int) -> nn.Linear:
 widths, batches = (64, 256, 1024, 2048), (1, 16, 128)
 thread_counts = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
 names = ("static, core", "static, with stubs", "dynamic", "torchao weight-only", "torchao dynamic")
-measured = []  # one row for each cell of the map
-threads_before = torch.get_num_threads()
+measured = []  # one row for each cell of the map that is known
+costs = {}  # bytes and error of a variant at a width
 generator = torch.Generator().manual_seed(5)
-try:
-    for width in widths:
-        linear, x = gaussian(width), torch.randn(128, width, generator=generator)
-        stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
-        candidates = {
-            "static, with stubs": stubbed,
-            "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
-            "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
-            "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
-        }
-        with torch.no_grad():
-            exact = linear(x)
-            off = {name: ((layer(x) - exact).norm() / exact.norm()).item() for name, layer in candidates.items()}
-            for threads, batch in itertools.product(thread_counts, batches):
-                torch.set_num_threads(threads)
-                some = x[:batch]
-                codes = stubbed.quant(some)
-                calls = {name: functools.partial(layer, some) for name, layer in candidates.items()}
-                calls["static, core"] = functools.partial(stubbed.module, codes)
-                work = batch * width**2
-                many = 1 if work > 2**22 else 10
-                for name in names:
-                    layer = stubbed.module if name == "static, core" else candidates[name]
-                    ratio = latency.ratio(functools.partial(linear, some), calls[name], repeats=5, calls=many)
-                    measured.append(
-                        {
-                            "variant": name,
-                            "width": width,
-                            "batch": batch,
-                            "threads": threads,
-                            "bytes": sum(held_bytes(layer if name != "static, with stubs" else layer.module).values()),
-                            "error": off["static, with stubs" if name == "static, core" else name],
-                            "ratio": ratio,
-                        }
-                    )
-finally:
-    torch.set_num_threads(threads_before)
+for width in widths:
+    linear, x = gaussian(width), torch.randn(128, width, generator=generator)
+    stubbed = int8.static_int8(linear, [torch.randn(256, width, generator=generator)])
+    candidates = {
+        "static, with stubs": stubbed,
+        "dynamic": int8.dynamic_int8(nn.Sequential(linear)),
+        "torchao weight-only": torchao_layer(linear, ao.Int8WeightOnlyConfig()),
+        "torchao dynamic": torchao_layer(linear, ao.Int8DynamicActivationInt8WeightConfig()),
+    }
+    with torch.no_grad():
+        exact = linear(x)
+        for name, layer in candidates.items():
+            count = sum(held_bytes(layer.module if layer is stubbed else layer).values())
+            costs[name, width] = {"bytes": count, "error": ((layer(x) - exact).norm() / exact.norm()).item()}
+        costs["static, core", width] = costs["static, with stubs", width]
+        for threads, batch in itertools.product(thread_counts, batches):
+            some = x[:batch]
+            calls = {"float": functools.partial(linear, some)}
+            calls |= {name: functools.partial(layer, some) for name, layer in candidates.items()}
+            calls["static, core"] = functools.partial(stubbed.module, stubbed.quant(some))
+            many = 1 if batch * width**2 > 2**22 else 10
+            timed = latency.compare_each(calls, repeats=12, calls=many, threads=threads, noise=0.4)
+            measured += [
+                {"variant": name, "width": width, "batch": batch, "threads": threads, "ratio": timed[name].ratio}
+                | costs[name, width]
+                for name in names
+                if isinstance(timed[name], latency.Timing)
+            ]
 
 fig, axes = plots.figure(columns=len(names), rows=len(thread_counts), width=11, height=2.5 * len(thread_counts))
 grid = np.atleast_2d(axes)
 for (row, threads), (column, name) in itertools.product(enumerate(thread_counts), enumerate(names)):
     ax = grid[row, column]
     cells = {(m["width"], m["batch"]): m["ratio"] for m in measured if (m["variant"], m["threads"]) == (name, threads)}
-    values = np.array([[cells[width, batch] for batch in batches] for width in widths])
+    values = np.array([[cells.get((width, batch), np.nan) for batch in batches] for width in widths])
     # Purple and orange can be told apart with every common colour vision; white is 1.
     picture = ax.imshow(-np.log2(values), cmap="PuOr", vmin=-3, vmax=3, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
+        if np.isnan(value):
+            ax.text(j, i, "?", ha="center", va="center", fontsize=9)
+            continue
         red, green, blue, _ = picture.cmap(picture.norm(-math.log2(value)))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
         text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
@@ -2123,24 +2492,55 @@ for (row, threads), (column, name) in itertools.product(enumerate(thread_counts)
         ax.set_ylabel("width")
     if row == len(thread_counts) - 1:
         ax.set_xlabel("rows in a batch")
-faster = {name: sum(m["ratio"] < 1 for m in measured if m["variant"] == name) for name in names}
-cells_each = len(measured) // len(names)
+ratios = {name: [m["ratio"] for m in measured if m["variant"] == name] for name in names}
+counts = ", ".join(
+    f"{sum(r < 1 for r in known)} of {len(known)} known cells ({name})" for name, known in ratios.items()
+)
 plots.show(
     fig,
     caption=f"Time of int8 divided by time of float, one square Linear layer: below 1 (purple) int8 is faster, above 1 (orange) slower; white is equal. {environment.processor()}, "
     f"{torch.backends.cpu.get_cpu_capability()}, engine {torch.backends.quantized.engine}, PyTorch {torch.__version__.split('+')[0]}, not compiled.",
     alt="Grids of ratios, one for each version and number of threads, widths downwards and batch sizes across. int8 is faster than float in "
-    + ", ".join(f"{faster[name]} of {cells_each} cells ({name})" for name in names)
-    + ".",
+    f"{counts}.",
 )
 
 # %% [markdown]
-# Your map differs from ours in its numbers. Look in yours for these patterns:
+# Every computer has its own map. Look in yours for these patterns:
 #
 # - Go **down** a column. A wider layer has more to multiply for each call, so the fixed price of a call (finding the kernel, choosing a range, making the output) counts less. (torchao's layers with one row may be an exception: look at their first columns.)
 # - Compare the **two static grids**. Their difference is the price of the stubs. It is paid once for a network, not once for a layer, if all layers between are int8.
-# - **Weight-only** multiplies in float, after it has made floats of the codes. What it saves is memory.
-# - **torchao dynamic** pays for a chain of small operations in every call, which `torch.compile` would join to one.
+# - **Weight-only** of torchao, not compiled, makes floats of all codes in every call, and then multiplies in float: more work than before. That is this implementation, not weight-only quantization as such; see the next cell.
+# - **torchao dynamic** pays for a chain of small operations in every call, which `torch.compile` can join.
+#
+# With one row, a Linear layer reads each weight once and uses it once. Then the time goes into reading, and a kernel that reads *codes* reads a quarter of the bytes. That is how weight-only quantization makes
+# large language models faster, which get one row at a time when they write. PyTorch has such a kernel inside, `torch._weight_int8pack_mm`. Here it is beside the float layer, with activations in `bfloat16` (and a `bfloat16` layer as a control, since half
+# of the bytes is a gain, too) and in `float32`:
+
+# %% tags=["varies"]
+rows = []
+for width, batch in itertools.product(widths, (1, 128)):
+    weight, x = gaussian(width).weight.detach(), torch.randn(batch, width, generator=torch.Generator().manual_seed(6))
+    row_scales = weight.abs().amax(dim=1) / 127
+    row_codes = (weight / row_scales[:, None]).round().to(torch.int8)
+    half_x, half_weight, half_scales = x.bfloat16(), weight.bfloat16(), row_scales.bfloat16()
+    programs = {
+        "float32": functools.partial(F.linear, x, weight),
+        "bfloat16": functools.partial(F.linear, half_x, half_weight),
+        "int8 codes, bfloat16": functools.partial(torch._weight_int8pack_mm, half_x, row_codes, half_scales),
+        "int8 codes, float32": functools.partial(torch._weight_int8pack_mm, x, row_codes, row_scales),
+    }
+    if batch > 1:
+        del programs["int8 codes, float32"]  # seconds, where no fast kernel exists
+    timed = latency.compare_each(programs, repeats=17, calls=20 if batch == 1 else 2, threads=1, noise=0.3)
+    words = {name: "too noisy" if isinstance(t, latency.TooNoisy) else str(t) for name, t in timed.items()}
+    columns = ("bfloat16", "int8 codes, bfloat16", "int8 codes, float32")
+    rows.append({"width": width, "rows": batch} | {name: words.get(name, "not tried") for name in columns})
+tables.show(rows)
+print(f"time / time of float32, with its interval; {environment.processor()}, one thread")
+
+# %% [markdown]
+# When we measured it alone (`make bench BENCH=linear_speed`; the result is `benchmarks/results/linear_speed.md` in the course's folder), the kernel with `bfloat16` activations took 0.37, 0.53 and 0.62 of float32's time at one row and widths 64, 256 and 1024, and at 128 rows,
+# where multiplying counts and not reading, between 1.06 and 1.66. With `float32` activations the same function has another kernel: compare the last column. So "weight-only makes it faster" and "weight-only makes it slower" are both true of somebody's kernel, data type and batch.
 #
 # Now what each version costs in bytes and in error, at the same four widths:
 
@@ -2149,9 +2549,8 @@ rows = []
 for name in names:
     line = {"variant": name}
     for width in widths:
-        cell = next(m for m in measured if (m["variant"], m["width"]) == (name, width))
-        line[f"kB, width {width}"] = f"{cell['bytes'] / 1000:.1f}"
-        line[f"error, {width}"] = f"{cell['error']:.4f}"
+        line[f"kB, width {width}"] = f"{costs[name, width]['bytes'] / 1000:.1f}"
+        line[f"error, {width}"] = f"{costs[name, width]['error']:.4f}"
     rows.append(line)
 tables.show(rows)
 print(f"engine {torch.backends.quantized.engine}; the relative error is that of the outputs, for 128 rows")
@@ -2169,18 +2568,22 @@ core = [m for m in measured if m["variant"] == "static, core"]
 slower = [m for m in core if m["ratio"] > 1]
 print(f"nn.quantized.Linear is slower than nn.Linear in {len(slower)} of {len(core)} cells", end="")
 print(f", at widths {sorted({m['width'] for m in slower})}" if slower else "")
-rows = []
+rows, smallest, most_exact = [], set(), set()
 for width, batch in itertools.product(widths, batches):
     here = [m for m in measured if (m["width"], m["batch"], m["threads"]) == (width, batch, 1)]
-    here.append({"variant": "float", "error": 0.0, "bytes": 4 * width * (width + 1), "ratio": 1.0})
-    best = {key: min(here, key=lambda m, key=key: m[key])["variant"] for key in ("ratio", "bytes", "error")}
-    rows.append({"width": width, "batch": batch, "fastest": best["ratio"], "smallest": best["bytes"]})
-    rows[-1]["most exact int8"] = min(here[:-1], key=lambda m: m["error"])["variant"]
+    fastest = min([*here, {"variant": "float", "ratio": 1.0}], key=lambda m: m["ratio"])
+    rows.append({"width": width, "batch": batch, "fastest": fastest["variant"], "of": f"float and {len(here)} known"})
+for width in widths:
+    of_width = {name: costs[name, width] for name in names}
+    most_exact.add(min(of_width, key=lambda name: of_width[name]["error"]))
+    of_width["float"] = {"bytes": 4 * width * (width + 1)}
+    smallest.add(min(of_width, key=lambda name: of_width[name]["bytes"]))
 tables.show(rows)
+print("smallest:", " or ".join(sorted(smallest)), "- most exact int8:", " or ".join(sorted(most_exact)))
 
 # %% [markdown]
-# > **What is true:** "slower" where there is little to multiply, "faster" where there is much, with kernels that are made for your processor. And there is no best balance in general: the columns of
-# > this table disagree with each other, and the first one with itself. Section 8 makes the choice a calculation.
+# > **What is true:** "slower" where there is little to multiply, "faster" where there is much, with kernels that are made for your processor. And there is no best balance in general: the fastest
+# > changes with the shape, and the smallest and the most exact are others still. Section 8 makes the choice a calculation.
 #
 # ## 6. Fusion
 #
@@ -2266,7 +2669,29 @@ print("ReLU on codes is a clamp at the zero point:", torch.equal(after_relu.int_
 print("and keeps the scale:", after_relu.q_scale() == before_relu.q_scale())
 
 # %% [markdown]
-# So what is saved is half of the codes, and one walk through memory. With a BatchNorm fusion is no choice at all: there is no int8 `BatchNorm1d`. (Fifth error below.)
+# So what is saved is half of the codes, and one walk through memory. With a BatchNorm1d fusion matters more: `convert` has no int8 module to put in its place (fifth error below), although PyTorch has a *kernel* for it:
+
+# %% tags=["nbval-check-output"]
+print("modules:", [name for name in dir(nnq) if name.startswith("BatchNorm")])
+norm = chain[1]
+codes_in = torch.quantize_per_tensor(
+    torch.randn(64, 32, generator=torch.Generator().manual_seed(66)), 0.05, 128, torch.quint8
+)
+with torch.no_grad():
+    by_kernel = torch.ops.quantized.batch_norm1d(
+        codes_in, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, 0.05, 128
+    )
+    right = norm(codes_in.dequantize())
+print(
+    "the kernel returns",
+    by_kernel.dtype,
+    "and is off by at most half a step:",
+    bool((by_kernel.dequantize() - right).abs().max() < 0.0251),
+)
+
+# %% [markdown]
+# With it you could write such a module yourself. Folded into the Linear, the normalization costs nothing at all.
+#
 #
 # > **The book says:** `LinearReLU` reduces the need for negative weights, and needs more memory when there are many ReLUs.
 # >
@@ -2339,10 +2764,10 @@ print("   ... and its outputs, which a ReLU has made, have negative numbers amon
 # 1. In training a BatchNorm uses the statistics of each batch, so there are no fixed numbers to fold. (A Linear and a ReLU *can* be fused in training mode: nothing is folded.)
 # 2. and 3. There is no fused module for these. For GELU there cannot be a clamp.
 # 4. `fuse_modules` finds modules by name. A function has none. Write `nn.ReLU()` into the model, one for each place.
-# 5. Nothing complained before the first input.
+# 5. `convert` left it in float, since it knows no int8 module for it, and nothing complained before the first input.
 # 6. The silent one. The name `relu` became an `nn.Identity`, and it is so for the second use, too. The network is a different one now.
 #
-# **For training** there is `tq.fuse_modules_qat`. It is meant for a model in train mode (but does not insist on it for a BatchNorm), and keeps the BatchNorm inside the fused module, because its statistics still change. They are folded at `convert`:
+# **For training** there is `tq.fuse_modules_qat`. It is meant for a model in train mode, and keeps the BatchNorm inside the fused module, because its statistics still change. They are folded at `convert`. (Does it insist on train mode? The first line of the output tells.)
 
 # %% tags=["nbval-check-output"]
 errors.show_error(lambda: tq.fuse_modules_qat(copy.deepcopy(with_norm).eval(), [["0", "1"]]))
@@ -2350,8 +2775,6 @@ for_training = tq.fuse_modules_qat(copy.deepcopy(with_norm).train(), [["0", "1"]
 print([type(module).__name__ for module in for_training], "with", [type(part).__name__ for part in for_training[0]])
 
 # %% [markdown]
-# (The first line shows that it does *not* insist on train mode for a BatchNorm: nothing stops you from calling the wrong one of the two.)
-#
 # **A fused file in an unfused model.** After `convert` both have the same names in their `state_dict`, so one loads into the other without a word. Is that harmless? With ReLU it is, even bit for bit: a zero point of 0 *is* a
 # ReLU, and ReLU twice is ReLU once. With a folded BatchNorm it is not. The fused float file lacks only the BatchNorm's entries, and `strict=False`, which many use by habit, accepts that:
 
@@ -2478,7 +2901,7 @@ import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checks
+from helpers import checks, samples
 
 
 @checks.isolated
@@ -2501,67 +2924,144 @@ def check_ex_3_8() -> None:
     def block() -> nn.Sequential:
         return nn.Sequential(lin(), nn.BatchNorm1d(8), nn.ReLU())
 
-    shared = lin()
+    class OwnReLU(nn.ReLU):
+        """A subclass, which fuse_modules does not know."""
+
+        __module__ = "torch.nn"  # symbolic_trace looks into all other modules
+
+    class OwnNorm(nn.BatchNorm1d):
+        """A subclass, which fuse_modules does not know."""
+
+        __module__ = "torch.nn"
+
+    shared, two_names = lin(), nn.ReLU()
     one_norm = nn.BatchNorm1d(8)
-    # model, pairs that may be fused, and what goes wrong if others are
+    odd = nn.modules.linear.NonDynamicallyQuantizableLinear(8, 8)
+    # title, model, pairs that may be fused
     cases = [
         (
             "a Sequential of Linear and ReLU",
             nn.Sequential(lin(), nn.ReLU(), lin(), nn.ReLU(), lin()),
             [("0", "1"), ("2", "3")],
-            "only a Linear with what comes right behind it.",
         ),
         (
             "nested Sequentials with BatchNorm",
             nn.Sequential(block(), nn.Sequential(lin(), nn.BatchNorm1d(8)), lin()),
             [("0.0", "0.1"), ("0.0", "0.2"), ("1.0", "1.1")],
-            "use the full names, as in named_modules.",
         ),
         (
             "a model that uses one ReLU module twice",
             Wired(lambda m, x: m.relu(m.b(m.relu(m.a(x)))), a=lin(), b=lin(), relu=nn.ReLU()),
             [],
-            "the ReLU is called twice; fused once, it would be missing at its other place.",
         ),
         (
             "a Sequential that uses one Linear module twice",
             nn.Sequential(shared, nn.ReLU(), shared, nn.BatchNorm1d(8), lin(), nn.ReLU()),
             [("4", "5")],
-            "the Linear is called twice, and only one of its calls has a BatchNorm or ReLU behind it.",
         ),
         (
             "a model whose second Linear is also added to the result",
             Wired(lambda m, x: m.norm(m.b(m.relu(m.a(x)))) + m.b2(x), a=lin(), relu=nn.ReLU(), b=lin(), norm=nn.BatchNorm1d(8), b2=lin()),
             [("a", "relu"), ("b", "norm")],
-            "only a Linear with what reads its result.",
         ),
         (
             "a residual, x + relu(linear(x)) with linear(x) read twice",
             Wired(lambda m, x: (lambda y: m.relu(y) + y)(m.a(x)), a=lin(), relu=nn.ReLU()),
             [],
-            "the result of the Linear is read by somebody else, too.",
         ),
         (
             "a model whose modules are defined in another order than they are called",
             Wired(lambda m, x: m.b(m.relu(m.a(x))), b=lin(), relu=nn.ReLU(), a=lin()),
             [("a", "relu")],
-            "modules are listed in the order of their definition; what counts is who calls whom.",
         ),
         (
             "a model with a functional relu before its ReLU module, and a GELU",
             Wired(lambda m, x: m.gelu(m.b(m.relu(F.relu(m.a(x))))), a=lin(), relu=nn.ReLU(), b=lin(), gelu=nn.GELU()),
             [],
-            "a function stands between them, or there is no fused module for this pair.",
         ),
         (
             "a model that applies the ReLU before the BatchNorm",
             nn.Sequential(lin(), nn.ReLU(), nn.BatchNorm1d(8), lin(), nn.Dropout(0.5), nn.ReLU()),
             [("0", "1")],
-            "a BatchNorm behind a ReLU cannot be folded into the Linear, and nothing is fused across a Dropout.",
+        ),
+        (
+            "a model with subclasses of Linear, ReLU and BatchNorm1d",
+            nn.Sequential(odd, nn.ReLU(), lin(), OwnReLU(), lin(), OwnNorm(8), lin(), nn.ReLU6(), lin(), nn.ReLU()),
+            [("8", "9")],
+        ),
+        (
+            "a model that returns what its Linear returns beside the ReLU's result",
+            Wired(lambda m, x: torch.cat([m.relu(m.a(x)), m.norm(m.b(x))]) + m.c(x).sum(), a=lin(), relu=nn.ReLU(), b=lin(), norm=nn.BatchNorm1d(8), c=lin()),
+            [("a", "relu"), ("b", "norm")],
+        ),
+        (
+            "a model in which a method reads the Linear's result, too",
+            Wired(lambda m, x: (lambda y: m.relu(y) * y.mean())(m.a(x)) + m.relu2(m.b(x)), a=lin(), relu=nn.ReLU(), b=lin(), relu2=nn.ReLU()),
+            [("b", "relu2")],
+        ),
+        (
+            "a model whose BatchNorm is read by a ReLU and by a sum",
+            Wired(lambda m, x: (lambda y: m.relu(y) + y)(m.norm(m.a(x))), a=lin(), norm=nn.BatchNorm1d(8), relu=nn.ReLU()),
+            [("a", "norm")],
+        ),
+        (
+            "a model with one ReLU module under two names",
+            Wired(lambda m, x: m.last(m.b(m.first(m.a(x)))), a=lin(), first=two_names, b=lin(), last=two_names),
+            [],
+        ),
+        (
+            "a model with a ReLU that reads a sum of two Linear layers",
+            Wired(lambda m, x: m.relu(m.a(x) + m.b(x)), a=lin(), b=lin(), relu=nn.ReLU()),
+            [],
         ),
     ]  # fmt: skip
+    of_zoo = {
+        "a model with frozen parameters": [("0", "1")],
+        "Sequentials inside Sequentials": [("0.0.0", "0.0.1"), ("0.0.2", "0.1"), ("1.0", "1.1")],
+        "a model with two equal matrices that are not tied": [("0", "1")],
+        "a model with buffers": [("body.0", "body.1")],
+        "a model with a convolution": [("body.0", "body.1")],
+    }
+    cases += [(title, model, of_zoo.get(title, [])) for title, model, _ in samples.zoo(38)]
 
-    def judge(title: str, model: nn.Module, right: list[tuple[str, str]], reason: str) -> None:
+    def in_words(model: nn.Module, name: str) -> str:
+        return f"the {type(model.get_submodule(name)).__name__} `{name}`"
+
+    def why_not(model: nn.Module, pair: tuple[str, str]) -> str:
+        """Which rule a pair breaks."""
+        names = dict(model.named_modules(remove_duplicate=False))
+        for name in pair:
+            if name not in names:
+                return f"there is no module `{name}`: use the full names, as in named_modules."
+        first, second = (names[name] for name in pair)
+        if type(first) in (nn.BatchNorm1d, nn.ReLU):
+            return "each pair begins with the name of the Linear, also the second one: under this name the fused module goes on."
+        if type(first) is not nn.Linear and isinstance(first, nn.Linear):
+            return f"{in_words(model, pair[0])} is a subclass, and only what is exactly an nn.Linear can be fused."
+        if type(first) is not nn.Linear:
+            return f"{in_words(model, pair[0])} is no Linear: use the full names, as in named_modules."
+        if type(second) not in (nn.BatchNorm1d, nn.ReLU):
+            if isinstance(second, nn.BatchNorm1d | nn.ReLU):
+                return f"{in_words(model, pair[1])} is a subclass: only what is exactly an nn.BatchNorm1d or nn.ReLU can be fused."
+            return f"there is no fused module for a Linear and a {type(second).__name__}."
+        nodes = list(torch.fx.symbolic_trace(model).graph.nodes)
+        calls = [[n for n in nodes if n.op == "call_module" and names[n.target] is part] for part in (first, second)]
+        for name, found in zip(pair, calls, strict=True):
+            if len(found) > 1:
+                return f"{in_words(model, name)} is called {('twice', 'three times')[len(found) > 2]}; fused once, its other call would compute something else."
+        (start,), (end,) = calls
+        between = end.all_input_nodes[0]
+        if between.op == "call_module" and type(names[between.target]) is nn.BatchNorm1d and between is not start:
+            if len(between.users) > 1:
+                return f"the result of the BatchNorm `{between.target}` is read by somebody else, too."
+            between = between.all_input_nodes[0]
+        if between is not start or len(end.all_input_nodes) > 1:
+            return f"`{pair[1]}` does not read what `{pair[0]}` returns, but what `{between.target if isinstance(between.target, str) else between.target.__name__}` returns."
+        if len(start.users) > 1:
+            return f"the result of the Linear `{pair[0]}` is read by somebody else, too."
+        return "a ReLU comes before the BatchNorm there."
+
+    def judge(title: str, model: nn.Module, right: list[tuple[str, str]]) -> None:
         torch.manual_seed(38)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -2569,23 +3069,30 @@ def check_ex_3_8() -> None:
                 nn.init.uniform_(module.running_var, 0.5, 3)
                 nn.init.uniform_(module.weight, 0.5, 2)
         model.eval()
-        answer = fuse_list(model)
+        with checks.untouched(model=model):
+            answer = fuse_list(model)
         checks.given(answer, "what fuse_list returned")
         assert isinstance(answer, list | tuple) and all(isinstance(p, list | tuple) for p in answer), (
             "what fuse_list returned should be a list of pairs, each a list of two names."
         )
+        assert all(isinstance(name, str) for pair in answer for name in pair), (
+            "what fuse_list returned should hold names (str), not modules."
+        )
         assert not any(len(pair) == 3 for pair in answer), (
             f"for {title} you fuse three names at once: fuse_modules does not know this triple. Two pairs, the BatchNorm first."
         )
+        assert all(len(pair) == 2 for pair in answer), f"for {title} your list has an element that is no pair."
         pairs = [tuple(pair) for pair in answer]
         missing = [pair for pair in right if pair not in pairs]
         extra = [pair for pair in pairs if pair not in right]
-        assert not extra, f"for {title} you fuse {list(extra[0])}: {reason}"
+        assert not extra, f"for {title} you fuse {list(extra[0])}: {why_not(model, extra[0])}"
         assert not missing, f"for {title} the pair {list(missing[0])} is missing in your list."
         assert len(pairs) == len(set(pairs)), f"for {title} a pair is twice in your list."
         x = torch.randn(32, 8)
+        if not answer:
+            return
         try:
-            fused = tq.fuse_modules(copy.deepcopy(model), [list(pair) for pair in answer]) if answer else model
+            fused = tq.fuse_modules(copy.deepcopy(model), [list(pair) for pair in answer])
         except AssertionError as error:
             raise AssertionError(
                 f"for {title} fuse_modules refuses the order of your list, BatchNorm must come before ReLU: {error}"
@@ -2598,13 +3105,17 @@ def check_ex_3_8() -> None:
     with checks.check("3.8", "fuse_modules takes your lists, and no fused model computes anything else than before"):
         for case in cases:
             judge(*case)
-        checks.raises(
-            ValueError,
-            lambda: fuse_list(block().train()),
-            "a model in training mode must raise a ValueError: its BatchNorm has no fixed statistics.",
-        )
+        for what, model in [
+            ("its BatchNorm has no fixed statistics", block()),
+            ("also one without a BatchNorm", lin()),
+        ]:
+            with checks.untouched(model=model.train()):
+                checks.raises(
+                    ValueError,
+                    lambda model=model: fuse_list(model),
+                    f"a model in training mode must raise a ValueError: {what}.",
+                )
     ### BEGIN HIDDEN TESTS
-    odd = nn.modules.linear.NonDynamicallyQuantizableLinear(8, 8)
     tests = [
         (Wired(lambda m, x: m.relu(m.a(x)), relu=nn.ReLU(), b=block(), a=lin()), [("a", "relu")]),
         (nn.Sequential(odd, nn.ReLU(), lin(), nn.ReLU6()), []),
@@ -2622,19 +3133,21 @@ def check_ex_3_8() -> None:
                 module.running_mean.uniform_(-1, 1)
                 module.running_var.uniform_(0.5, 3)
         model.eval()
-        answer = [tuple(pair) for pair in fuse_list(model)]
+        with checks.untouched(model=model):
+            answer = [tuple(pair) for pair in fuse_list(model)]
         assert sorted(answer) == sorted(right), f"{answer} instead of {right}."
         if answer:
             x, fused = torch.randn(16, 8), tq.fuse_modules(model, [list(pair) for pair in answer])
             assert torch.allclose(fused(x), model(x), atol=1e-4), "the fused model computes something else."
-    try:
-        fuse_list(nn.Sequential(lin(), nn.ReLU()).train())
-    except ValueError:
-        refused = True
-    else:
+    for model in (nn.Sequential(lin(), nn.ReLU()).train(), block().train(), lin().train()):
         refused = False
-    assert refused, "a model in training mode is accepted."
-    for title, model, right, _ in cases:
+        with checks.untouched(model=model):
+            try:
+                fuse_list(model)
+            except ValueError:
+                refused = True
+        assert refused, "a model in training mode is accepted."
+    for title, model, right in cases:
         assert sorted(tuple(pair) for pair in fuse_list(model.eval())) == sorted(right), f"wrong for {title}."
     ### END HIDDEN TESTS
 
@@ -2780,17 +3293,27 @@ print("engine", torch.backends.quantized.engine)
 # %% [markdown]
 # Two traps, and neither says a word.
 #
-# - **The weights' scale.** For symmetric weights the fused modules divide the largest weight by 127, and `convert` divides it by 127.5. All codes shift a little. Compare the first two rows. (What is left in the second are a few codes above 127: 0.0 % is a rounded number, and the
+# - **The weights' scale.** For symmetric weights the fused modules take the larger of $\max w / 127$ and $-\min w / 128$ as the scale, and `convert` takes the largest $|w|$ divided by 127.5 (the cell below shows both). So the codes shift a little. Compare the first two rows. (What is left in the second are a few codes above 127: 0.0 % is a rounded number, and the
 #   hidden layers have some, too.)
 # - **The activations' range.** On PCs the default fake quantization clamps at code 127 (7 bits). The converted kernel knows nothing of 7 bits and clamps at 255. As long as the range fits, hardly a code lies above 127. (In the 8-bit rows such codes are normal: their range ends at 255.) But the observer is slow (each batch
 #   counts 1 %), and the outputs of a young network grow quickly. Then training sees clamped logits, and the converted network has others. Look at the newborn rows.
 #
+# %% tags=["nbval-check-output"]
+for row in ([1.0, -0.5], [0.5, -1.0]):
+    fused_quantizer, observer = tq.default_fused_per_channel_wt_fake_quant(), tq.default_per_channel_weight_observer()
+    fused_quantizer(torch.tensor([row])), observer(torch.tensor([row]))
+    scale_then = observer.calculate_qparams()[0].item()
+    print(
+        f"weights {row}: scale 1 / {1 / fused_quantizer.scale.item():.1f} in training, 1 / {1 / scale_then:.1f} in the converted layer"
+    )
+
+# %% [markdown]
 # So measure the converted network, never the fake-quantized one. And where you want to be sure, choose the settings yourself, as we do now. (The third row of settings is good only where 8-bit activations are safe: with qnnpack, or with VNNI, see section 3. On an older
 # processor you see it fail here.)
 #
 # ### Fewer bits, one engine less
 #
-# For the rest of this section only *weights* are quantized, to 2 or 3 bits. Two functions do what depends on PyTorch's insides. `weight_only(bits)` is a qconfig: symmetric codes from $-q$ to $q$ with $q = 2^{b-1} - 1$, one scale a row. `to_int8` is the `convert`
+# For the rest of this section only *weights* are quantized, to 2 or 3 bits. Two functions do what depends on PyTorch's insides. `weight_only(bits)` is a qconfig: symmetric codes from $-q$ to $q$ with $q = 2^{B-1} - 1$ for $B$ bits, one scale a row. `to_int8` is the `convert`
 # for it: it builds dynamic int8 layers that hold exactly the codes which training has seen, with exactly its scales. (`tq.convert` would choose the scale anew.)
 
 
@@ -2849,8 +3372,10 @@ print("codes of the first layer:", ptq[0].weight().int_repr().unique().tolist(),
 # 2. freeze the whole first layer, weight *and* bias;
 # 3. an optimizer of the copy's parameters: Adam, learning rate 2e-3;
 # 4. `steps` steps of cross-entropy. Step $i$ uses the rows $256\,i$ to $256\,(i + 1) - 1$ (begin again at the front when the data is used up: `torch.arange(256 * i, 256 * (i + 1)) % len(x)`);
-# 5. after half of the steps switch the observers off (`trainee.apply(tq.disable_observer)`), so that scales hold still while the weights settle;
+# 5. before step `steps // 2`, counted from 0, switch the observers off (`trainee.apply(tq.disable_observer)`), so that scales hold still while the weights settle;
 # 6. eval mode, and return the trained copy and what `to_int8` makes of it.
+#
+# Nothing here is left to chance, so the check follows the six steps itself and compares weights. Leave the other settings of Adam as they are.
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_3_11", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2904,49 +3429,117 @@ import torch.ao.quantization as tq
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import checks, describe
+from helpers import checks, describe, witness
 
 
 @checks.isolated
 def check_ex_3_11() -> None:
-    def trained(seed: int, d_in: int, hidden: int, classes: int) -> tuple:
-        """A float body that knows a task, with data to train and to test on."""
+    def trained(seed: int, d_in: int, hidden: int, classes: int, count: int) -> tuple:
+        """A float body that knows a task, and data to train on; their number is no multiple of 256."""
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(2048 + 1024, d_in, generator=generator)
+        x = torch.randn(count, d_in, generator=generator)
         teacher = torch.randn(d_in, 2 * classes, generator=generator)
         targets = (x @ teacher).relu().unflatten(1, (classes, 2)).amax(2).argmax(1)
         torch.manual_seed(seed)
         layers = [nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
         body = nn.Sequential(*layers)
         descent = torch.optim.Adam(body.parameters(), lr=1e-2)
-        for i in range(150):
-            some = torch.arange(512 * i, 512 * (i + 1)) % 2048
+        for i in range(40):
+            some = torch.arange(512 * i, 512 * (i + 1)) % count
             descent.zero_grad()
             F.cross_entropy(body(x[some]), targets[some]).backward()
             descent.step()
         body.zero_grad()
-        return body, x[:2048], targets[:2048], x[2048:], targets[2048:]
+        return body, x, targets
 
-    def scale_of(weight: torch.Tensor, bits: int) -> torch.Tensor:
-        return weight.detach().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    def recipe(
+        body: nn.Sequential,
+        x: torch.Tensor,
+        targets: torch.Tensor,
+        bits: int,
+        steps: int,
+        *,
+        descent=torch.optim.Adam,
+        rate: float = 2e-3,
+        rows=lambda i, n: torch.arange(256 * i, 256 * (i + 1)) % n,
+        off: float = 0.5,
+        late: int = 0,
+        made: int = 0,
+        zero: bool = True,
+        rounded: bool = True,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Weights and biases after the six steps, and the scales: with PyTorch's functions only. The rest are mistakes."""
+        largest = 2 ** (bits - 1) - 1
+        parts = [p.detach().clone() for layer in body[::2] for p in (layer.weight, layer.bias)]
+        optimizer = descent([p.requires_grad_() for p in parts[2:]], lr=rate)
+        scales = [torch.ones(1)] * 3
+        for i in range(steps + made):
+            some = rows(i, len(x))
+            h = x[some]
+            for k in range(3):
+                weight, bias = parts[2 * k : 2 * k + 2]
+                if i < off * steps + late:
+                    scales[k] = weight.detach().abs().amax(1) / largest
+                if rounded:
+                    zeros = torch.zeros(len(weight), dtype=torch.int32)
+                    weight = torch.fake_quantize_per_channel_affine(weight, scales[k], zeros, 0, -largest, largest)
+                h = F.linear(h.relu() if k else h, weight, bias)
+            if zero:
+                optimizer.zero_grad()
+            F.cross_entropy(h, targets[some]).backward()
+            optimizer.step()
+        return [p.detach() for p in parts], scales
 
-    def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
-        return (weight.detach() / scale_of(weight, bits)).round() * scale_of(weight, bits)
+    def parts_of(model: nn.Sequential) -> list[torch.Tensor]:
+        return [p.detach() for i in (0, 2, 4) for p in (model[i].weight, model[i].bias)]
 
-    def loss_of(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> float:
-        with torch.no_grad():
-            return F.cross_entropy(model(x), targets).item()
+    def apart(parts: list[torch.Tensor], right: list[torch.Tensor], kept: list[torch.Tensor]) -> float:
+        """The largest share of a layer's movement by which its weights are elsewhere; the frozen layer is not asked."""
+        shares = [(p - q).abs().mean() / (q - k).abs().mean() for p, q, k in zip(parts, right, kept, strict=True)]
+        return max(share.item() for share in shares[2:])
 
-    def judge(seed: int, sizes: tuple[int, int, int], bits: int, steps: int) -> tuple[nn.Module, nn.Module]:
-        body, x, targets, test_x, test_targets = trained(seed, *sizes)
-        body.eval()
+    changes = {
+        "the learning rate is 2e-3; these weights are those of Adam's default, 1e-3.": {"rate": 1e-3},
+        "the learning rate is 2e-3; these weights are those of 2e-2.": {"rate": 2e-2},
+        "the learning rate is 2e-3; these weights are those of 2e-4.": {"rate": 2e-4},
+        "the optimizer is Adam, not AdamW, which makes weights smaller.": {"descent": torch.optim.AdamW},
+        "the optimizer is Adam, not SGD.": {"descent": torch.optim.SGD},
+        "a step too many was made.": {"made": 1},
+        "a step is missing.": {"made": -1},
+        "the observers were switched off only at the end: the scales should hold still for the second half of the steps.": {
+            "off": 1
+        },
+        "the observers were switched off after the first step, with the scales of the untrained weights: train with them for half of the steps.": {
+            "off": 0,
+            "late": 1,
+        },
+        "the observers were switched off one step late: before step steps // 2, counted from 0.": {"late": 1},
+        "the observers were switched off one step early: before step steps // 2, counted from 0.": {"late": -1},
+        "every step used the first 256 rows: step i takes the rows from 256 * i on.": {
+            "rows": lambda i, n: torch.arange(256)
+        },
+        "the rows begin one step too late: step 0 takes the rows from 0 on.": {
+            "rows": lambda i, n: torch.arange(256 * (i + 1), 256 * (i + 2)) % n
+        },
+        "at the end of the data a step took what was left: take the rows modulo len(x), so that each step has 256.": {
+            "rows": lambda i, n: torch.arange(256 * i % n, min(256 * i % n + 256, n))
+        },
+        "after the last whole 256 rows the data began again, and the rest was left out: take the rows modulo len(x).": {
+            "rows": lambda i, n: torch.arange(256) + 256 * (i % (n // 256))
+        },
+        "each step used all rows; it should use 256.": {"rows": lambda i, n: torch.arange(n)},
+        "each step used 128 rows; it should use 256.": {"rows": lambda i, n: torch.arange(128 * i, 128 * (i + 1)) % n},
+        "the gradients pile up: zero_grad before each backward.": {"zero": False},
+        "you trained in float: fake quantization must be there in every step.": {"rounded": False},
+    }
+
+    def judge(seed: int, sizes: tuple[int, int, int], bits: int, steps: int, count: int, training: bool) -> tuple:
+        body, x, targets = trained(seed, *sizes, count)
+        body.train(training)
         kept = copy.deepcopy(body)
-        ptq = copy.deepcopy(body)
-        for layer in ptq:
-            if isinstance(layer, nn.Linear):
-                layer.weight.data = rounded(layer.weight, bits)
         try:
-            answer = finetune(body, x, targets, bits, steps)
+            with checks.untouched(x=x, targets=targets):
+                answer = finetune(body, x, targets, bits, steps)
         except AssertionError as error:
             if "training mode" not in str(error):
                 raise
@@ -2962,7 +3555,7 @@ def check_ex_3_11() -> None:
                 raise
             raise AssertionError("a converted model has no parameters left: train first, convert last.") from None
         assert isinstance(answer, tuple | list) and len(answer) == 2, (
-            "finetune should return two models: the trained copy and its int8 version."
+            "`finetune` should return two models: the trained copy and its int8 version."
         )
         trainee, converted = answer
         for name, part in (("first", trainee), ("second", converted)):
@@ -2972,7 +3565,13 @@ def check_ex_3_11() -> None:
             "your function trained the original: train a copy (copy.deepcopy)."
         )
         assert all(p.requires_grad for p in body.parameters()), "your function froze a layer of the original."
-        assert not body.training, "your function switched the original to training mode: call .train() on the copy."
+        assert body.training == training, (
+            "your function switched the original to another mode: call .train() and .eval() on the copy."
+        )
+        difference = witness.unchanged(kept, body)
+        assert not difference, f"your function changed the original: {difference}."
+        shared = witness.independent(trainee, body)
+        assert not shared, f"the trained copy is no copy: {shared}."
         quantizers = [m for m in trainee.modules() if isinstance(m, tq.FakeQuantize)]
         assert len(quantizers) == 3, (
             f"the trained copy has {len(quantizers)} fake-quantized layers instead of 3: set the qconfig, then tq.prepare_qat (not prepare), "
@@ -2983,35 +3582,41 @@ def check_ex_3_11() -> None:
         assert all((m.quant_min, m.quant_max) == (-codes, codes) for m in quantizers), (
             f"the weights are not fake-quantized to {bits} bits: use weight_only(bits)."
         )
-        frozen = torch.equal(trainee[0].weight.detach(), kept[0].weight.detach())
-        moved = [not torch.equal(trainee[i].weight.detach(), kept[i].weight.detach()) for i in (2, 4)]
+        before, after = parts_of(kept), parts_of(trainee)
+        frozen = torch.equal(after[0], before[0])
+        moved = [not torch.equal(after[i], before[i]) for i in (2, 4)]
         assert frozen or any(moved), "only the first layer moved: it is the one that should be frozen."
         assert any(moved), (
             "no weight has moved: does the optimizer hold the parameters of *this* copy? If it was made of the original, or before a prepare_qat that copies, it is stale."
         )
         assert frozen, "the first layer's weight has moved: it should be frozen before the first step."
-        assert torch.equal(trainee[0].bias.detach(), kept[0].bias.detach()), (
+        assert torch.equal(after[1], before[1]), (
             "the first layer's bias has moved: freeze the whole layer, trainee[0].requires_grad_(False)."
         )
         assert all(moved), "only the first layer should be frozen: one of the others has not moved either."
+        assert not any(torch.equal(after[i], before[i]) for i in (3, 5)), (
+            "only the first layer should be frozen: a bias of the others has not moved."
+        )
         assert not any(int(m.observer_enabled) for m in quantizers), (
             "the observers are still on: switch them off after half of the steps, trainee.apply(tq.disable_observer)."
         )
-        fresh = [
-            torch.allclose(trainee[i].weight_fake_quant.scale[:, None], scale_of(trainee[i].weight, bits), rtol=1e-3)
-            for i in (2, 4)
-        ]
-        assert not all(fresh), (
-            "the observers were switched off only at the end: the scales should hold still for the second half of the steps."
-        )
-        first = [
-            torch.allclose(trainee[i].weight_fake_quant.scale[:, None], scale_of(kept[i].weight, bits), rtol=1e-4)
-            for i in (2, 4)
-        ]
-        assert not any(first), (
-            "the scales are those of the untrained weights: switch the observers off after half of the steps, not before."
-        )
         assert not trainee.training, "the trained copy should be in eval mode."
+        right, scales = recipe(kept, x, targets, bits, steps)
+        if not apart(after, right, before) < 1e-3:
+            known = [
+                sentence
+                for sentence, change in changes.items()
+                if apart(after, recipe(kept, x, targets, bits, steps, **change)[0], before) < 1e-3
+            ]
+            assert len(known) != 1, f"your weights are not those of the six steps: {known[0]}"
+            raise AssertionError(
+                f"your weights are not those of the six steps; they differ by {apart(after, right, before):.1%} of what training moved them. Compare: "
+                "Adam with learning rate 2e-3 and nothing else set; cross-entropy; 256 rows a step, in turn; zero_grad before each backward; observers off before step steps // 2."
+            )
+        for i, scale in zip((0, 2, 4), scales, strict=True):
+            assert torch.allclose(trainee[i].weight_fake_quant.scale, scale, rtol=1e-4, atol=0), (
+                f"the scales of layer {i} are not those of half of the steps: nothing may observe after the observers are off."
+            )
         dtypes = describe.weight_dtypes(converted)
         assert list(dtypes.values()) == ["torch.qint8"] * 3, (
             f"the weights of the second model are {sorted(set(dtypes.values()))}: it should be what to_int8 returns."
@@ -3023,26 +3628,24 @@ def check_ex_3_11() -> None:
             assert torch.allclose(real[str(i)], pretended, atol=1e-6), (
                 f"the int8 weights of layer {i} are not those that training has seen: convert last, after all steps, with to_int8 of the same copy."
             )
-        assert torch.allclose(real["0"], rounded(kept[0].weight, bits), atol=1e-6), (
-            "the int8 codes of the frozen layer are not its rounded float weights."
-        )
-        before, after = loss_of(ptq, test_x, test_targets), loss_of(converted, test_x, test_targets)
-        limit = before - 0.3 * (before - loss_of(kept, test_x, test_targets))
-        assert after < limit, (
-            f"at {bits} bits the loss on held-out rows is {after:.3f} after fine-tuning and {before:.3f} after mere rounding; below {limit:.3f} was expected. "
-            "Was every step made, with the rows of the data in turn, and zero_grad before each?"
-        )
+        with torch.no_grad():
+            assert (converted(x[:64]) - trainee(x[:64])).abs().max() < 0.2 * trainee(x[:64]).abs().max(), (
+                "the int8 model computes something else than the trained copy: are its biases those after training?"
+            )
         return trainee, converted
 
     with checks.check(
         "3.11",
-        "the first layer is bit-equal, the others have learned to live with few bits, and the codes are what training saw",
+        "the first layer is bit-equal, the others have gone where the six steps lead, and the codes are what training saw",
     ):
-        judge(311, (16, 48, 6), bits=3, steps=60)
-        judge(312, (12, 40, 5), bits=2, steps=80)
+        judge(3112, (10, 48, 7), bits=3, steps=24, count=2148, training=False)
+        judge(3111, (20, 32, 4), bits=2, steps=20, count=1900, training=True)
     ### BEGIN HIDDEN TESTS
-    for seed, sizes, bits, steps in [(3111, (20, 32, 4), 2, 80), (3112, (10, 64, 7), 3, 50)]:
-        returned = judge(seed, sizes, bits, steps)
+    for seed, sizes, bits, steps, count, training in [
+        (3113, (16, 40, 6), 2, 22, 1500, False),
+        (3114, (12, 50, 5), 4, 20, 2300, True),
+    ]:
+        returned = judge(seed, sizes, bits, steps, count, training)
         rows = torch.randn(3, sizes[0])
         assert [tuple(model(rows).shape) for model in returned] == [(3, sizes[2])] * 2, "another batch size fails."
     ### END HIDDEN TESTS
@@ -3154,8 +3757,11 @@ for bits in (3, 2):
     print(f"95 % interval {gains.mean() - half:.2f} to {gains.mean() + half:.2f}")
 
 # %% [markdown]
-# At 3 bits the three networks agree, and the interval is narrow. At 2 bits the gain is many times larger, and so is the interval: how badly mere rounding ruins a network is a matter of luck. An interval that does not reach 0 says that QAT helps, beyond luck; the control says that it
+# At 3 bits the three networks agree, mere rounding costs a few tenths of a bit, and the interval is narrow. At 2 bits rounding ruins the networks, the gain is many times larger, and so is the interval: how badly they are ruined differs much from one to the next. The control says that it
 # is not the additional training that helps. And QAT does not bring everything back. Compare its rows with the float ones.
+#
+# How far does the interval carry? It speaks of other *seeds* of this network, with this text and these documents, and it trusts that such gains scatter like a bell curve, which three values cannot show. Where it does not reach 0,
+# chance in the seeds is an unlikely explanation of the gain. About other tasks, texts and sizes it says nothing.
 #
 # ## 8. Which fire?
 #
@@ -3227,7 +3833,6 @@ def choose(
 
 # %% nbgrader={"grade": true, "grade_id": "ex_3_10_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 3.10: run this cell.
-import copy
 import random
 
 from helpers import checks
@@ -3258,6 +3863,17 @@ def check_ex_3_10() -> None:
         + table_of(64, 1, small | {"weights": (4672, 0.006, 2.9)})
         + table_of(1024, 1, one_row | {"weights": (1057792, 0.006, 0.97)})
     )
+    # the budgets and the 5 %, from both sides: each batch is a small table of its own
+    table += table_of(256, 2, {"a": (100, 0.03, 1.0), "b": (90, 0.01, 1.0524)})
+    table += table_of(256, 3, {"a": (100, 0.03, 0.2), "b": (90, 0.01, 0.22)})
+    table += table_of(256, 4, {"a": (100, 0.03, 2.0), "b": (90, 0.01, 2.08)})
+    table += table_of(256, 5, {"c": (80, 0.01, 1.08), "a": (100, 0.03, 1.0), "b": (90, 0.02, 1.04)})
+    table += table_of(256, 6, {"a": (100, 0.5, 0.95), "b": (90, 0.03, 0.98), "c": (80, 0.02, 1.02)})
+    table += table_of(256, 7, {"a": (100, 0.02, 1.0), "b": (110, 0.01, 1.05), "c": (90, 0.005, 1.0501)})
+    table += table_of(256, 8, {"a": (100, 0.02, 3.0), "b": (90, 0.02 + 1e-12, 1.0), "c": (101, 0.001, 1.0)})
+    table += table_of(256, 9, {"a": (100, 0.0, 5.0), "b": (90, 0.001, 1.0)})
+    for row in table[::3]:
+        del row["threads"]  # other keys may be there, or not
     # width, batch, max_error, max_bytes, choice, reasons, the likely mistake
     asked = [
         (64, 1, 1.0, 10**9, "float", {"static": "time", "dynamic": "time", "weights": "time"}, "a ratio below 1 means faster than float, above 1 slower."),
@@ -3270,14 +3886,22 @@ def check_ex_3_10() -> None:
         (1024, 128, 0.02, 1060000, "weights", {"float": "bytes", "static": "error", "dynamic": "error"}, "only one fits both budgets."),
         (1024, 128, 0.03, 1052699, None, {"float": "bytes", "static": "bytes", "dynamic": "bytes", "weights": "bytes"}, "nothing fits."),
         (64, 1, 0.006, 4500, None, {"float": "bytes", "static": "error", "dynamic": "error", "weights": "bytes"}, "nothing fits."),
+        (256, 2, 0.1, 1000, "a", {"b": "time"}, "a candidate has at most 1.05 times the smallest ratio; 1.0524 is more, although 1.0 is more than 0.95 of it."),
+        (256, 3, 0.1, 1000, "a", {"b": "time"}, "5 % are a part of the smallest ratio; 0.22 is 10 % slower than 0.2, although the difference is 0.02."),
+        (256, 4, 0.1, 1000, "b", {"a": "tie"}, "5 % are a part of the smallest ratio; 2.08 is 4 % slower than 2.0, although the difference is 0.08."),
+        (256, 5, 0.1, 1000, "b", {"a": "tie", "c": "time"}, "every ratio is compared with the smallest one, not with the next smaller one."),
+        (256, 6, 0.1, 1000, "c", {"a": "error", "b": "tie"}, "the smallest ratio is that of the rows within both budgets; the row with 0.95 is not."),
+        (256, 7, 0.1, 1000, "b", {"a": "tie", "c": "time"}, "exactly 1.05 times the smallest ratio is still a candidate, 1.0501 times is not."),
+        (256, 8, 0.02, 100, "a", {"b": "error", "c": "bytes"}, "equal to a budget is allowed, and the least bit more is not."),
+        (256, 9, 0.0, 1000, "a", {"b": "error"}, "an error of 0.0 is within a budget of 0.0."),
     ]  # fmt: skip
 
     with checks.check("3.10", "your choices are not beaten within the budget, and each other variant has its reason"):
         choices = []
-        kept = copy.deepcopy(table)
         for width, batch, max_error, max_bytes, right, reasons, sentence in asked:
             try:
-                answer = choose(table, width, batch, max_error, max_bytes)
+                with checks.untouched(table=table):
+                    answer = choose(table, width, batch, max_error, max_bytes)
             except ValueError as error:
                 if "empty" not in str(error):
                     raise
@@ -3290,7 +3914,6 @@ def check_ex_3_10() -> None:
                 "what choose returned should be a pair: the choice, and the reasons of the others."
             )
             choices.append((answer[0], right, answer[1], reasons, (width, batch, max_error, max_bytes), sentence))
-        assert table == kept, "your function changed the table."
         assert len({str(choice[0]) for choice in choices}) > 1, (
             f"your answer is always {choices[0][0]}: it must depend on the shape, the table and the budgets."
         )
@@ -3303,10 +3926,15 @@ def check_ex_3_10() -> None:
             if choice is not None:
                 assert choice in rows, f"for {what} you chose {choice!r}, which is not in the table."
                 row = rows[choice]
-                assert row["error"] <= max_error, f"for {what} you chose {choice}, whose error is over the budget."
-                assert row["bytes"] <= max_bytes, f"for {what} you chose {choice}, whose bytes are over the budget."
+                assert row["error"] <= max_error, (
+                    f"for {what} you chose {choice}, whose error is over the budget: {sentence}"
+                )
+                assert row["bytes"] <= max_bytes, (
+                    f"for {what} you chose {choice}, whose bytes are over the budget: {sentence}"
+                )
             assert choice == right, f"for {what} you chose {choice}; expected is {right}: {sentence}"
             assert isinstance(given, dict), "the reasons should be a dictionary: variant to word."
+            assert None not in given, f"for {what} there is a reason against None, which is no variant."
             assert right not in given, f"for {what} the chosen variant has a reason against it."
             missing = sorted(set(reasons) - set(given))
             assert not missing, f"for {what} there is no reason why not {missing[0]}."
@@ -3328,8 +3956,12 @@ def check_ex_3_10() -> None:
             "a batch that was not measured must raise a ValueError: width 64 has other batches only.",
         )
     ### BEGIN HIDDEN TESTS
+    for w, b, most_error, most_bytes, right, reasons, _ in asked:
+        with checks.untouched(table=table):
+            answer = choose(table, w, b, most_error, most_bytes)
+        assert isinstance(answer, tuple | list) and tuple(answer) == (right, reasons), "wrong at a limit."
     dice = random.Random(3100)
-    for _ in range(60):
+    for _ in range(30):
         shapes = [(w, b) for w in (32, 128, 512) for b in (1, 8)]
         data = []
         for w, b in shapes:
@@ -3339,7 +3971,8 @@ def check_ex_3_10() -> None:
         dice.shuffle(data)
         for w, b in shapes:
             most_error, most_bytes = dice.choice([0.2, 0.6, 0.9]), dice.choice([100, 200, 300, 400])
-            got, words = choose(data, w, b, most_error, most_bytes)
+            with checks.untouched(table=data):
+                got, words = choose(data, w, b, most_error, most_bytes)
             own = {row["variant"]: row for row in data if (row["width"], row["batch"]) == (w, b)}
             allowed = [r for r in own.values() if r["error"] <= most_error and r["bytes"] <= most_bytes]
             quick = [r for r in allowed if all(r["ratio"] <= 1.05 * other["ratio"] for other in allowed)]
@@ -3385,7 +4018,7 @@ check_ex_3_10()
 # %% [markdown]
 # ### Your guide, from your own table
 #
-# Now apply it to what *this* computer measured in section 5. "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
+# Now apply it to what *this* computer measured in section 5. (A time that was not known there has no row, and no answer.) "Static, core" is left out: alone, a layer needs its stubs. Three budgets: anything goes; half of the float layer's bytes at most; and half of the bytes with an error of at most 1 %.
 
 # %% tags=["varies"]
 rows = []
@@ -3394,13 +4027,14 @@ try:
         whole = 4 * width * (width + 1)
         own = [m for m in measured if m["threads"] == 1 and m["variant"] != "static, core"]
         own.append({"variant": "float", "width": width, "batch": batch, "bytes": whole, "error": 0.0, "ratio": 1.0})
-        line = {"width": width, "rows in a batch": batch}
+        known = sum((m["width"], m["batch"]) == (width, batch) for m in own)
+        line = {"width": width, "rows in a batch": batch, "known": f"{known} of {len(names)}"}
         for title, budget in {
             "no budget: the fastest": (1.0, 2 * whole),
             "half of the bytes": (1.0, whole // 2),
             "half of the bytes, error ≤ 1 %": (0.01, whole // 2),
         }.items():
-            line[title] = choose(own, width, batch, *budget)[0] or "nothing fits"
+            line[title] = choose(own, width, batch, *budget)[0] or "nothing known fits"
         rows.append(line)
     tables.show(rows)
     print(f"{environment.processor()}, engine {torch.backends.quantized.engine}, one thread")
@@ -3414,13 +4048,14 @@ except NotImplementedError:
 #
 # | your case | try first | because (section) |
 # |---|---|---|
-# | narrow layers, one row at a time | float | a call has a fixed price; there is little to save (5) |
+# | narrow layers, few rows | float | a call has a fixed price; there is little to save (5) |
 # | memory is short, time is not | torchao weight-only int8 | the most exact of the int8 versions, no calibration (4, 5) |
+# | wide layers, one row at a time | weight-only with a kernel that reads codes | a row is a matter of reading, and codes are fewer bytes (5) |
 # | memory is very short | 4 bits, in groups, packed, and a kernel that reads them | a group costs a bit a weight; unpacked saves nothing over int8 (4) |
 # | wide layers, inputs that change in size | dynamic | no calibration, no stubs, output stays float (5) |
 # | wide layers behind each other, known data, throughput counts | static, fused, stubs only at the ends | integers flow from layer to layer, a quarter of the traffic (4, 5, 6) |
 # | a processor without VNNI, or an unknown one | 7-bit activations (`reduce_range`), the default on PCs | 16-bit sums overflow with 8 bits (3) |
-# | 3 bits and fewer | QAT, with a float-tuned control beside it | rounding alone ruins the network (7) |
+# | 2 or 3 bits | QAT, with a float-tuned control beside it | with one scale a row, rounding alone costs tenths of a bit at 3 bits and ruins the networks at 2 (7) |
 # | some layers must not change | freeze them in the fake-quantized model, convert last | a converted layer has no parameters (7) |
 #
 # ## 9. The book's Linear chapter, corrected
@@ -3464,9 +4099,9 @@ checks.show_progress("3", exercises=11)
 #
 # ## Key takeaways
 #
-# - An int8 Linear is integer sums, zero-point corrections, a bias in int32 and one fixed-point multiplication; PyTorch's kernels compute the same, within one code (3.1 to 3.6).
-# - How long a sum may be is arithmetic, not hope: int32 is nearly always enough, pairs in int16 are not (3.7).
-# - Fusion with ReLU frees the negative half of the codes, fusion with BatchNorm1d is the only way into int8; a module that is used twice must not be fused (3.8).
+# - An int8 Linear is integer sums, zero-point corrections, a bias in int32 and one fixed-point multiplication; in our comparisons PyTorch's kernels got the same codes, within one (3.1 to 3.6).
+# - How long a sum may be is arithmetic, not hope: int32 has room for 65,793 products at worst, pairs in int16 may not fit (3.7).
+# - Fusion with ReLU frees the negative half of the codes; a BatchNorm1d must be folded, since `convert` has no int8 module for it; a module that is used twice must not be fused (3.8).
 # - Bytes follow from shape and scheme: scales, zero points and groups are part of the bill (3.9).
 # - Whether int8 is faster depends on width, batch, threads, kernel and processor; draw the map on the machine that you will use (section 5).
 # - A choice needs a budget, a table and a rule for ties; with them it is a calculation (3.10).

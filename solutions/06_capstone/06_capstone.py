@@ -7,8 +7,9 @@
 # |---|---|
 # | **You will** | diagnose a model with probes of your own; build an encoder-decoder that PyTorch can quantize from end to end, and prove that it computes what `nn.Transformer` computes; let it read dates in thirteen written forms, in float and in int8; compete against a frontier of reference entries under a byte budget; write the report card that a team can act on |
 # | **You need** | unit 04 (quantizable attention and blocks, artefacts) and unit 05 (paired intervals, frontier, latency); from unit 02, section 9: the error clinic |
-# | **Time** | about 4 hours, in two sittings: sections 1 to 3; 4 to 6 |
+# | **Time** | about 6 hours, in three sittings: section 1; sections 2 and 3; sections 4 to 6 |
 # | **Graded** | 5 exercises, 13 points |
+# | **Start here when you come back** | run the next cell; then each of the sections 1 to 6 runs from its first cell on, without the others |
 #
 # *Robin Hood has won a great clock from a travelling tinker, who swore that it tells the hour, the tides and the feast days. Back in the forest it ticks and tells nothing. Little John reaches for his staff. "Wait,"
 # says Robin. "Before anyone mends it: what does it do, exactly, and what does it only seem to do?" And he asks for a lamp.*
@@ -20,8 +21,6 @@ import hashlib
 import json
 import math
 import platform
-import subprocess
-import sys
 import tempfile
 import types
 import warnings
@@ -37,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import (
+    budget,
     certificate,
     challenge,
     checks,
@@ -60,7 +60,11 @@ from helpers.models import causal_mask, sinusoidal_positions
 from helpers.seq2seq import Seq2Seq
 
 known_warnings.hide()
+warnings.filterwarnings(
+    "ignore", message="enable_nested_tensor is True"
+)  # about speed, at every birth of nn.Transformer
 engine = int8.choose_engine()
+float_reader = load_date_reader()  # the trained model of sections 3 to 5
 my_numbers: dict[str, str] = {}  # what you may want to remember, for the last cell of the course
 
 # %% [markdown]
@@ -88,7 +92,6 @@ class StubbedTransformer(nn.Module):
         return self.leave(self.head(self.body(self.enter(source), self.enter(target))))
 
 
-warnings.filterwarnings("ignore", message="enable_nested_tensor is True")  # about speed, at every birth of such a model
 torch.manual_seed(61)
 printed = StubbedTransformer(input_size=45, output_size=45, hidden_size=32, num_layers=1).eval()
 
@@ -176,7 +179,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
 
 # %% [markdown]
 # ### Exercise 6.1: six probes
-# *Difficulty 3 of 5 · 30 minutes · 2 points*
+# *Difficulty 3 of 5 · 50 minutes · 2 points*
 #
 # Write six short functions, two to six lines each. The first three ask a model what its output depends on. `source` and `target` are random vectors, (batch, time, width), for *every* model, and the output is (batch, time, output_size).
 #
@@ -191,7 +194,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
 #
 # By hand, for `sees_the_future`: if a model's output at each position is the mean of all target vectors up to and including it, then for the targets (2, 4, 6) it answers (2, 3, 4). Replace 6 by 0: (2, 3, 2). Only the last output has moved, as it may. The mean over *all* targets gives (4, 4, 4), then (2, 2, 2): it sees the future.
 #
-# One warning about *how* to change a vector. Many models begin with a LayerNorm, and a LayerNorm subtracts the mean and divides by the spread. To add 1 to all numbers of a vector, or to double them, is to change nothing. Put another vector in its place.
+# One warning about *how* to change a vector, in every probe. Many models begin with a LayerNorm, and a LayerNorm subtracts the mean and divides by the spread. To add 1 to all numbers of a vector, or to double them, is to change nothing. Put another vector in its place.
 #
 # Each probe gets other models than the book's, too: with the layout right or wrong, with and without masks and positions, ours, and a single Linear layer. None may be changed.
 
@@ -311,8 +314,12 @@ def refusals(model: nn.Module, source: Tensor, target: Tensor) -> dict[str, str]
 import copy
 import warnings
 from collections.abc import Callable
+from typing import ClassVar
+from unittest import mock
 
 import torch
+import torch.ao.nn.quantized as nnq
+import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
 from helpers import checks, witness
@@ -389,20 +396,38 @@ def check_ex_6_1() -> None:
             return self.line(s.mean(dim=1, keepdim=True) + t + self.fault(s, t))
 
     class Teller(nn.Module):
-        """It stops after prepare_qat and after convert, and tells what its stub has become."""
+        """It stops after prepare_qat and after convert, tells what its stub has become, and notes every call."""
+
+        calls: ClassVar[list[tuple[str, bool, float]]] = []  # what it was, training mode or not, a sum of its inputs
 
         def __init__(self) -> None:
             super().__init__()
             self.i, self.o = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
             self.line = nn.Linear(16, 7)
 
-        def forward(self, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            y = self.i((s + t) ** 3 * (3 if self.training else 1))
+        def stage(self) -> str:
+            if isinstance(self.line, nnqd.Linear):
+                return "dynamic"
+            if isinstance(self.line, nnq.Linear):
+                return "static"
             if hasattr(self.line, "weight_fake_quant"):
-                raise RuntimeError(f"ran {type(self.i.activation_post_process).__name__}")
+                return "qat"
+            return "observed" if hasattr(self.line, "activation_post_process") else "float"
+
+        def forward(self, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            stage = self.stage()
+            Teller.calls.append((stage, self.training, (s - 2 * t).sum().item()))
+            y = self.i((s + t) ** 3 * (3 if self.training else 1))
+            if stage == "qat":
+                raise RuntimeError(words("ran", self.i.activation_post_process))
             if y.is_quantized:
-                raise RuntimeError(f"scale {y.q_scale():.4g}")
+                raise RuntimeError(f"scale {y.q_scale():.4g}{LAST_WORDS}")
             return self.o(self.line(y))
+
+    LAST_WORDS = "\nand it says so at length, " + "again and " * 30 + "again."
+
+    def words(verb: str, fake: nn.Module) -> str:
+        return f"{verb} {type(fake).__name__} from {fake.quant_min} to {fake.quant_max}{LAST_WORDS}"
 
     def told(s: torch.Tensor, t: torch.Tensor) -> dict[str, str]:
         """What `Teller` says on each road with this engine's default settings."""
@@ -411,7 +436,77 @@ def check_ex_6_1() -> None:
         observer((s + t) ** 3)
         trained = library.get_default_qat_qconfig(name).activation()
         scale = observer.calculate_qparams()[0].item()
-        return {"dynamic": "", "static": f"scale {scale:.4g}", "qat": f"ran {type(trained).__name__}"}
+        return {"dynamic": "", "static": f"scale {scale:.4g}{LAST_WORDS}", "qat": words("ran", trained)}
+
+    def heard_from(model: nn.Module, s: torch.Tensor, t: torch.Tensor, where: str = "") -> None:
+        """`refusals` of the Teller: each road must have been gone, in the right mode, and its words be reported."""
+        Teller.calls.clear()
+        said, wanted, given = ask(refusals, model, s, t), told(s, t), (s - 2 * t).sum().item()
+        open_roads(said)
+
+        def calls(stage: str, training: bool | None = None) -> list[float]:
+            return [x for what, mode, x in Teller.calls if what == stage and training in (None, mode)]
+
+        assert Teller.calls, (
+            "`refusals` says something, and has called no copy of this model: each road ends with a run."
+        )
+        assert calls("dynamic"), "refusals: the dynamic road ends before a run. Quantize, then call what you have got."
+        assert calls("dynamic", False), (
+            "refusals: the dynamic road runs in training mode: it should run in eval mode only."
+        )
+        assert calls("static") or calls("observed"), (
+            "refusals: on the static road nothing is prepared. Without a qconfig, prepare and convert leave the model as it is."
+        )
+        assert calls("observed"), (
+            "refusals: the static road converts what has seen nothing: between prepare and convert, calibrate it with (source, target)."
+        )
+        assert any(abs(x - given) < 1e-3 for x in calls("observed")), (
+            "refusals: the static road calibrates with other numbers than it was given: calibrate it with (source, target)."
+        )
+        assert calls("static"), (
+            "refusals: the static road ends with convert, and convert succeeds: the failure comes with the first input after it."
+        )
+        assert calls("observed", False) and calls("static", False), (
+            "refusals: the static road runs in training mode: give it a copy in eval mode."
+        )
+        assert calls("qat") or not calls("float", True), (
+            "refusals: on the road to training nothing is prepared: give the copy the engine's default qat qconfig."
+        )
+        assert calls("qat") or said["qat"], (
+            "refusals: prepare_qat accepts this model, and then nothing happens: run it, once, in training mode."
+        )
+        assert calls("qat"), (
+            f"refusals: prepare_qat accepts this model, and your probe reports: {said['qat'][:150]} (A copy in training mode?)"
+        )
+        assert calls("qat", True), "refusals: the road to training runs in eval mode: run it in training mode."
+        for road, settings in {"static": "qconfig", "qat": "qat qconfig"}.items():
+            cut = len(said[road]) > 8 and wanted[road].startswith(said[road]) and said[road] != wanted[road]
+            assert not cut, (
+                f"refusals: on the {road} road you report the beginning of what the exception says: report all of it, `str(error)`."
+            )
+            assert wanted[road] not in said[road] or said[road] == wanted[road], (
+                f"refusals: on the {road} road you report more than the text of the exception: `str(error)`, neither its type nor anything else."
+            )
+            assert said[road] == wanted[road], (
+                f'refusals: {where}on the {road} road this model tells what its stub has become, "{wanted[road].splitlines()[0]}", and your probe reports "{said[road][:60].splitlines()[0]}": give the copy the default {settings} of the engine that is switched on, torch.backends.quantized.engine.'
+            )
+
+    def under_another_engine(model: nn.Module, s: torch.Tensor, t: torch.Tensor) -> None:
+        """The same where another engine is switched on, if this computer has one whose settings differ."""
+        before, usual = torch.backends.quantized.engine, told(s, t)
+        names = getattr(refusals, "__globals__", {})
+        for other in sorted(torch.backends.quantized.supported_engines, key=lambda name: name == "qnnpack"):
+            torch.backends.quantized.engine = other
+            try:
+                if other in ("none", before) or told(s, t) == usual:
+                    continue
+                # The notebook's own name for the engine follows, in case your function asks it.
+                follows = {"engine": other} if isinstance(names.get("engine"), str) else {}
+                with mock.patch.dict(names, follows):
+                    heard_from(model, s, t, f"with the engine {other} switched on, ")
+                return
+            finally:
+                torch.backends.quantized.engine = before
 
     def only(position: int, x: torch.Tensor) -> torch.Tensor:
         """`x` at one position, 0 at all others."""
@@ -420,8 +515,14 @@ def check_ex_6_1() -> None:
     class Sized(nn.Module):
         """Of its six sizes some are only remembered."""
 
-        def __init__(self, a: int, b: int, c: int, d: int, e: int, f: int, used: str) -> None:
+        def __init__(
+            self, a: int, b: int, c: int, d: int, e: int, f: int, used: str, usual: dict[str, int] | None = None
+        ) -> None:
             super().__init__()
+            sizes = {"a": a, "b": b, "c": c, "d": d, "e": e, "f": f}
+            usual = usual or sizes
+            refused = [name for name, size in sizes.items() if size not in (usual[name], 2 * usual[name])]
+            assert not refused, f"{refused[0]} = {sizes[refused[0]]} does not go together with the others"
             self.a, self.b, self.c, self.d, self.e, self.f = a, b, c, d, e, f
             get = lambda name: getattr(self, name) if name in used else 8  # noqa: E731
             self.first = nn.MultiheadAttention(get("a"), 4)
@@ -430,13 +531,23 @@ def check_ex_6_1() -> None:
             self.split = nn.Parameter(torch.zeros(get("e"), 48 // get("e")))
             self.register_buffer(f"upto_{get('f')}", torch.zeros(1))
 
+    def mixed() -> nn.Module:
+        """An embedding, a Linear, a norm, a parameter of three dimensions, a buffer; a part in training mode, one frozen."""
+        model = nn.ModuleDict({"table": nn.Embedding(5, 4), "line": nn.Linear(4, 4), "norm": nn.LayerNorm(4)}).eval()
+        model.grid = nn.Parameter(torch.zeros(2, 2, 2))
+        model.register_buffer("places", torch.zeros(3, 4))
+        model["line"].train().weight.requires_grad_(False)
+        return model
+
     def quietly(make: Callable[[], object]) -> object:
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             return make()
 
     def patient(seed: int, **faults: object) -> nn.Module:
         torch.manual_seed(seed)
-        return quietly(lambda: Patient(**faults)).train(seed % 2 == 0)
+        model = quietly(lambda: Patient(**faults)).train(seed % 2 == 0)
+        model.last.bias.requires_grad_(seed % 3 != 0)  # in some of them it is frozen
+        return model
 
     def pairs(seed: int, batch: int, time: int, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
@@ -445,8 +556,9 @@ def check_ex_6_1() -> None:
     def ask(probe: Callable, model: nn.Module, *inputs: torch.Tensor) -> object:
         """What the probe says; it must leave the model, its inputs and the fast path as they were."""
         kept, fast = copy.deepcopy(model), torch.backends.mha.get_fastpath_enabled()
-        before = [x.clone() for x in inputs]
+        before, engine_before = [x.clone() for x in inputs], torch.backends.quantized.engine
         said = quietly(lambda: probe(model, *inputs))
+        engine_after, torch.backends.quantized.engine = torch.backends.quantized.engine, engine_before
         switch = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(fast)
         changed = witness.unchanged(kept, model)
@@ -455,6 +567,7 @@ def check_ex_6_1() -> None:
             f"{probe.__name__} changed the source or the target it was given: build a new tensor."
         )
         assert switch == fast, f"{probe.__name__} leaves PyTorch's fast path switched for the whole process."
+        assert engine_after == engine_before, f"{probe.__name__} leaves another int8 engine switched on."
         return said
 
     def expect(probe: Callable, model: nn.Module, inputs: tuple, wanted: bool, mistake: str) -> None:
@@ -473,10 +586,10 @@ def check_ex_6_1() -> None:
         """What the learner's function says, and what is right."""
         given = dict(sizes)
         try:
-            said = unused_sizes(lambda **chosen: Sized(**chosen, used=used), given)
+            said = unused_sizes(lambda **chosen: Sized(**chosen, used=used, usual=sizes), given)
         except AssertionError as error:
             raise AssertionError(
-                f"unused_sizes asks for a size that the model refuses ({error}): double a size, do not add 1 to it."
+                f"unused_sizes asks for a size that the model refuses ({error}): double a size, and leave the others."
             ) from None
         assert given == sizes, "unused_sizes changed the dict of sizes it was given: build another dict."
         return said, [name for name in sizes if name not in used]
@@ -487,34 +600,45 @@ def check_ex_6_1() -> None:
         for name in ("in_proj_weight", "out_proj.weight")
     ]
 
-    dependences = [
-        (
-            feels_the_batch,
-            lambda s, t: t.mean(dim=0),
-            "The targets of other pairs count, not their sources: replace, or leave out, both.",
-        ),
-        (
-            feels_the_batch,
-            lambda s, t: only(-1, s.mean(dim=0)),
-            "Only its last output feels the other pairs: compare all positions.",
-        ),
-        (
-            feels_the_batch,
-            lambda s, t: t[:2].mean(dim=0),
-            "Only the second pair touches the first: replace, or leave out, all others.",
-        ),
-        (
-            feels_the_batch,
-            lambda s, t: t[-1:],
-            "Only the last pair touches the others: replace, or leave out, all of them.",
-        ),
-        (
-            sees_the_future,
-            lambda s, t: only(0, t.flip(1)),
-            "Its first output feels the last target: compare *all* outputs before the last.",
-        ),
-        (knows_the_order, lambda s, t: only(0, s), "Only its first output feels the order: compare all outputs."),
-    ]
+    def dependences() -> list[tuple[Callable, Callable, str]]:
+        return [
+            (
+                feels_the_batch,
+                lambda s, t: t.mean(dim=0),
+                "The targets of other pairs count, not their sources: replace, or leave out, both.",
+            ),
+            (
+                feels_the_batch,
+                lambda s, t: only(-1, s.mean(dim=0)),
+                "Only its last output feels the other pairs: compare all positions.",
+            ),
+            (
+                feels_the_batch,
+                lambda s, t: t[:2].mean(dim=0),
+                "Only the second pair touches the first: replace, or leave out, all others.",
+            ),
+            (
+                feels_the_batch,
+                lambda s, t: t[-1:],
+                "Only the last pair touches the others: replace, or leave out, all of them.",
+            ),
+            (
+                sees_the_future,
+                lambda s, t: only(0, t.flip(1)),
+                "Its first output feels the last target: compare *all* outputs before the last.",
+            ),
+            (
+                feels_the_batch,
+                lambda s, t: nn.functional.layer_norm(s + t, s.shape[-1:])[1:].sum(dim=0),
+                "It feels the others through a LayerNorm, which takes away what you add to all numbers of a vector, or multiply them with: put other pairs in their place, or leave them out.",
+            ),
+            (
+                sees_the_future,
+                lambda s, t: only(0, nn.functional.layer_norm(t.flip(1), t.shape[-1:])),
+                "It feels the last target through a LayerNorm, which takes away what you add to all numbers of a vector, or multiply them with: put another vector in its place.",
+            ),
+            (knows_the_order, lambda s, t: only(0, s), "Only its first output feels the order: compare all outputs."),
+        ]
 
     with checks.check(
         "6.1", "your six probes tell faulty models from sound ones, on the book's class and on the controls"
@@ -584,17 +708,30 @@ def check_ex_6_1() -> None:
         plainly = (
             "this model is one Linear layer, so no attribute and no type tells what it feels: only its outputs do."
         )
+        many = pairs(627, 5, 7)
+        views = tuple(x.mT.contiguous().mT for x in many)  # the same numbers, not in one piece
         for probe in (feels_the_batch, sees_the_future, knows_the_order):
             expect(
-                probe, Plain(), inputs, False, f"{plainly} Each output is made of its own target and the mean source."
+                probe, Plain(), views, False, f"{plainly} Each output is made of its own target and the mean source."
             )
-        for probe, fault, mistake in dependences:
-            expect(probe, Plain(fault), inputs, True, f"{plainly} {mistake}")
+        for probe, fault, mistake in dependences():
+            expect(probe, Plain(fault), many, True, f"{plainly} {mistake}")
 
-        for used in ("ac", "abcdef", "bdf", "bde"):
-            said, wanted = sizes_left_out({"a": 8, "b": 2, "c": 5, "d": 6, "e": 3, "f": 7}, used)
+        said = unused_sizes(lambda width, depth: nn.Linear(width, 3), {"width": 4, "depth": 2})
+        assert isinstance(said, list), f"unused_sizes should return a list of names, not {type(said).__name__}."
+        assert said != [], (
+            "unused_sizes returns [] for an nn.Linear that depends on one of two sizes: numbers differ between any two births of a model, because they are random. Compare names and shapes."
+        )
+        assert said == ["depth"], (
+            f"unused_sizes returns {said} for an nn.Linear(width, 3), and ['depth'] is right: whether a module keeps an attribute of that name says nothing."
+        )
+        for used in ("ac", "abcdef", "bdf", "bde", ""):
+            said, wanted = sizes_left_out({"f": 7, "b": 2, "a": 8, "e": 3, "c": 5, "d": 6}, used)
+            assert said == wanted or sorted(said) != sorted(wanted), (
+                f"unused_sizes returns {said}: the right names, but not in the order of `sizes`, {wanted}."
+            )
             assert said != [] or wanted == [], (
-                f"unused_sizes returns [], and {wanted} is right: to keep a size in an attribute is not to use it, and new random weights are no influence. Compare names and shapes of the state_dict."
+                f"unused_sizes returns [], and {wanted} is right: to keep a size in an attribute is not to use it. Compare names and shapes of the state_dict."
             )
             assert said == wanted, (
                 f"unused_sizes returns {said}, and {wanted} is right for sizes that go into an attention, a number of layers, a Linear, a buffer, two dimensions with a fixed product, and a name: compare names and shapes of the *whole* state_dict."
@@ -612,10 +749,23 @@ def check_ex_6_1() -> None:
         assert not extra, (
             f"left_in_float lists {extra[0]}, which is int8 or no matrix: list what remains *after* quantization, with two dimensions or more."
         )
+        grown = mixed()
+        said = ask(left_in_float, grown)
+        assert "grid" in said, (
+            "left_in_float misses a parameter of three dimensions: with at least two dimensions it counts."
+        )
+        assert "table.weight" in said, (
+            "left_in_float misses the matrix of an embedding, which quantize_dynamic leaves in float: ask all parameters, of whatever layer."
+        )
+        assert sorted(said) == ["grid", "table.weight"], (
+            f"left_in_float returns {said}, and grid and table.weight are right: a buffer is no parameter, and a norm is no matrix."
+        )
         assert ask(left_in_float, Sound().eval()) == [], (
             "quantize_dynamic reaches all matrices of our blocks: the list is empty. (A buffer is no parameter.)"
         )
 
+        heard_from(Teller(), *inputs)
+        under_another_engine(Teller(), *pairs(628, 4, 5))
         said = ask(refusals, Sound().eval(), *inputs)
         open_roads(said)
         assert not said["qat"], (
@@ -640,14 +790,6 @@ def check_ex_6_1() -> None:
         said = ask(refusals, patient(626), *inputs)
         assert "no attribute 'device'" in said["dynamic"], (
             "refusals: with the batch first, PyTorch's fast path stops the dynamic road, and your probe does not see it: it is taken in eval mode only."
-        )
-        said, wanted = ask(refusals, Teller(), *inputs), told(*inputs)
-        open_roads(said)
-        assert said["static"] == wanted["static"], (
-            f'refusals: on the static road this model tells the scale of its stub, "{wanted["static"]}", and your probe reports "{said["static"][:150]}": give a copy in eval mode the engine\'s default qconfig, and calibrate it with (source, target).'
-        )
-        assert said["qat"] == wanted["qat"], (
-            f'refusals: prepare_qat accepts this model, and the run after it says "{wanted["qat"]}"; your probe reports "{said["qat"][:150]}": give the copy the engine\'s default qat qconfig, and run it.'
         )
     ### BEGIN HIDDEN TESTS
     with torch.random.fork_rng(devices=[]):
@@ -678,7 +820,7 @@ def check_ex_6_1() -> None:
                     f"{probe.__name__}: one Linear layer, no fault."
                 )
                 for asked_of, fault, mistake in [
-                    *dependences,
+                    *dependences(),
                     (
                         feels_the_batch,
                         lambda s, t: only(1, s[1:2].sum(dim=0)),
@@ -706,13 +848,10 @@ def check_ex_6_1() -> None:
                 assert (text in said[road]) if text else said[road] == "", f"{road}, {layout} first: {said[road][:200]}"
         bare = ask(refusals, Bare(), *pairs(6103, 3, 4))
         assert not bare["dynamic"] and not bare["qat"] and "quantized::linear" in bare["static"], f"no stubs: {bare}"
-        mixed = nn.ModuleDict({"table": nn.Embedding(5, 4), "line": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
-        mixed.grid = nn.Parameter(torch.zeros(2, 2, 2))
-        mixed.register_buffer("places", torch.zeros(3, 4))
         for training in (True, False):
-            heard = ask(refusals, Teller().train(training), *pairs(6104, 4, 5))
-            assert heard == told(*pairs(6104, 4, 5)), f"the model that tells its scale: {heard}"
-        assert sorted(ask(left_in_float, mixed)) == ["grid", "table.weight"], (
+            heard_from(Teller().train(training), *pairs(6104, 4, 5))
+        under_another_engine(Teller(), *pairs(6105, 3, 6))
+        assert sorted(ask(left_in_float, mixed())) == ["grid", "table.weight"], (
             "an embedding and a bare parameter stay float; a buffer is no parameter."
         )
         for used in ("", *"abcdef", "abc", "bcdef", "acdef"):
@@ -745,6 +884,8 @@ check_ex_6_1()
 # ### In which order?
 #
 # Now let your probes speak. Below, the same model is cured step by step: first its layout (`batch_first=True`), then a causal mask, then positions. (Until your probes are written, the table says so.)
+#
+# *Predict:* the first row asks three things of a model that takes time first. Which of its three answers will mislead?
 
 
 # %%
@@ -838,9 +979,9 @@ plots.show(
 
 # %%
 padded = torch.cat([source, torch.zeros(3, 4, 32)], dim=1)  # four positions of padding behind each source
-plain, filled = (outputs(steps["+ positions"], text, target) for text in (source, padded))
+unpadded, filled = (outputs(steps["+ positions"], text, target) for text in (source, padded))
 print(
-    f"Four empty positions move the output by up to {(filled - plain).abs().max() / plain.abs().max():.0%} of its largest number."
+    f"Four empty positions move the output by up to {(filled - unpadded).abs().max() / unpadded.abs().max():.0%} of its largest number."
 )
 
 # %% [markdown]
@@ -870,7 +1011,7 @@ print("What quantize_dynamic leaves in float: ", end="")
 errors.show_result(lambda: ", ".join(name.removeprefix("body.") for name in left_in_float(printed)))
 
 # %% [markdown]
-# - **As printed**, only the dynamic road is open, and on it all attention stays in float.
+# - **As printed**, of the three roads only the dynamic one is open, and on it all matrices of the attention stay in float.
 # - **With the batch first**, the fast path of eval mode (exercise 2.10.4) closes both roads: it asks an int8 layer for the device of its weight, and the attention that `prepare` has put in for a parameter which it does not have.
 # - **With mask and positions**, `nn.Transformer` notices that the mask is causal and says so in a second argument; PyTorch's quantizable attention takes a mask or that hint, not both.
 #
@@ -878,11 +1019,11 @@ errors.show_result(lambda: ", ".join(name.removeprefix("body.") for name in left
 #
 # ### One stub, one scale
 #
-# One fault is left that no probe above can see, because it shows only in numbers. The class sends source and target through *the same* stub. A stub becomes one scale and one zero point. If the source is loud and the target quiet, the target pays:
+# One fault is left that no probe above can see, because it shows only in numbers. The class sends source and target through *the same* stub. A stub becomes one scale and one zero point. If the source is loud and the target quiet, the target pays. *Predict:* below, the source is 80 times as loud as the target. How large is the target's error through the one stub?
 
 
 # %%
-def lost(stub: nn.Module, x: Tensor) -> str:
+def share_lost(stub: nn.Module, x: Tensor) -> str:
     """Relative error of a tensor that goes through a converted stub."""
     return f"{((stub(x).dequantize() - x).norm() / x.norm()).item():.1%}"
 
@@ -891,11 +1032,11 @@ loud, quiet = 8 * source, 0.1 * target
 shared = converted(printed, loud, quiet).enter
 tables.show(
     [
-        {"through": "one stub for both", "source": lost(shared, loud), "target": lost(shared, quiet)},
+        {"through": "one stub for both", "source": share_lost(shared, loud), "target": share_lost(shared, quiet)},
         {
             "through": "a stub for each",
-            "source": lost(converted(printed, loud, loud).enter, loud),
-            "target": lost(converted(printed, quiet, quiet).enter, quiet),
+            "source": share_lost(converted(printed, loud, loud).enter, loud),
+            "target": share_lost(converted(printed, quiet, quiet).enter, quiet),
         },
     ]
 )
@@ -922,7 +1063,7 @@ tables.show(
 #
 # Read the second column once more. What says "first call", you will repair. What says "never", you will ship, unless you ask.
 #
-# Nearly all cures lead to the same place: an encoder-decoder from our own attention. We build it now.
+# Most cures in the third column lead to the same place: an encoder-decoder from our own attention. We build it now.
 
 
 # %% [markdown]
@@ -970,11 +1111,11 @@ plots.show(
 
 # %%
 torch.manual_seed(0)
-small = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+their_attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
 tokens = torch.randn(1, 4, 8)
 with torch.no_grad():
-    _, theirs = small(tokens, tokens, tokens, attn_mask=causal_mask(4))
-    _, turned = small(tokens, tokens, tokens, attn_mask=~causal_mask(4))
+    _, theirs = their_attention(tokens, tokens, tokens, attn_mask=causal_mask(4))
+    _, turned = their_attention(tokens, tokens, tokens, attn_mask=~causal_mask(4))
 print("nn.MultiheadAttention given causal_mask(4), first query: ", [round(p, 2) for p in theirs[0, 0].tolist()])
 print("nn.MultiheadAttention given ~causal_mask(4), first query:", [round(p, 2) for p in turned[0, 0].tolist()])
 print("last query of the first one:", theirs[0, -1].tolist())
@@ -991,15 +1132,15 @@ print("ours:  ", ", ".join(name for name in seq2seq.our_names(layer.state_dict()
 
 # %% [markdown]
 # ### Exercise 6.2: a decoder block
-# *Difficulty 4 of 5 · 30 minutes · 3 points*
+# *Difficulty 4 of 5 · 50 minutes · 3 points*
 #
-# Write two classes. `MemoryAttention` is attention from `x` to `memory`, by the formula above. It inherits from `quantizable.QuantizableAttention`, the solution of exercise 4.4, which has everything you need: the Linear layers `q`, `k`, `v`, `out`; `split` and `merge` for the heads; `scores` and `mix`, a `FloatFunctional` for each product; `dequant` and `quant` around the float part (scaling, mask, softmax). Only its `forward` must become one of two tensors.
+# Write two classes. `MemoryAttention` is attention from `x` to `memory`, by the formula above. It inherits from `quantizable.QuantizableAttention`, the solution of [exercise 4.4](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_4_check), which has everything you need: the Linear layers `q`, `k`, `v`, `out`; `split` and `merge` for the heads; `scores` and `mix`, a `FloatFunctional` for each product; `dequant` and `quant` around the float part (scaling, mask, softmax). Only its `forward` must become one of two tensors.
 #
 # `DecoderLayer` is the block, on a float residual stream $x$, with the memory $m$ as it comes:
 #
 # $$a = x + \mathrm{attention}(n_1, n_1)\ \text{ with } n_1 = \mathrm{norm}_1(x), \qquad c = a + \mathrm{cross}(\mathrm{norm}_2(a),\, m), \qquad y = c + \mathrm{ffn}(\mathrm{norm}_3(c))$$
 #
-# The first attention gets `mask`, the second `memory_mask`; each is a `MemoryAttention` of its own. Both, and the feed-forward network (`quantizable.QuantizableFeedForward`), take and give quantized tensors once the block is converted; LayerNorms and additions are float. So each of the three parts needs a `QuantStub` behind its norm and a `DeQuantStub` before its addition, as in unit 04, section 7. (That the LayerNorms have no qconfig is left to whoever prepares the model: here the check, later `seq2seq.prepare`. In a recipe of your own, set `norm.qconfig = None` as in unit 04.) `memory` arrives *already quantized*: it is the same for all blocks and all steps, and is rounded once, by whoever made it.
+# The first attention gets `mask`, the second `memory_mask`; each is a `MemoryAttention` of its own. Both, and the feed-forward network (`quantizable.QuantizableFeedForward(d_model, d_ff)`), take and give quantized tensors once the block is converted; LayerNorms and additions are float. So each of the three parts needs a `QuantStub` behind its norm and a `DeQuantStub` before its addition, as in unit 04, section 7. (That the LayerNorms have no qconfig is left to whoever prepares the model: here the check, later `seq2seq.prepare`. In a recipe of your own, set `norm.qconfig = None` as in unit 04.) `memory` arrives *already quantized*: it is the same for all blocks and all steps, and is rounded once, by whoever made it.
 #
 # By hand, if the first attention always says 0.5, the second 2, the network −1, and $x = 1$: $a = 1.5$, $c = 3.5$, $y = 2.5$.
 
@@ -1088,6 +1229,7 @@ class DecoderLayer(nn.Module):
 
 # %% nbgrader={"grade": true, "grade_id": "ex_6_2_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 6.2: run this cell.
+import copy
 import warnings
 from collections import Counter
 
@@ -1098,7 +1240,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import checks, seq2seq
+from helpers import checks, samples, seq2seq, witness
 
 
 @checks.isolated
@@ -1197,6 +1339,9 @@ def check_ex_6_2() -> None:
         def think(t: torch.Tensor) -> torch.Tensor:
             return layer.linear2(F.gelu(layer.linear1(t)))
 
+        without = {"causal on memory": mask, "swapped masks": mask, "no causal": mask, "no padding": memory_mask}
+        if change in without and without[change] is None:
+            raise TypeError(change)  # without that mask it would be another mistake
         first, second = mask, memory_mask
         if change == "mixed":
             second = memory_mask & mask
@@ -1220,6 +1365,15 @@ def check_ex_6_2() -> None:
             x = layer.norm1(x + attend(layer.self_attn, x, x, first))
             x = layer.norm2(x + attend(layer.multihead_attn, x, m, second))
             return layer.norm3(x + think(x))
+        if change == "norm of the sum of parts":
+            a = x + layer.norm1(attend(layer.self_attn, x, x, first))
+            c = a + layer.norm2(attend(layer.multihead_attn, a, m, second))
+            return c + layer.norm3(think(c))
+        if change == "residual of the norm":
+            a = one + attend(layer.self_attn, one, one, first)
+            b = layer.norm2(a)
+            c = layer.norm3(b + attend(layer.multihead_attn, b, m, second))
+            return c + think(c)
         if change == "cross first":
             x = x + attend(layer.multihead_attn, layer.norm2(x), m, second)
             h = layer.norm1(x)
@@ -1246,6 +1400,8 @@ def check_ex_6_2() -> None:
         "own causal": "the first attention makes a causal mask of its own: it should use the `mask` that it is given.",
         "memory normed": "the memory is normalized by norm2: norm2 is for x alone; the encoder has a last norm of its own.",
         "post": "the LayerNorms stand behind the additions (post-LN); this block normalizes *before* each part.",
+        "norm of the sum of parts": "the LayerNorms stand behind the parts, before the additions; this block normalizes what each part *reads*.",
+        "residual of the norm": "what is normalized is added as well: each addition takes x, a or c as it came, only the part reads its norm.",
         "cross first": "the attention to the memory comes first: the answer looks at itself first.",
         "self from memory": "the first attention looks at the memory: it should look at the answer itself.",
         "no first": "the first residual addition is missing: x is added to what the attention says.",
@@ -1264,6 +1420,7 @@ def check_ex_6_2() -> None:
         assert got.shape == wanted.shape, f"{what} has shape {tuple(got.shape)}; expected is {tuple(wanted.shape)}."
         if torch.allclose(got, wanted, atol=2e-5, rtol=1e-5):
             return
+        fits = []
         for change, sentence in sentences.items():
             try:
                 other = mistaken(change)
@@ -1274,8 +1431,9 @@ def check_ex_6_2() -> None:
             ):  # this mistake is not possible with these shapes, or without a mask
                 continue
             known = other.isfinite() & got.isfinite()  # who may look nowhere gets nan, or zeros
-            same = known.any() and torch.allclose(got[known], other[known], atol=2e-5, rtol=1e-5)
-            assert not same, f"before any quantization {what} is wrong: {sentence}"
+            if known.any() and torch.allclose(got[known], other[known], atol=2e-5, rtol=1e-5):
+                fits.append(sentence)
+        assert len(fits) != 1, f"before any quantization {what} is wrong: {fits[0]}"
         assert got.isfinite().all(), (
             f"before any quantization {what} holds nan: a query that may look nowhere makes it. Is the mask the right way round, and the softmax over the keys?"
         )
@@ -1289,7 +1447,9 @@ def check_ex_6_2() -> None:
         mine.load_state_dict(seq2seq.our_names(layer.multihead_attn.state_dict()))
         x, memory, causal, seen = example(seed + 1, batch, target, source, width)
         given, theirs = (x.clone(), memory.clone()), layer.multihead_attn
-        for mask in (seen, None, causal if target == source else seen & (torch.arange(source) != 1)):
+        own = torch.rand(batch, heads, target, source, generator=torch.Generator().manual_seed(seed)) < 0.6
+        own[..., 0] = True  # every query may look somewhere
+        for mask in (seen, None, causal if target == source else seen & (torch.arange(source) != 1), own):
             wanted = attend(theirs, x, memory, mask)
             before = None if mask is None else mask.clone()
             if mask is seen:  # our formula above is the library's own attention
@@ -1307,6 +1467,9 @@ def check_ex_6_2() -> None:
             assert mask is None or torch.equal(mask, before), (
                 "MemoryAttention changes its mask in place: make a new one."
             )
+            assert torch.equal(x, given[0]) and torch.equal(memory, given[1]), (
+                "MemoryAttention changes its inputs in place."
+            )
             compare(
                 got,
                 wanted,
@@ -1314,15 +1477,18 @@ def check_ex_6_2() -> None:
                 lambda change, mask=mask: attend(theirs, x, memory, mask, change),
                 attention_mistakes,
             )
-        assert torch.equal(x, given[0]) and torch.equal(memory, given[1]), (
-            "MemoryAttention changes its inputs in place."
-        )
+        for form, odd in samples.awkward(memory):
+            assert torch.allclose(mine(x, odd, seen), attend(theirs, x, memory, seen), atol=2e-5, rtol=1e-5), (
+                f"with {form} as memory MemoryAttention gives another output than with a plain tensor of the same numbers."
+            )
         large, only = (12 * x, 12 * memory), torch.arange(source)[None] == source // 2
         assert torch.allclose(mine(*large, only), attend(theirs, *large, only), atol=1e-3, rtol=1e-4), (
             "where the scores of the allowed keys are low, MemoryAttention looks at forbidden ones: give these minus infinity."
         )
 
-    def judge(seed: int, width: int, heads: int, d_ff: int, batch: int, target: int, source: int) -> None:
+    def judge(
+        seed: int, width: int, heads: int, d_ff: int, batch: int, target: int, source: int, int8: bool = True
+    ) -> None:
         layer = pytorch_layer(seed, width, heads, d_ff)
         mine, weights = DecoderLayer(width, heads, d_ff), seq2seq.our_names(layer.state_dict())
         assert isinstance(mine, nn.Module), "DecoderLayer should be a module."
@@ -1336,12 +1502,14 @@ def check_ex_6_2() -> None:
         )
         mine.load_state_dict(weights)
         mine.eval()
+        odd = [place for place in ("norm1", "norm2", "norm3") if getattr(getattr(mine, place), "eps", 1e-5) != 1e-5]
+        assert not odd, f"`{odd[0]}` has an eps of its own: the library's layer has PyTorch's own eps, 1e-5."
         names = {}
         for name, part in mine.named_modules(remove_duplicate=False):
             names.setdefault(id(part), []).append(name)
-        twice = [" and ".join(each) for each in names.values() if len(each) > 1]
+        twice = ["` and `".join(each) for each in names.values() if len(each) > 1]
         assert not twice, (
-            f"{twice[0]} are one module, and convert replaces it under its first name only. Each name needs a module of its own, and each stub its own scale."
+            f"`{twice[0]}` are one module, and convert replaces it under its first name only. Each name needs a module of its own, and each stub its own scale."
         )
         x, memory, causal, seen = example(seed + 1, batch, target, source, width)
         given, alone = [t.clone() for t in (x, memory, causal, seen)], torch.eye(target, dtype=torch.bool)
@@ -1352,6 +1520,7 @@ def check_ex_6_2() -> None:
                 tgt_mask=None if mask is None else ~mask,
                 memory_key_padding_mask=None if memory_mask is None else ~memory_mask[:, 0, 0],
             )
+            kept = copy.deepcopy(mine)
             try:
                 got = mine(x, memory, mask, memory_mask)
             except NotImplementedError:
@@ -1360,16 +1529,48 @@ def check_ex_6_2() -> None:
                 raise AssertionError(
                     f"with {target} positions in x and {source} in the memory DecoderLayer cannot run: {str(error).splitlines()[0]} Which mask belongs to which attention?"
                 ) from None
-            compare(
-                got,
-                oracle,
-                "the output of DecoderLayer",
-                lambda change, mask=mask, memory_mask=memory_mask: block(layer, x, memory, mask, memory_mask, change),
-                block_mistakes,
-            )
             assert all(map(torch.equal, (x, memory, causal, seen), given)), (
                 "DecoderLayer changes its inputs, or its masks, in place."
             )
+            changed = witness.unchanged(kept, mine)
+            assert not changed, f"a call changes the block itself ({changed})."
+            compare(
+                got,
+                oracle,
+                f"the output of DecoderLayer{', called without `mask`,' if mask is None else ''}",
+                lambda change, mask=mask, memory_mask=memory_mask: block(layer, x, memory, mask, memory_mask, change),
+                block_mistakes,
+            )
+        faint = 0.003 * x  # so quiet that the eps of a LayerNorm counts
+        wanted = layer(faint, memory, tgt_mask=~causal, memory_key_padding_mask=~seen[:, 0, 0])
+        assert torch.allclose(mine(faint, memory, causal, seen), wanted, atol=2e-5, rtol=1e-5), (
+            "for a quiet x your block differs from the library's: its LayerNorms have PyTorch's own eps."
+        )
+        for form, odd in samples.awkward(x):
+            assert torch.allclose(mine(odd, memory, causal, seen), mine(x, memory, causal, seen), atol=2e-5), (
+                f"with {form} as x your block gives another output than with a plain tensor of the same numbers."
+            )
+        still = mine(x, memory, causal, seen)
+        mine.train()
+        noisy = mine(x, memory, causal, seen)
+        assert all(part.training for part in mine.modules()), "a call switches parts of your block to eval mode."
+        assert torch.allclose(noisy, still, atol=2e-5), (
+            "in training mode your block gives another output than in eval mode: there is no dropout in the formula."
+        )
+        with torch.enable_grad():
+            try:
+                owners, parameters = zip(*mine.named_parameters(), strict=True)
+                loss = mine(x, memory, causal, seen).square().sum()
+                slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+            except RuntimeError as error:
+                raise AssertionError(
+                    f"your block cannot be trained, since no gradient passes: {str(error).splitlines()[0]}"
+                ) from None
+        frozen = [name for name, slope in zip(owners, slopes, strict=True) if slope is None]
+        assert not frozen, f"your block cannot be trained: {frozen[0]} gets no gradient. Is something detached?"
+        mine.eval()
+        if not int8:
+            return
 
         prepared = WithMemory(mine).eval()
         weight = tq.get_default_qconfig(torch.backends.quantized.engine).weight
@@ -1400,13 +1601,13 @@ def check_ex_6_2() -> None:
             for name, sentence in {
                 "quantized::linear": "a Linear layer gets a float tensor: is there a QuantStub behind each norm, and behind the softmax?",
                 "batch_norm": "a LayerNorm gets codes: the QuantStub stands behind the norm, not before it; and dequantize what each part says before it is added.",
-                "fill_out": "F.scaled_dot_product_attention has no int8 kernel: use the FloatFunctional modules `scores` and `mix`, and dequantize the scores before the mask.",
+                "fill_out": "F.scaled_dot_product_attention takes no codes: use the FloatFunctional modules `scores` and `mix`, and dequantize the scores before the mask.",
                 "quantize_per_tensor": "a QuantStub gets codes: the memory arrives quantized, and what an attention returns is quantized, too.",
                 "native_layer_norm": "a LayerNorm gets codes: dequantize what each part says before it is added.",
                 "aten::add": "an addition gets codes: dequantize what each part says (DeQuantStub), then add in float.",
                 "aten::qscheme": "an addition gets one quantized and one float tensor: dequantize what each part says (DeQuantStub), then add in float.",
-                "bmm": "`@` has no int8 kernel: use the FloatFunctional modules `scores` and `mix`.",
-                "softmax": "softmax has no int8 kernel: dequantize the scores before it.",
+                "bmm": "`@` takes no codes: use the FloatFunctional modules `scores` and `mix`.",
+                "softmax": "torch.softmax takes no codes: dequantize the scores before it.",
                 "promoteTypes": "codes and floats meet: dequantize what each part says before it is added to x, and the scores before they are masked.",
                 "quantized::matmul": "a product gets one quantized and one float factor: is `quant` behind the softmax?",
                 "MatMul operands": "a product gets one quantized and one float factor: is `quant` behind the softmax?",
@@ -1449,14 +1650,16 @@ def check_ex_6_2() -> None:
     with (
         checks.check(
             "6.2",
-            "your decoder block is the library's in float, each attention has its own mask, and in int8 it is int8",
+            "your decoder block is the library's in float, each attention has its own mask, and converted it runs on codes",
         ),
         torch.no_grad(),
     ):
         judge_attention(621, width=16, heads=4, batch=3, target=6, source=6)
         judge_attention(622, width=12, heads=2, batch=2, target=4, source=9)
+        judge_attention(625, width=8, heads=2, batch=1, target=1, source=3)
         judge(623, width=16, heads=2, d_ff=24, batch=3, target=7, source=7)
         judge(624, width=24, heads=4, d_ff=40, batch=2, target=5, source=8)
+        judge(626, width=12, heads=3, d_ff=8, batch=4, target=9, source=4, int8=False)
     ### BEGIN HIDDEN TESTS
     with torch.no_grad():
         for sizes in [(6201, 8, 1, 4, 9, 3), (6202, 20, 5, 2, 1, 6)]:
@@ -1492,7 +1695,7 @@ check_ex_6_2()
 # </details>
 
 # %% [markdown]
-# What did it buy? Compare with the book's class: there the decoder saw the answer that it was to predict. Here both masks hold, in float and in int8, and padding can hold anything without changing a single output. It cost crossings: a call of the block quantizes six times and dequantizes six times, as the check has counted, and two of these pairs are there for the attention to the memory (behind its norm, and around its softmax). The check's seventh quantizer is the memory's own: it works once for all blocks.
+# What did it buy? Compare with the book's class: there the decoder saw the answer that it was to predict. Here both masks hold, in float and in int8, and padding can hold anything without changing a single output. It cost crossings: outside of its kernels, a call of the block quantizes six times and dequantizes six times, as the check has counted, and two of these pairs are there for the attention to the memory (behind its norm, and around its softmax). The check's seventh quantizer is the memory's own: it works once for all blocks. (What happens inside a kernel is not counted. The four products of activations take codes and give codes, but PyTorch multiplies floats in between: [unit 05 has looked inside](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle).)
 
 # %% [markdown]
 # ## 3. Repair: the whole model
@@ -1503,8 +1706,10 @@ check_ex_6_2()
 shown_day = datetime.date(1976, 7, 8)
 print(f"{shown_day} is in the split: {dates.split_of(shown_day)}")
 tables.show([{"form": form, f"how it writes {shown_day}": write(shown_day)} for form, write in dates.FORMS.items()])
-_, answers, texts = dates.pairs("held_out", 6, seed=3)
-tables.show([{"source": text, "target": dates.decode(row)} for text, row in zip(texts, answers, strict=True)])
+_, shown_answers, shown_texts = dates.pairs("held_out", 6, seed=3)
+tables.show(
+    [{"source": text, "target": dates.decode(row)} for text, row in zip(shown_texts, shown_answers, strict=True)]
+)
 
 # %% [markdown]
 # This is more than copying. The day and the month change places between 8.7.1976 and 7/8/1976; a year of two digits needs its century; "day 190 of 1976" needs a calendar that knows leap years. And nearly every text has *one right answer*, so quality is simple to state: **exact match**, the share of texts whose answer is right in every character. (Nearly: "jan" without its a and "jun" without its u are both "jn".) We ask for 97 % in float, or more; below that, there would be little to lose.
@@ -1567,7 +1772,7 @@ errors.show_error(lambda: tq.convert(ids_stub)(some_ids))
 # Nothing is heard of it until the model is converted. And if codes could be made of them, these would point to other rows of the table: an id is a name, and a name cannot be rounded.
 #
 # ### Exercise 6.3: the repaired model
-# *Difficulty 4 of 5 · 40 minutes · 3 points*
+# *Difficulty 4 of 5 · 50 minutes · 3 points*
 #
 # Write the class `DateReader` by the table above, and the function `greedy`, which writes an answer. The blocks come from the helpers and are built like your solution of 6.2: `seq2seq.EncoderBlock(config)`, called with `(x, mask)`, and `seq2seq.DecoderBlock(config)`, called with `(x, memory, mask, memory_mask)`.
 #
@@ -1797,8 +2002,8 @@ def check_ex_6_3() -> None:
         assert isinstance(model, nn.Module), "DateReader should be a module."
         for name, part in model.named_modules(remove_duplicate=False):
             names.setdefault(id(part), []).append(name)
-        twice = [" and ".join(each[:2]) for each in names.values() if len(each) > 1]
-        assert not twice, f"{twice[0]} are one module with one set of weights: build a new one for each place."
+        twice = ["` and `".join(each[:2]) for each in names.values() if len(each) > 1]
+        assert not twice, f"`{twice[0]}` are one module with one set of weights: build a new one for each place."
         own = model.state_dict()
         absent = [name for name in weights if name not in own]
         assert not absent, (
@@ -1810,6 +2015,8 @@ def check_ex_6_3() -> None:
         assert not different, (
             f"{different[0]} has shape {tuple(own[different[0]].shape)}; expected is {tuple(weights[different[0]].shape)}."
         )
+        odd = [name for name in ("encoder_norm", "decoder_norm") if getattr(model, name).eps != 1e-5]
+        assert not odd, f"{odd[0]} has the eps {getattr(model, odd[0]).eps}: the trained model has PyTorch's own, 1e-5."
         model.load_state_dict(weights, strict=False)
         return model.eval()
 
@@ -1890,24 +2097,33 @@ def check_ex_6_3() -> None:
         assert got.shape == wanted.shape, (
             f"your logits have shape {tuple(got.shape)}; expected is {tuple(wanted.shape)}."
         )
+        assert torch.equal(source, given[0]) and torch.equal(written, given[1]), (
+            "your model changes its inputs in place."
+        )
         if not torch.allclose(got, wanted, atol=5e-5, rtol=1e-4):
+            fits = []
             for change, sentence in known.items():
                 try:
                     other = logits_of(parts, c, source, written, change)
                 except (RuntimeError, IndexError):  # not possible with these sizes
                     continue
                 numbers = other.isfinite() & got.isfinite()
-                same = numbers.any() and torch.allclose(got[numbers], other[numbers], atol=5e-5, rtol=1e-4)
-                assert not same, f"before any quantization your logits are wrong: {sentence}"
+                if numbers.any() and torch.allclose(got[numbers], other[numbers], atol=5e-5, rtol=1e-4):
+                    fits.append(sentence)
+            assert len(fits) != 1, f"before any quantization your logits are wrong: {fits[0]}"
             assert got.isfinite().all(), (
                 "your logits hold nan: some position may look nowhere. True means *may look*, so `causal_mask(…)` and `source_mask(…)` are passed as they are, not inverted."
             )
             raise AssertionError(
                 f"before any quantization your logits differ from those of nn.Transformer with the same weights by up to {(got - wanted).abs().max():.3g}; allowed is rounding."
             )
-        assert torch.equal(source, given[0]) and torch.equal(written, given[1]), (
-            "your model changes its inputs in place."
+        model.train()
+        noisy = model(source, written)
+        assert all(part.training for part in model.modules()), "a call switches parts of your model to eval mode."
+        assert torch.allclose(noisy, wanted, atol=5e-5, rtol=1e-4), (
+            "in training mode your model gives other logits than in eval mode: there is no dropout in the table of steps."
         )
+        model.eval()
         other = ids_for(seed + 3, c, batch, target)[0].flip(0)
         first, _ = [(model.encode(ids), model.source_mask(ids)) for ids in (source, other)]
         assert torch.allclose(model.decode(written, *first), wanted, atol=5e-5, rtol=1e-4), (
@@ -1986,7 +2202,8 @@ def check_ex_6_3() -> None:
     def judge_greedy(batch: int, length: int, start: int) -> None:
         clock = Clockwork(length, start)
         source = torch.arange(1, batch + 1)[:, None].repeat(1, 4)
-        answer = greedy(clock, source)
+        with checks.untouched(source=source):
+            answer = greedy(clock, source)
         steps = (start + source[:, :1] * torch.arange(1, length + 1)) % 23
         assert isinstance(answer, torch.Tensor), "greedy should return a tensor: does it end with `return`?"
         assert answer.shape != (batch, length + 1), (
@@ -2004,8 +2221,12 @@ def check_ex_6_3() -> None:
         assert torch.equal(answer, steps) or not torch.equal(answer[~ended], steps[~ended]) or not ended.any(), (
             "greedy writes something else behind END: it goes on with each step's likeliest id, `dates.decode` stops there."
         )
+        assert batch == 1 or torch.equal(answer, steps) or not torch.equal(answer, steps[:1].expand_as(steps)), (
+            "greedy gives every source the answer of the first: each row of the batch goes its own way."
+        )
+        false = int((answer != steps).any(dim=1).int().argmax())  # the first row that differs
         assert torch.equal(answer, steps), (
-            f"greedy answers {answer[0].tolist()} where each step's likeliest id gives {steps[0].tolist()}."
+            f"greedy answers {answer[false].tolist()} in row {false}, where each step's likeliest id gives {steps[false].tolist()}."
         )
         assert clock.encoded == 1, (
             f"greedy encodes the source {clock.encoded} times: once is enough, since it does not change."
@@ -2053,6 +2274,7 @@ def check_ex_6_3() -> None:
         judge_greedy(batch=3, length=5, start=1)
         judge_greedy(batch=2, length=7, start=4)
         judge_greedy(batch=1, length=5, start=1)
+        judge_greedy(batch=1, length=1, start=9)
         judge_dates(count=120, seed=633)
     ### BEGIN HIDDEN TESTS
     with torch.no_grad():
@@ -2088,10 +2310,13 @@ check_ex_6_3()
 # %% [markdown]
 # ### Before and after
 #
-# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts. (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date. (Four models write 2,000 answers each, letter by letter: on a busy machine this takes a while.)
+# Now the measurement. As in unit 05, section 2, the margins come first: against float, *dynamic* int8 may lose half a percentage point of exact match, *static* int8 one. All models answer the same held-out texts.
+#
+# In this unit, from here to the last page, a **change** is the exact match of the candidate minus that of float, so *below 0 something was lost*, as in unit 05 (5.2, 5.10). Its 95 % interval is always that of [exercise 5.10](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_10_check), for two models that answered the same questions. A margin is kept if the *whole* interval lies above it: above −0.5 points, or above −1.
+#
+# (Model and functions come from `helpers.seq2seq`, which is built like your solution, so you can read on before you have solved it.) The fourth model asks what calibration is worth: it has seen one single date. (Four models write 2,000 answers each, letter by letter: on a busy machine this takes a while.)
 
 # %%
-float_reader = load_date_reader()
 calibration = [
     (sources, targets)
     for sources, targets in zip(*(ids.split(128) for ids in dates.pairs("training", 512, seed=61)[:2]), strict=True)
@@ -2110,37 +2335,45 @@ read_right = {name: seq2seq.exact_matches(model, held_out_sources, held_out_targ
 
 
 # %%
+def change_of(before: Tensor, after: Tensor) -> tuple[int, int, intervals.Interval]:
+    """Broken and repaired answers, and the change of exact match with its interval (a loss is below 0)."""
+    broken, repaired = int((before & ~after).sum()), int((~before & after).sum())
+    loss = intervals.paired_loss(broken, repaired, len(before))  # float minus candidate: the other sign
+    return broken, repaired, intervals.Interval(0 - loss.estimate, -loss.high, -loss.low)
+
+
 def in_points(interval: intervals.Interval) -> str:
     """An interval of shares, in percentage points."""
     return f"{100 * interval.estimate:+.2f} ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
 
 
-rows = []
-for name, right in read_right.items():
+def margin_kept(change: intervals.Interval, margin: float) -> str:
+    """Whether the whole interval lies above the margin, or below it, or neither."""
+    return "yes" if change.low > -margin else "no" if change.high < -margin else "not known"
+
+
+def comparison(name: str) -> dict[str, str]:
+    """One row of the table: the model alone, and beside float."""
+    right = read_right[name]
     of_all = intervals.wilson(int(right.sum()), len(right))
     row = {
         "model": name,
         "exact match, 95 % interval": f"{of_all.estimate:.2%} ({of_all.low:.2%} to {of_all.high:.2%})",
-        "KB on disk": f"{metrics.file_bytes(readers[name]) / 1000:.0f}",
-        "broken, repaired": "", "McNemar's p": "", "loss in points, 95 % interval": "",
-        "loss at most": "", "margin": "", "verdict": "the reference",
-    }  # fmt: skip
-    if name in margins:
-        before = read_right["float"]
-        broken, repaired = int((before & ~right).sum()), int((~before & right).sum())
-        loss = intervals.paired_bootstrap(1 - before.double(), 1 - right.double())
-        worst = intervals.wilson(broken, len(right)).high
-        bound = loss._replace(high=max(loss.high, worst))  # no flips at all would give an interval without width
-        row |= {
-            "broken, repaired": f"{broken}, {repaired}",
-            "McNemar's p": f"{intervals.mcnemar(broken, repaired):.2f}",
-            "loss in points, 95 % interval": in_points(loss),
-            "loss at most": f"{100 * bound.high:.2f}",
-            "margin": f"{100 * margins[name]:.1f}",
-            "verdict": intervals.verdict(bound, margins[name]),
-        }
-    rows.append(row)
-tables.show(rows)
+        "bytes, by torch.save": f"{metrics.file_bytes(readers[name]):,}",
+    }
+    if name not in margins:
+        return row | {"broken": "", "repaired": "", "change in points, 95 % interval": "", "margin": "", "kept?": ""}
+    broken, repaired, change = change_of(read_right["float"], right)
+    return row | {
+        "broken": str(broken),
+        "repaired": str(repaired),
+        "change in points, 95 % interval": in_points(change),
+        "margin": f"{-100 * margins[name]:.1f}",
+        "kept?": margin_kept(change, margins[name]),
+    }
+
+
+tables.show([comparison(name) for name in readers])
 print(f"{len(held_out_targets):,} held-out texts; engine {engine}")
 for name in ("dynamic int8", "static int8"):
     matrices = [part.weight() for part in readers[name].modules() if callable(getattr(part, "weight", None))]
@@ -2152,8 +2385,8 @@ for name in ("dynamic int8", "static int8"):
 # %% [markdown]
 # The aim of 97 % in float is reached, and the two int8 models stay within their margins: they write the same answers as float, or almost. That the static file is the larger one is no fault: only it makes codes of the embedding, too, but it keeps a scale and a zero point for every tensor inside, as entries of their own, and on most engines for each row of a matrix. Read two things with care.
 #
-# - *An interval without width is not certainty.* If no answer flips, every resample of the bootstrap is the same, and its interval is a single point. But 2,000 texts without a broken one do not prove that the next one will not break. So "loss at most" takes Wilson's upper end for the share of broken answers, where that is larger. This is the number that the verdict uses.
-# - *One date of calibration* breaks a few answers at most, though what no observer has seen is cut off. Its interval contains 0, so this table cannot tell the loss from luck: the test is easy for these models.
+# - *No broken answer is no proof.* 2,000 texts without a broken one do not prove that the next one will not break. The interval knows this: it has a width even where nothing has changed. (The bootstrap of unit 05 would give a single point there; section 5 shows it.)
+# - *One date of calibration* breaks a few answers at most, though what no observer has seen is cut off. If its interval contains 0, this table cannot tell the loss from luck: the test is easy for these models.
 #
 # Which texts does float itself get wrong?
 
@@ -2174,7 +2407,7 @@ jn = torch.tensor(["-jn-" in text or text.startswith("jn ") for text in held_out
 print(f"January or June: {int(jn.sum())} of {len(jn):,} texts; {int((jn & ~read_right['float']).sum())} of the faults")
 
 # %% [markdown]
-# "jn" without a weekday is January or June: no model can know; the best one can only guess. The other faults are days of the year, where the model must compute.
+# "jn" without a weekday is January or June, and nothing in the text says which: here even the best model guesses. The other faults are days of the year, where the model must compute.
 #
 # A harder test tells models apart better. Give each text with a word in it *two more* typos. Where do the models fail?
 
@@ -2183,21 +2416,21 @@ with_words = [form for form, write in dates.FORMS.items() if sum(c.isalpha() for
 hard_right: dict[str, list[Tensor]] = {name: [] for name in list(readers)[:3]}
 failing = []
 for form in with_words:
-    _, targets, texts = dates.pairs("held_out", 60, seed=63, forms=[form])
+    _, hard_targets, hard_texts = dates.pairs("held_out", 60, seed=63, forms=[form])
     draw = torch.Generator().manual_seed(64)
     for _ in range(2):
         kinds, spots = (torch.randint(high, (60,), generator=draw).tolist() for high in (3, 1000))
-        texts = [dates.mistyped(*typo) for typo in zip(texts, kinds, spots, strict=True)]
-    for name, answers in hard_right.items():
-        answers.append(seq2seq.exact_matches(readers[name], dates.encode(texts), targets))
+        hard_texts = [dates.mistyped(*typo) for typo in zip(hard_texts, kinds, spots, strict=True)]
+    for name, right in hard_right.items():
+        right.append(seq2seq.exact_matches(readers[name], dates.encode(hard_texts), hard_targets))
     missed = (~hard_right["float"][-1]).nonzero()[:3, 0].tolist()
     if form in ("mon day 'yy", "day n of year"):
-        failing += [(form, texts[i], dates.decode(targets[i])) for i in missed]
+        failing += [(form, hard_texts[i], dates.decode(hard_targets[i])) for i in missed]
 
 fig, ax = plots.figure(width=9, height=4.4)
 styles = [(plots.GREY, ""), (plots.ORANGE, "//"), (plots.BLUE, "..")]
-for offset, (name, answers), (colour, hatch) in zip((-0.27, 0, 0.27), hard_right.items(), styles, strict=True):
-    faults = [100 * (1 - right.double().mean().item()) for right in answers]
+for offset, (name, by_form), (colour, hatch) in zip((-0.27, 0, 0.27), hard_right.items(), styles, strict=True):
+    faults = [100 * (1 - right.double().mean().item()) for right in by_form]
     places = [i + offset for i in range(len(with_words))]
     ax.barh(places, faults, height=0.25, color=colour, hatch=hatch, edgecolor="white", label=name)
 ax.set_yticks(range(len(with_words)), with_words)
@@ -2210,11 +2443,12 @@ plots.show(
     alt="Groups of three horizontal bars, one group for each written form with words. Within a group the bars of float, dynamic and static int8 are about equally long; between the groups they differ: day n of year has by far the "
     "longest bars; all other forms have few faults, or none.",
 )
-hard = {name: torch.cat(answers) for name, answers in hard_right.items()}
+hard = {name: torch.cat(by_form) for name, by_form in hard_right.items()}
 for name in list(hard)[1:]:
-    broken, repaired = int((hard["float"] & ~hard[name]).sum()), int((hard[name] & ~hard["float"]).sum())
-    loss = intervals.paired_bootstrap(1 - hard["float"].double(), 1 - hard[name].double())
-    print(f"{name}: loss in points {in_points(loss)}; broken {broken}, repaired {repaired} of {len(hard[name])}")
+    count_broken, count_repaired, change = change_of(hard["float"], hard[name])
+    print(
+        f"{name}: change in points {in_points(change)}; broken {count_broken}, repaired {count_repaired} of {len(hard[name])}"
+    )
 
 # %% [markdown]
 # It is the *form* that decides, one above all, and hardly the precision: float fails on nearly the same texts, and only here and there an answer flips, in either direction. Here are the first faults of float in two forms:
@@ -2235,23 +2469,25 @@ tables.show(
 # Look at answers themselves, letter by letter. The last three texts are none that the model was trained for: the ISO date itself, a known form with a date that does not exist, and a name.
 
 # %%
-asked = [
+questions = [
     *("thursday, 8 july 1976", "8.7.1976", "7/8/1976", "day 190 of 1976", "the 8th of jluy 1976", "jul 8 '76"),
     *("1976-07-08", "31 february 1976", "robin hood"),
 ]
-written = {name: seq2seq.greedy(readers[name], dates.encode(asked)) for name in hard_right}
+their_answers = {name: seq2seq.greedy(readers[name], dates.encode(questions)) for name in hard_right}
 try:  # your own model and your own greedy, once they are written
     with torch.no_grad():
-        mine = DateReader(float_reader.config).eval()
-        mine.load_state_dict(float_reader.state_dict(), strict=False)
-        written["your DateReader, float"] = greedy(mine, dates.encode(asked))
-        written["your DateReader, static int8"] = greedy(seq2seq.static_int8(mine, calibration), dates.encode(asked))
+        my_reader = DateReader(float_reader.config).eval()
+        my_reader.load_state_dict(float_reader.state_dict(), strict=False)
+        their_answers["your DateReader, float"] = greedy(my_reader, dates.encode(questions))
+        their_answers["your DateReader, static int8"] = greedy(
+            seq2seq.static_int8(my_reader, calibration), dates.encode(questions)
+        )
 except NotImplementedError:
     print("Your own DateReader will stand here, too, when exercise 6.3 is solved.")
 tables.show(
     [
-        {"source": f"`{text}`"} | {name: f"`{dates.decode(ids[i])}`" for name, ids in written.items()}
-        for i, text in enumerate(asked)
+        {"source": f"`{text}`"} | {name: f"`{dates.decode(ids[i])}`" for name, ids in their_answers.items()}
+        for i, text in enumerate(questions)
     ]
 )
 
@@ -2311,7 +2547,7 @@ print(
 # %% [markdown]
 # Mostly, it does. The last figures of the year are read where they stand, the month from letters of its name, and the day from its figure. But in this head the two zeros look at END, where there is nothing of them to read, and the first "1" looks nowhere in particular: what a model looks at need not be what it needs. The int8 model looks at the same places, and only how much it looks moves a little: as in unit 04, section 5, though now between two texts.
 #
-# What did the repair cost, and what did it buy? The book's class had quantizers at its two ends, floats and crashes between, and no task. This one has masks, positions and one matching head; every matrix, the embedding included, is a table of int8 codes; in float it *is* `nn.Transformer`, number for number, and in int8 it reads dates as float does, within a margin that was stated before. The price is the list of crossings: LayerNorm, softmax, GELU and the residual stream are float, and unit 04 has shown why.
+# What did the repair cost, and what did it buy? The book's class had quantizers at its two ends, floats and crashes between, and no task. This one has masks, positions and one matching head; every matrix, the embedding included, is a table of 8-bit codes; in float it computes what `nn.Transformer` computes, up to rounding, and in int8 it reads dates as float does, within a margin that was stated before. The price is the list of crossings: LayerNorm, softmax, GELU and the residual stream are float, and unit 04 has shown why.
 #
 # The file is smaller, by the table above, but not to a quarter: under "Why is the file not a quarter?" unit 04 has opened such a file and shown what else is in it. So there is room, and the next section makes it a competition.
 
@@ -2324,13 +2560,13 @@ print(
 # A competition needs a rule that cannot be bent, and ours is one sentence: **what counts is what another process can rebuild from the file.** `challenge.submit_entry` takes a model or an artefact, writes its bytes, forgets the original, rebuilds a model from the bytes with the course's own classes, and lets *that* one read held-out dates. Therefore:
 #
 # - **Bytes** are the length of the file, everything included: codes, scales, biases, names, configuration, hash.
-# - **Quality** is exact match on held-out dates, those of section 3. *Points lost* are positive when float is better; their paired interval is that of [exercise 5.10](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_10_check), which has a width even where no answer has changed.
-# - **Budget**: the file has at most `challenge.BUDGET` bytes, a tenth of the float file. **Floor**: the *whole* 95 % interval of the loss lies below `challenge.MARGIN`. Luck is not enough.
+# - **Quality** is the change of exact match on held-out dates, with sign and interval of section 3.
+# - **Budget**: the file has at most `challenge.BUDGET` bytes, a tenth of the float file. **Floor**: at most `challenge.MARGIN`, 4 points, of exact match may be lost, and the *whole* 95 % interval of the change must say so: it lies above −4 points. Luck is not enough.
 #
 # PyTorch has no file for 3 bits, so there is one more form of entry. `challenge.pack(model, plan)` stores integer codes without gaps, as in exercise 4.2, for any width from 2 to 8 bits; a plan gives each matrix a `frontier.Scheme(bits, group, symmetric)`, as in unit 05 (section 5). Scales are float16, zero points one byte, and what the plan does not name stays float32.
 # The judge unpacks it into a *float* model, so such an entry saves bytes of the file. It saves no time. That is the same bargain as that of the artefact in exercise 4.10.
 #
-# By hand: a matrix of 64 × 64 weights at 2 bits, affine, one scale a row, has $4096 \cdot 2 / 8 = 1024$ bytes of codes, $64 \cdot 2$ of scales and $64 \cdot 1$ of zero points: 1216 bytes in place of 16,384. At 3 bits it has 1728.
+# By hand: a matrix of 64 × 64 weights at 2 bits, affine, one scale a row, has $4096 \cdot 2 / 8 = 1024$ bytes of codes, $64 \cdot 2$ of scales and $64 \cdot 1$ of zero points: 1216 bytes in place of 16,384. At 3 bits it has 1728. *Predict:* the date reader has 235,136 weights in its matrices. How many bits each fit into the budget?
 
 # %%
 print(
@@ -2341,23 +2577,27 @@ uniform = {
     "4 bits, a scale a row": frontier.Scheme(4),
     "3 bits, a scale a row": frontier.Scheme(3),
     "2 bits, a scale a row, affine": frontier.Scheme(2, "channel", symmetric=False),
+    "2 bits, one scale a matrix, affine": frontier.Scheme(2, None, symmetric=False),
 }
-calibration = [dates.pairs("training", 250, seed)[:2] for seed in (641, 642)]
-board = [
+plain_entries = [
     challenge.submit_entry(float_reader, "float"),
     challenge.submit_entry(int8.dynamic_int8(float_reader), "dynamic int8"),
-    challenge.submit_entry(seq2seq.static_int8(float_reader, calibration), "static int8"),
+    challenge.submit_entry(
+        seq2seq.static_int8(float_reader, [dates.pairs("training", 250, seed)[:2] for seed in (641, 642)]),
+        "static int8",
+    ),
 ]
 for title, scheme in uniform.items():
-    board.append(challenge.submit_entry(challenge.pack(float_reader, frontier.everywhere(float_reader, scheme)), title))
-tables.show([result.row() for result in board])
+    packed_file = challenge.pack(float_reader, frontier.everywhere(float_reader, scheme))
+    plain_entries.append(challenge.submit_entry(packed_file, title))
+tables.show([result.row() for result in plain_entries])
 never_planned = sum(p.numel() for p in float_reader.parameters()) - sum(
     w.numel() for w in frontier.matrices(float_reader).values()
 )
 print(f"biases and LayerNorms, float32 in every entry: {4 * never_planned:,} bytes")
 
 # %% [markdown]
-# No uniform width wins. Down to 4 bits hardly a date is lost, and the file is too large; at 2 bits it is small enough, and reads less than a third of the dates. (PyTorch's own two int8 files are larger than the packed one of 8 bits: each is an archive with a name for every tensor, and dynamic int8 keeps the embedding in float. Bits per character ask for the whole distribution of each next
+# No uniform width wins. Down to 4 bits hardly a date is lost, and the file is too large; at 2 bits it is small enough, and reads less than a third of the dates with a scale a row, and none with one scale a matrix. (PyTorch's own two int8 files are larger than the packed one of 8 bits: each is an archive with a name for every tensor, and dynamic int8 keeps the embedding in float. For the same reason the float file, here written by safetensors, has fewer bytes than that of `torch.save` in section 3. Bits per character ask for the whole distribution of each next
 # character: they tell 8 bits from 4 where exact match hardly can.)
 #
 # ### Which matrix pays for it?
@@ -2366,26 +2606,26 @@ print(f"biases and LayerNorms, float32 in every entry: {4 * never_planned:,} byt
 
 
 # %%
-asked, answers, _ = dates.pairs("validation", 64, seed=640)
+probe_source, probe_target, _ = dates.pairs("validation", 64, seed=640)
 with torch.no_grad():
-    wanted = float_reader(asked, seq2seq.shifted(answers)).log_softmax(-1)
+    float_log_p = float_reader(probe_source, seq2seq.shifted(probe_target)).log_softmax(-1)
 
 
 @torch.no_grad()
 def moved(model: nn.Module) -> float:
     """KL divergence of the model's predictions from those of the float reader, bits per character."""
-    found = model(asked, seq2seq.shifted(answers)).log_softmax(-1)
-    return ((wanted.exp() * (wanted - found)).sum(-1).mean() / torch.log(torch.tensor(2.0))).item()
+    found = model(probe_source, seq2seq.shifted(probe_target)).log_softmax(-1)
+    return ((float_log_p.exp() * (float_log_p - found)).sum(-1).mean() / math.log(2)).item()
 
 
 two_bits = uniform["2 bits, a scale a row, affine"]
 alone = {name: moved(frontier.rounded(float_reader, {name: two_bits})) for name in frontier.matrices(float_reader)}
 rest = sum(alone.values()) - alone["embedding"]
 print(f"embedding: {alone['embedding']:.2g} bits per character; the other {len(alone) - 1} together: {rest:.2g}")
-looks = {"e": ("encoder", plots.BLUE, ""), "d": ("decoder", plots.ORANGE, "//"), "": ("both ends", plots.RED, "xx")}
+bars = {"e": ("encoder", plots.BLUE, ""), "d": ("decoder", plots.ORANGE, "//"), "": ("both ends", plots.RED, "xx")}
 fig, ax = plots.figure(width=8, height=6.4)
 for row, name in enumerate(sorted(alone, key=alone.get)):
-    label, color, hatch = looks["" if name in ("embedding", "head") else name[0]]
+    label, color, hatch = bars["" if name in ("embedding", "head") else name[0]]
     ax.barh(row, max(alone[name], 1e-7), color=color, hatch=hatch, edgecolor="white", label=label)
 ax.set_yticks(range(len(alone)), sorted(alone, key=alone.get), fontsize=7)
 ax.set(xscale="log", xlabel="KL divergence from float, bits per character (logarithmic)")
@@ -2437,14 +2677,16 @@ def by_component(attention: int, ffn: int) -> dict[str, frontier.Scheme]:
     return {name: frontier.Scheme(b, "channel", symmetric=False) for name, b in bits.items()}
 
 
-three, two = (frontier.everywhere(float_reader, uniform[t]) for t in list(uniform)[2:])
+three_bit_plan, two_bit_plan = (frontier.everywhere(float_reader, uniform[t]) for t in list(uniform)[2:4])
 packed_entries = {
     "mixed: attention 3 bits, rest 2": challenge.pack(float_reader, by_component(attention=3, ffn=2)),
     "control: feed-forward 3 bits, rest 2": challenge.pack(float_reader, by_component(attention=2, ffn=3)),
-    "trained 30 steps, 3 bits": challenge.pack(trained_with_rounding(float_reader, three, 30), three),
-    "trained 30 steps, 2 bits, affine": challenge.pack(trained_with_rounding(float_reader, two, 30), two),
+    "trained 30 steps, 3 bits": challenge.pack(trained_with_rounding(float_reader, three_bit_plan, 30), three_bit_plan),
+    "trained 30 steps, 2 bits, affine": challenge.pack(
+        trained_with_rounding(float_reader, two_bit_plan, 30), two_bit_plan
+    ),
 }
-board += [challenge.submit_entry(entry, title) for title, entry in packed_entries.items()]
+board = plain_entries + [challenge.submit_entry(entry, title) for title, entry in packed_entries.items()]
 tables.show([result.row() for result in board[-4:]])
 
 # %% [markdown]
@@ -2456,7 +2698,7 @@ tables.show([result.row() for result in board[-4:]])
 
 # %%
 eight = int8.dynamic_int8(float_reader)
-small = challenge.pack(float_reader, two)
+two_bit_file = challenge.pack(float_reader, two_bit_plan)
 
 
 class Pretender(nn.Module):
@@ -2479,8 +2721,8 @@ def altered(change: object) -> nn.Module:
 
 
 def with_metadata(extra: dict[str, str]) -> bytes:
-    header = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])["__metadata__"]
-    return safetensors.torch.save(safetensors.torch.load(small), header | extra)
+    header = json.loads(two_bit_file[8 : 8 + int.from_bytes(two_bit_file[:8], "little")])["__metadata__"]
+    return safetensors.torch.save(safetensors.torch.load(two_bit_file), header | extra)
 
 
 def pickled(model: nn.Module) -> bytes:
@@ -2499,34 +2741,35 @@ cheats = {
     "a larger model": lambda: seq2seq.Seq2Seq(seq2seq.Seq2SeqConfig(**float_reader.config.to_dict() | {"n_layers": 3})),
     "a list of answers in the file's header": lambda: with_metadata({"answers": "1976-07-04 " * 500}),
     "the answers as one more tensor": lambda: safetensors.torch.save(
-        safetensors.torch.load(small) | {"answers": answers},
-        json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])["__metadata__"],
+        safetensors.torch.load(two_bit_file) | {"answers": probe_target},
+        json.loads(two_bit_file[8 : 8 + int.from_bytes(two_bit_file[:8], "little")])["__metadata__"],
     ),
     "one scale a weight: floats under another name": lambda: challenge.pack(
         float_reader, {"head": frontier.Scheme(2, 1)}
     ),
     "a pickled model, which is a program": lambda: pickled(float_reader),
-    "a flipped bit": lambda: small[:-9] + bytes([small[-9] ^ 1]) + small[-8:],
+    "a flipped bit": lambda: two_bit_file[:-9] + bytes([two_bit_file[-9] ^ 1]) + two_bit_file[-8:],
 }
 for title, entry in cheats.items():
     print(f"{title}\n    ", end="")
     errors.show_error(lambda entry=entry: challenge.submit_entry(entry()))
 
 # %% [markdown]
-# A model in memory can carry wrappers, hooks and methods of its own, so those are looked for, kind by kind. A *file* needs no such hunt: the judge knows what must be in it, writes it a second time from what it has understood, and refuses it if a byte differs. There is no place left for anything else.
+# A model in memory can carry wrappers, hooks and methods of its own, so those are looked for, kind by kind. A *file* needs no such hunt: the judge knows what must be in it, writes it a second time from what it has understood, and refuses it if a byte differs. Here is what that leaves: the weights themselves, and nothing that the judge did not ask for.
 #
 # Two things no judge of a file can see. The first: whether somebody *trained*, or chose, on the held-out dates. New pairs with another seed would not show it, for they are pairs of the same dates. Benchmarks live with the same weakness; the only real cure is data that did not exist when the model was made. (The check watches whether a model reads held-out dates while your function runs. That catches a mistake. It does not catch a plan.)
-# The second: the judge in *this* notebook is a function that the notebook can replace. So the grade comes from `python -m helpers.challenge FILE`, in a process of its own.
+# The second: the judge in *this* notebook is a function that the notebook can replace. So the grade comes from a process of its own, in which nothing of this notebook runs: `python -m helpers.challenge FILE`. (The check's process is started once and waits for files; it says the same.)
 #
 # ### Exercise 6.4: your entry
 # *Difficulty 4 of 5 · 40 minutes · 3 points*
 #
-# Write `my_entry`: from the float model it makes an artefact that meets budget *and* floor. Any mix of methods is welcome: widths, groups, symmetric or affine, one plan by hand or one that is searched for, training. `trained_with_rounding`, `moved`, `frontier.rounded`, `helpers.budget.greedy` (unit 05) are there to be used.
+# Write `my_entry`: from the float model it makes an artefact that meets budget *and* floor. Any mix of methods is welcome: widths, groups, symmetric or affine, one plan by hand or one that is searched for, training. `trained_with_rounding`, `moved`, `frontier.rounded` and `budget.greedy` (unit 05, exercise 5.9: it buys bits, and has nothing to do with the `greedy` that writes dates) are there to be used.
 #
-# - Learn from "training", choose on "validation": `exam = challenge.draw_exam(model, seed=1, count=500, split="validation")`, then `challenge.submit_entry(entry, exam=exam).loss`. Without `exam`, the judge asks held-out dates, so `my_entry` itself must not call it like that.
+# - Dates of "training" and "validation" are yours: learn from the one, choose on the other. Held-out dates are for the judge alone. To choose: `exam = challenge.draw_exam(model, seed=1, count=500, split="validation")`, then `challenge.submit_entry(entry, exam=exam).change`. Without `exam`, the judge asks held-out dates, so `my_entry` itself must not call it like that (the check watches).
 # - Leave the model as it is, gradients included, and seed what is random. Be done in a minute (that one is a request: nobody stops the time).
 # - The check calls your function once, or twice if it draws random numbers, with a date reader whose hidden units stand in another order. It computes the same as `float_reader`; the file must be made of *it*.
 # - More than that earns *extra credit*. It is named in the result, and it is worth no points: a file below each size in `challenge.SMALLER` that still meets the floor; a loss that is certainly below `challenge.CLOSER`.
+# - **The second prize** is the last of these sizes: *below 80,000 bytes*, floor included. A plan alone hardly gets there: in the first table, 2 bits with a scale a row have more bytes than that already, and with one scale a matrix no date is read. What else can go, and what must then be learned again?
 
 
 # %% nbgrader={"grade": false, "grade_id": "ex_6_4", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2575,21 +2818,19 @@ def my_entry(model: seq2seq.Seq2Seq) -> bytes:
 
 # %% nbgrader={"grade": true, "grade_id": "ex_6_4_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 # Check of exercise 6.4: run this cell.
-import copy
-import json
-import os
+import contextlib
 import pickle
 import random
 import subprocess
-import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 
-from helpers import challenge, checkpoint, checks, dates, packed, seq2seq, witness
+from helpers import challenge, checkpoint, checks, dates, judge, packed, seq2seq
 
 
 @checks.isolated
@@ -2617,29 +2858,67 @@ def check_ex_6_4() -> None:
         )
         return torch.cosine_similarity(mine, given, dim=0).item()
 
+    def origin(entry: bytes, model: seq2seq.Seq2Seq) -> None:
+        """The file must be one of `model`, not of another reader."""
+        if likeness(entry, model) > 0.5:
+            return
+        assert likeness(entry, checkpoint.load_date_reader()) <= 0.5, (
+            "my_entry returns a file of `float_reader`, or of a reader that it loads itself: pack the model that it is given, or a trained copy of it."
+        )
+        raise AssertionError(
+            "my_entry returns a file of another model, whose weights have nothing to do with those of the one it was given: pack the argument, or a trained copy of it."
+        )
+
     def luck() -> bytes:
         return pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()))
 
-    def entry_of(model: seq2seq.Seq2Seq) -> bytes:
-        """What my_entry makes of `model`, watched: the model stays as it is, and no model reads held-out dates."""
-        kept, asked, really, dice = copy.deepcopy(model), [], dates.dates_of, luck()
-        looks_up = seq2seq.Seq2Seq.embed
+    @contextlib.contextmanager
+    def watched(asked: list[str], judges: list[str], dice: list[str]) -> Iterator[None]:
+        """Note held-out dates that are read, judges that would read them, and generators without a seed."""
+        really, looks_up, starts = dates.dates_of, seq2seq.Seq2Seq.embed, subprocess.Popen.__init__
 
-        def watch(split: str) -> list:
+        def splits(split: str) -> list:
             asked.extend(held_out if split == "held_out" else ())
             return really(split)
 
-        def watch_rows(self: seq2seq.Seq2Seq, ids: torch.Tensor) -> torch.Tensor:
-            rows = ids.reshape(-1, ids.shape[-1]).to(torch.uint8).numpy()
-            asked.extend(held_out.intersection(row.tobytes().rstrip(b"\0") for row in rows))
+        def rows(self: seq2seq.Seq2Seq, ids: torch.Tensor) -> torch.Tensor:
+            sources = ids.reshape(-1, ids.shape[-1]).to(torch.uint8).numpy()
+            asked.extend(held_out.intersection(row.tobytes().rstrip(b"\0") for row in sources))
             return looks_up(self, ids)
 
-        with mock.patch.object(dates, "dates_of", watch), mock.patch.object(seq2seq.Seq2Seq, "embed", watch_rows):
+        def process(self: subprocess.Popen, command: object, *others: object, **more: object) -> None:
+            judges.extend(["a judge"] if "helpers." in str(command) else [])
+            starts(self, command, *others, **more)
+
+        def noted(function: Callable, notes: list[str], always: bool = True) -> Callable:
+            def call(*arguments: object, **more: object) -> object:
+                if always or not (arguments or more):
+                    notes.append(function.__name__)
+                return function(*arguments, **more)
+
+            return call
+
+        with contextlib.ExitStack() as stack:
+            for place, name, watch in [
+                (dates, "dates_of", splits),
+                (seq2seq.Seq2Seq, "embed", rows),
+                (subprocess.Popen, "__init__", process),
+                (challenge, "_usual_exam", noted(challenge._usual_exam, judges)),
+                (judge, "judged", noted(judge.judged, judges)),
+                (np.random, "default_rng", noted(np.random.default_rng, dice, always=False)),
+                (random, "Random", noted(random.Random, dice, always=False)),
+            ]:
+                stack.enter_context(mock.patch.object(place, name, watch))
+            yield
+
+    def entry_of(model: seq2seq.Seq2Seq) -> bytes:
+        """What my_entry makes of `model`, watched: the model stays as it is, and no model reads held-out dates."""
+        asked, judges, dice, state = [], [], [], luck()
+        with checks.untouched(model=model), watched(asked, judges, dice):
             entry = my_entry(model)
-        changed = witness.unchanged(kept, model)
-        assert not changed, f"my_entry changed the model ({changed}): work on a copy, or on a plan."
-        left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-        assert not left, f"my_entry leaves gradients in the model ({left[0]}): work on a copy, or set them to None."
+        assert not judges, (
+            "my_entry asks the judge without `exam=`, and such a judge asks held-out dates: whoever chooses by them cannot report on them. The exercise has the line that draws an exam of validation dates."
+        )
         assert len(asked) < 5, (  # a few may be there by accident, in an example of yours
             "my_entry looks at held-out dates: whoever chooses or trains on them cannot report on them. Choose on 'validation' (the exercise has the line for it), train on 'training'."
         )
@@ -2648,11 +2927,20 @@ def check_ex_6_4() -> None:
             "my_entry returns a model, and the competition is about a file: return the bytes that challenge.pack makes."
         )
         assert isinstance(entry, bytes), f"my_entry should return the bytes of a file: not {type(entry).__name__}."
-        if luck() != dice:  # random numbers were drawn, so far with an unknown seed
+        if dice or luck() != state:  # random numbers were drawn, so far with an unknown seed
             assert my_entry(model) == entry, (
                 "my_entry makes another entry the second time: seed what is random, for example with torch.manual_seed."
             )
         return entry
+
+    def advice_for(entry: bytes, model: seq2seq.Seq2Seq) -> str:
+        """What the file itself tells about why it reads so badly."""
+        if not torch.equal(challenge.unpack(entry).decoder_norm.weight, model.decoder_norm.weight):
+            return "It was trained: with steps enough, and with the very plan that is packed?"
+        bits = packed.read_header(entry, "packed")["plan"].get("embedding", [32])[0]
+        if bits < 4:
+            return "Where does one more bit help most? Begin with the embedding."
+        return "The embedding has bits enough: which other matrices gain most from one more?"
 
     with checks.check("6.4", "your entry fits into the budget and stands above the floor, judged by its file alone"):
         model = reordered(64)
@@ -2664,20 +2952,13 @@ def check_ex_6_4() -> None:
         assert result.kind == "packed", (
             f"your file is one of the kind {result.kind!r}: return the bytes that challenge.pack makes."
         )
-        assert likeness(entry, model) > 0.5, (
-            "my_entry returns a file of another model than the one it was given: pack the argument, or a trained copy of it."
-        )
+        origin(entry, model)
         over = len(entry) - challenge.BUDGET
         assert over <= 0, (
             f"your file has {len(entry):,} bytes, {over:,} more than the budget: which matrices of the picture could do with fewer bits?"
         )
         low, high = 100 * result.loss.low, 100 * result.loss.high
-        ends = packed.read_header(entry, "packed")["plan"].get("embedding", [32])
-        advice = (
-            "Where does one more bit help most? Begin with the embedding."
-            if ends[0] < 4
-            else "The embedding has bits enough: which other matrices gain most from one more? And whoever trains needs enough steps, with the very plan that is packed."
-        )
+        advice = advice_for(entry, model)
         assert result.loss.low <= challenge.MARGIN, (
             f"the file fits, but it lies below the floor: {low:.1f} to {high:.1f} percentage points of exact match are lost. {advice}"
         )
@@ -2692,25 +2973,14 @@ def check_ex_6_4() -> None:
     ### BEGIN HIDDEN TESTS
     twin = reordered(6400)
     second = entry_of(twin)
-    root = Path(checks.__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "entry.safetensors"
         file.write_bytes(second)
-        judged = subprocess.run(
-            [sys.executable, "-m", "helpers.challenge", str(file), "--seed", "62", "--count", "2000"],
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-        )
-        size = file.stat().st_size
-    assert judged.returncode == 0, f"the judge in a process of its own failed: {judged.stderr.strip()[-200:]}"
-    report = json.loads(judged.stdout)
+        report, size = judge.judged(file, seed=62, count=2000), file.stat().st_size
     assert "refused" not in report, f"a process of its own refuses the entry: {report}"
     assert report["pairs"] == 2000 and report["seed"] == 62 and report["bytes"] == size
-    assert report["kind"] == "packed" and likeness(second, twin) > 0.5, (
-        "the file is not one of the model that was given."
-    )
+    assert report["kind"] == "packed", "another kind of file."
+    origin(second, twin)
     assert size <= 96_000, f"in a process of its own the file has {size} bytes."
     assert report["loss"][2] < 0.04, (
         f"judged by a process of its own, the entry is not certainly above the floor: {report}"
@@ -2744,11 +3014,11 @@ check_ex_6_4()
 # %% [markdown]
 # ### The leaderboard
 #
-# Your entry among the others (run the check first, which keeps your file; without a solution, only the references are drawn). Down and to the left is better. The frontier joins the entries that nobody dominates: where nobody is smaller *and* at least as good.
+# Your entry among the others (run the check first, which keeps your file; without a solution, only the references are drawn). Up and to the left is better. The frontier joins the entries that nobody dominates: where nobody is smaller *and* at least as good.
 
 
 # %%
-def mine() -> challenge.Result | None:
+def judged_again() -> challenge.Result | None:
     try:
         file = getattr(my_entry, "file", None) or my_entry(float_reader)
         return challenge.submit_entry(file, "your entry", references=board)
@@ -2757,45 +3027,48 @@ def mine() -> challenge.Result | None:
         return None
 
 
-yours = mine()
+yours = judged_again()
 everybody = board + ([yours] if yours else [])
-best = sorted(
-    (everybody[i] for i in frontier.frontier([(r.bytes, r.loss.estimate) for r in everybody])), key=lambda r: r.bytes
-)
+frontier_rows = frontier.frontier([(r.bytes, -r.change.estimate) for r in everybody])
+undominated = sorted((everybody[i] for i in frontier_rows), key=lambda r: r.bytes)
 fig, ax = plots.figure(width=9, height=4.6)
-left = min(75_000, 0.9 * min(r.bytes for r in everybody))
-ax.axvspan(left, challenge.BUDGET, color=plots.GREY, alpha=0.15, linewidth=0)
+left_edge = min(75_000, 0.9 * min(r.bytes for r in everybody))
+ax.axvspan(left_edge, challenge.BUDGET, color=plots.GREY, alpha=0.15, linewidth=0)
 ax.axvline(challenge.BUDGET, color=plots.GREY, linestyle="--")
-ax.axhline(100 * challenge.MARGIN, color=plots.GREY, linestyle=":")
+ax.axhline(-100 * challenge.MARGIN, color=plots.GREY, linestyle=":")
 ax.step(
-    [r.bytes for r in best], [100 * r.loss.estimate for r in best], where="post", color=plots.GREEN, label="frontier"
+    [r.bytes for r in undominated],
+    [100 * r.change.estimate for r in undominated],
+    where="post",
+    color=plots.GREEN,
+    label="frontier",
 )
 marks = {"PyTorch's own files": ("s", plots.BLUE), "packed": ("o", plots.BLUE), "packed, trained": ("^", plots.ORANGE)}
 for number, r in enumerate(everybody, start=1):
     sort = "packed, trained" if r.name.startswith("trained") else "packed" if r.kind == "packed" else next(iter(marks))
     mark, color = ("*", plots.RED) if r is yours else marks[sort]
-    ax.plot([r.bytes] * 2, [100 * r.loss.low, 100 * r.loss.high], color=color, linewidth=1)
-    ax.plot(r.bytes, 100 * r.loss.estimate, mark, markersize=14 if r is yours else 6, color=color)
-    ax.annotate(str(number), (r.bytes, 100 * r.loss.estimate), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    ax.plot([r.bytes] * 2, [100 * r.change.low, 100 * r.change.high], color=color, linewidth=1)
+    ax.plot(r.bytes, 100 * r.change.estimate, mark, markersize=14 if r is yours else 6, color=color)
+    ax.annotate(str(number), (r.bytes, 100 * r.change.estimate), textcoords="offset points", xytext=(6, 5), fontsize=8)
 if yours:
     marks["you"] = ("*", plots.RED)
 for sort, (mark, color) in marks.items():
     ax.plot([], [], mark, color=color, label=sort)
-ax.legend(loc="upper right")
+ax.legend(loc="lower right")
 ax.set_yscale("symlog", linthresh=1)
 ax.set_xscale("log")
-ax.set_xlim(left, 1.15e6)
-ax.set_ylim(-0.5, 110)
+ax.set_xlim(left_edge, 1.15e6)
+ax.set_ylim(-110, 0.4)
 ax.set_xticks([80_000, 96_000, 150_000, 300_000, 600_000, 1_000_000], ["80", "96", "150", "300", "600", "1000"])
-ax.set_yticks([0, 1, 4, 10, 30, 100], ["0", "1", "4", "10", "30", "100"])
+ax.set_yticks([0, -1, -4, -10, -30, -100], ["0", "−1", "−4", "−10", "−30", "−100"])
 ax.minorticks_off()
-ax.set(xlabel="kilobytes of the file (logarithmic)", ylabel="points of exact match lost")
+ax.set(xlabel="kilobytes of the file (logarithmic)", ylabel="change of exact match, points")
 plots.show(
     fig,
-    caption="Bytes against exact match lost, with 95 % intervals. Dashed: the budget; dotted: the floor; steps: the frontier. "
-    "Who is in the shaded strip, below the dotted line with the whole interval, has won. The numbers are rows of the table.",
-    alt="Scatter plot with logarithmic axes. Float, dynamic and static int8, 8 and 4 bits lie near zero loss, right of the dashed budget line. "
-    "2 bits lies left of it at the very top. A red star, the entry of this exercise, lies just left of the budget line and below the dotted floor line; "
+    caption="Bytes against the change of exact match, with 95 % intervals. Dashed: the budget; dotted: the floor; steps: the frontier. "
+    "Who is in the shaded strip, above the dotted line with the whole interval, has won. The numbers are rows of the table.",
+    alt="Scatter plot with logarithmic axes. Float, dynamic and static int8, 8 and 4 bits lie near zero, right of the dashed budget line. "
+    "The two entries of 2 bits lie left of it at the very bottom. A red star, the entry of this exercise, lies just left of the budget line and above the dotted floor line; "
     "the references with 3 bits are between 100 and 120 kilobytes.",
 )
 tables.show([{"no.": number} | r.row() for number, r in enumerate(everybody, start=1)])
@@ -2804,7 +3077,7 @@ if yours:
     print("extra credit:", "; ".join(yours.extra) or "none yet")
     print("you dominate:", "; ".join(yours.dominates) or "nobody")
     my_numbers["Budget challenge: file"] = f"{yours.bytes:,} bytes, {yours.times_smaller:.1f} times smaller than float"
-    my_numbers["Budget challenge: exact match lost"] = f"{100 * yours.loss.estimate:.1f} percentage points"
+    my_numbers["Budget challenge: change of exact match"] = f"{100 * yours.change.estimate:+.1f} percentage points"
     my_numbers["Budget challenge: extra credit"] = "; ".join(yours.extra) or "none"
 
 # %% [markdown]
@@ -2865,9 +3138,12 @@ MARGIN = 0.01  # at most 1 percentage point of exact match may be lost
 # A trap on the way, of the silent kind. The embedding of `int8_reader` hands out a copy of its codes, but its scales are a view of its own memory. So ask twice:
 
 # %% tags=["nbval-check-output"]
-one, two = (int8_reader.state_dict()["embedding._packed_params._packed_weight"] for _ in range(2))
-print("codes, the same memory:", one.data_ptr() == two.data_ptr())
-print("scales, the same memory:", one.q_per_channel_scales().data_ptr() == two.q_per_channel_scales().data_ptr())
+first_look, second_look = (int8_reader.state_dict()["embedding._packed_params._packed_weight"] for _ in range(2))
+print("codes, the same memory:", first_look.data_ptr() == second_look.data_ptr())
+print(
+    "scales, the same memory:",
+    first_look.q_per_channel_scales().data_ptr() == second_look.q_per_channel_scales().data_ptr(),
+)
 
 # %% [markdown]
 # In the single line `torch.save(make_model().state_dict(), path)` nobody keeps the model: its memory is free before the file is written, and whatever lies there by then is saved as scales. So give the model a name until it is saved. And it is rule 1 again: whoever measures the object in the notebook never sees such a file.
@@ -2886,7 +3162,7 @@ print("paired bootstrap:", intervals.paired_bootstrap(all_right, all_right))
 #
 # $$d' = \frac{r - b}{n + 2} \qquad q' = \frac{b + r + 1}{n + 2} \qquad d' \pm 1.96 \sqrt{\frac{q' - d'^2}{n + 2}}$$
 #
-# It counts two pairs more than were asked, and in these one change more, half of it broken and half of it repaired. (Section 3 asked Wilson about the *broken* answers alone; this counts both kinds. And a loss is negative here, candidate minus float, while the leaderboard counts points *lost*.) By hand, for 50 pairs and no change: $d' = 0$, $q' = 1/52$, and the half width is $1.96 \cdot \sqrt{1/52^2} = 1.96/52 = 0.038$. So after fifty perfect answers a loss of 3 points is still possible.
+# It counts two pairs more than were asked, and in these one change more, half of it broken and half of it repaired. $d'$ is the middle of the interval of the change, and $q'$ the share of answers that changed, in either direction; without the added pairs they would be $(r - b)/n$ and $(b + r)/n$. Sections 3 and 4 have used it already. By hand, for 50 pairs and no change: $d' = 0$, $q' = 1/52$, and the half width is $1.96 \cdot \sqrt{1/52^2} = 1.96/52 = 0.038$. So after fifty perfect answers a loss of 3 points is still possible.
 #
 # How many pairs does the promise "at most 1 point" need?
 
@@ -2900,25 +3176,26 @@ def paired_interval(broken: int, repaired: int, pairs: int) -> tuple[float, floa
     return center, center - spread, center + spread
 
 
-for lost in (0, 1, 3):
+for count_broken in (0, 1, 3):
     # Rounded, so that the margin itself does not count as above it.
-    enough = next(n for n in range(2, 2000) if round(paired_interval(lost, 0, n)[1], 9) > -MARGIN)
-    print(f"{lost} broken, none repaired: at least {enough} pairs")
+    enough = next(n for n in range(2, 2000) if round(paired_interval(count_broken, 0, n)[1], 9) > -MARGIN)
+    print(f"{count_broken} broken, none repaired: at least {enough} pairs")
 
 # %% [markdown]
 # Now on the real file:
 
 # %%
-sources, targets, _ = dates.pairs("held_out", 600, seed=650)
-before = seq2seq.exact_matches(load_reader(DATE_READER), sources, targets)
-after = seq2seq.exact_matches(load_reader(files["static int8"]), sources, targets)
+card_sources, card_targets, _ = dates.pairs("held_out", 600, seed=650)
+float_right = seq2seq.exact_matches(load_reader(DATE_READER), card_sources, card_targets)
+int8_right = seq2seq.exact_matches(load_reader(files["static int8"]), card_sources, card_targets)
 fig, ax = plots.figure(width=7.5, height=3.0)
 for place, count in enumerate((50, 100, 150, 300, 600)):
-    lost, won = int((before & ~after)[:count].sum()), int((~before & after)[:count].sum())
-    center, low, high = (100 * x for x in paired_interval(lost, won, count))
+    gone = int((float_right & ~int8_right)[:count].sum())
+    won = int((~float_right & int8_right)[:count].sum())
+    center, low, high = (100 * x for x in paired_interval(gone, won, count))
     ax.plot([place, place], [low, high], color=plots.BLUE, linewidth=3)
     ax.plot(place, center, marker="o", color=plots.BLUE)
-    ax.annotate(f"{lost} broken\n{won} repaired", (place, high), (0, 5), textcoords="offset points", ha="center")
+    ax.annotate(f"{gone} broken\n{won} repaired", (place, high), (0, 5), textcoords="offset points", ha="center")
 ax.axhline(-100 * MARGIN, color=plots.RED, linestyle="--")
 ax.text(4.45, -100 * MARGIN - 0.15, "the margin", color=plots.RED, va="top", ha="right")
 ax.axhline(0, color=plots.GREY, linewidth=0.8)
@@ -2940,10 +3217,12 @@ plots.show(
 # | `"do not ship"` | the *upper* bound is below $-m$ (the loss is proven to be too large), **or** the file is not smaller (then quantization has bought nothing) |
 # | `"measure more"` | otherwise |
 #
-# ### Exercise 6.5: the report card
-# *Difficulty 2 of 5 · 20 minutes · 2 points*
+# "Above" and "below" are meant strictly: a bound that lies exactly on $-m$ decides nothing. And the rule does not ask where 0 is. A loss that is *proven*, with the whole interval below 0, may still be shipped, if the whole interval lies above $-m$: that is what the margin is for.
 #
-# Write `report_card`. It gets two files and the function that rebuilds a model from a file, the pairs, the margin, your notes, the timing and the machine. It returns a new plain `dict` that JSON can hold: text, whole numbers, floats, `None`, and dicts of these. What it was given it leaves as it is.
+# ### Exercise 6.5: the report card
+# *Difficulty 2 of 5 · 40 minutes · 2 points*
+#
+# Write `report_card`. It gets two files and the function that rebuilds a model from a file, the pairs, the margin, your notes, the timing and the machine. It returns a new plain `dict` that JSON can hold: text, whole numbers, floats, `None`, and dicts of these. What it was given it leaves as it is, and the card shares nothing with it: who writes on the card later must not change the notes or the machine of somebody else. It writes no file.
 #
 # | key | holds |
 # |---|---|
@@ -3058,7 +3337,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import checks, dates, latency, metrics, seq2seq
+from helpers import checks, dates, intervals, latency, metrics, seq2seq
 from helpers.checkpoint import DATE_READER, load_checkpoint, load_date_reader
 
 
@@ -3104,13 +3383,106 @@ def check_ex_6_5() -> None:
         chosen = np.random.default_rng(seed).choice(different, count, replace=False)
         return pool[0][chosen], pool[1][chosen]
 
-    def wanted(was: np.ndarray, now: np.ndarray, sizes: tuple[int, int], limit: float) -> tuple[dict, str]:
-        """The numbers of "quality" without Wilson's, and the word, from the truth about each pair."""
+    def rule(low: float, high: float, limit: float, sizes: tuple[int, int]) -> str:
+        """The word, from the interval, the margin, and the bytes of candidate and reference."""
+        if high < -limit or sizes[0] >= sizes[1]:
+            return "do not ship"
+        return "ship" if low > -limit else "measure more"
+
+    wrong_rules = {  # each from low, high, difference, margin, and the bytes of candidate and reference
+        "every card says so, whatever its numbers are": lambda lo, hi, d, m, a, b: "ship",
+        "the difference itself, the middle of the interval, decides that it ships. Ask the lower bound": (
+            lambda lo, hi, d, m, a, b: "ship" if d > -m and a < b else "do not ship"
+        ),
+        "the difference itself decides that it does not ship. Ask the upper bound": (
+            lambda lo, hi, d, m, a, b: "do not ship" if d < -m or a >= b else "ship" if lo > -m else "measure more"
+        ),
+        "the bytes do not count. A file that is not smaller has bought nothing": (
+            lambda lo, hi, d, m, a, b: rule(lo, hi, m, (0, 1))
+        ),
+        "a file of the same length counts as smaller, and it has bought nothing": (
+            lambda lo, hi, d, m, a, b: rule(lo, hi, m, (a, b + 1))
+        ),
+        "a file that is hardly smaller counts as not smaller. One byte less is less": (
+            lambda lo, hi, d, m, a, b: rule(lo, hi, m, (a, b if b - a > 1 else a))
+        ),
+        "the margin is taken for per cent, and it is a share": lambda lo, hi, d, m, a, b: rule(lo, hi, m / 100, (a, b)),
+        "a loss that is proven (the whole interval below 0) is refused, though it lies within the margin": (
+            lambda lo, hi, d, m, a, b: rule(lo, hi, m, (a, b)) if hi >= 0 else "do not ship"
+        ),
+        "a loss that is proven (the whole interval below 0) is measured again, though it lies within the margin": (
+            lambda lo, hi, d, m, a, b: (
+                "measure more" if hi < 0 and rule(lo, hi, m, (a, b)) == "ship" else rule(lo, hi, m, (a, b))
+            )
+        ),
+        "it ships where 0 lies inside the interval. The bounds are compared with the margin, not with 0": (
+            lambda lo, hi, d, m, a, b: (
+                "do not ship" if hi < -m or a >= b else "ship" if lo <= 0 <= hi else "measure more"
+            )
+        ),
+        "it does not ship where 0 lies inside the interval. The bounds are compared with the margin, not with 0": (
+            lambda lo, hi, d, m, a, b: "measure more" if lo <= 0 <= hi and a < b else rule(lo, hi, m, (a, b))
+        ),
+        "what is not known yet is refused. An interval with the margin inside says: measure more": (
+            lambda lo, hi, d, m, a, b: "ship" if lo > -m and a < b else "do not ship"
+        ),
+        "what is not known yet is shipped. An interval with the margin inside says: measure more": (
+            lambda lo, hi, d, m, a, b: "do not ship" if hi < -m or a >= b else "ship"
+        ),
+        "a file that is not smaller is measured again. No measurement makes it smaller: do not ship": (
+            lambda lo, hi, d, m, a, b: "measure more" if a >= b and hi >= -m else rule(lo, hi, m, (a, b))
+        ),
+        "a file that is not smaller ships where the answers are proven to be better": (
+            lambda lo, hi, d, m, a, b: "ship" if lo > 0 else rule(lo, hi, m, (a, b))
+        ),
+        "a file that is not smaller is refused only where the quality is in doubt": (
+            lambda lo, hi, d, m, a, b: "do not ship" if hi < -m or (a >= b and lo <= -m) else rule(lo, hi, m, (0, 1))
+        ),
+        "a gain that is proven (the whole interval above 0) is not shipped": (
+            lambda lo, hi, d, m, a, b: "measure more" if lo > 0 and a < b else rule(lo, hi, m, (a, b))
+        ),
+        "a lower bound exactly on the margin counts as above it": (
+            lambda lo, hi, d, m, a, b: "ship" if lo == -m and a < b else rule(lo, hi, m, (a, b))
+        ),
+        "an upper bound exactly on the margin counts as below it": (
+            lambda lo, hi, d, m, a, b: "do not ship" if hi == -m else rule(lo, hi, m, (a, b))
+        ),
+        "a bound exactly on the margin decides": (
+            lambda lo, hi, d, m, a, b: (
+                "do not ship" if hi == -m else "ship" if lo == -m and a < b else rule(lo, hi, m, (a, b))
+            )
+        ),
+    }
+
+    def judge_words(heard: list[tuple]) -> None:
+        """All words at once: a wrong rule is named if exactly one gives what all cards say."""
+        said = [word for _, word, *_ in heard]
+        false = [case for case in heard if case[1] != rule(case[2], case[3], case[5], case[6])]
+        if not false:
+            return
+        fits = [
+            sentence
+            for sentence, other in wrong_rules.items()
+            if said == [other(low, high, d, m, *sizes) for _, _, low, high, d, m, sizes in heard]
+        ]
+        title, word, low, high, _, limit, sizes = min(false, key=lambda case: "exactly" in case[0])
+        reason = (
+            f"the file is not smaller than the reference's ({sizes[0]:,} and {sizes[1]:,} bytes), so quantization has bought nothing"
+            if sizes[0] >= sizes[1]
+            else f"the interval goes from {low:+.4f} to {high:+.4f}, the margin is {limit}, and the file is smaller"
+        )
+        reason = f"{fits[0]} (here {reason})" if len(fits) == 1 else reason
+        raise AssertionError(
+            f'{title}: the card says "{word}", and the rule says "{rule(low, high, limit, sizes)}": {reason}.'
+        )
+
+    def wanted(was: np.ndarray, now: np.ndarray, limit: float) -> dict:
+        """The numbers of "quality" without Wilson's, from the truth about each pair."""
         change = now.astype(int) - was.astype(int)
         n, gone, came = len(change), int(np.sum(change == -1)), int(np.sum(change == 1))
         center = np.sum(change) / (n + 2)
         width = 1.96 * np.sqrt(((gone + came + 1) / (n + 2) - center * center) / (n + 2))
-        numbers = {
+        return {
             "pairs": n,
             "reference_right": int(was.sum()),
             "candidate_right": int(now.sum()),
@@ -3121,9 +3493,6 @@ def check_ex_6_5() -> None:
             "high": float(center + width),
             "margin": limit,
         }
-        if center + width < -limit or sizes[0] >= sizes[1]:
-            return numbers, "do not ship"
-        return numbers, "ship" if center - width > -limit else "measure more"
 
     def only_plain(value: object, where: str) -> None:
         if isinstance(value, dict):
@@ -3141,10 +3510,9 @@ def check_ex_6_5() -> None:
 
     def keys_of(part: object, wanted: set[str], where: str, why: str = "") -> None:
         assert isinstance(part, dict), f"{where} should be a dict, not {type(part).__name__}."
-        missing, surplus = sorted(wanted - set(part)), sorted(set(part) - wanted)
-        assert not missing and not surplus, (
-            f"the keys of {where} are not those of the table: missing {missing}, not expected {surplus}.{why}"
-        )
+        parts = {"missing": sorted(wanted - set(part)), "not expected": sorted(set(part) - wanted)}
+        said = ", ".join(f"{what} {names}" for what, names in parts.items() if names)
+        assert not said, f"the keys of {where} are not those of the table: {said}.{why if parts['missing'] else ''}"
 
     def counts(part: dict, names: tuple[str, ...], title: str) -> None:
         for key in names:
@@ -3152,8 +3520,8 @@ def check_ex_6_5() -> None:
                 f"{title}: {key} is {part[key]!r}, of type {type(part[key]).__name__}; a count is a whole number, an int."
             )
 
-    def compare(card: dict, candidate: Path, reference: Path, was, now, limit, timing, title: str, load) -> None:
-        """Each number against the truth, the likely mistakes first."""
+    def compare(card: dict, candidate: Path, reference: Path, was, now, limit, timing, title: str, load) -> tuple:
+        """Each number against the truth, the likely mistakes first; what the word must follow from is returned."""
         checks.given(card, f"{title}: the card")
         assert isinstance(card, dict), f"{title}: the card should be a dict, not {type(card).__name__}."
         only_plain(card, "card")
@@ -3179,13 +3547,17 @@ def check_ex_6_5() -> None:
             )
             assert artefact["bytes"] != size, f"{title}: bytes is the length of the reference's file."
             raise AssertionError(f"{title}: bytes is {artefact['bytes']}; the file is {len(raw)} bytes long.")
-        assert artefact["sha256"] == hashlib.sha256(raw).hexdigest(), (
+        digest = hashlib.sha256(raw).hexdigest()
+        assert not (digest.startswith(str(artefact["sha256"])) and artefact["sha256"] != digest), (
+            f"{title}: sha256 is cut off: {len(str(artefact['sha256']))} of 64 digits. Whoever compares needs all of them."
+        )
+        assert artefact["sha256"] == digest, (
             f"{title}: sha256 is not the hash of the candidate's bytes: of all of them, and of nothing else, such as a name."
         )
         checks.number(artefact["times_smaller"], size / len(raw), f"{title}: times_smaller", {
             "it is upside down: the reference's bytes over the candidate's.": len(raw) / size,
         })  # fmt: skip
-        right, word = wanted(was, now, (len(raw), size), limit)
+        right = wanted(was, now, limit)
         keys_of(quality, {*right, "exact_match"}, f"quality ({title})")
         totals, changes = ("reference_right", "candidate_right"), ("broken", "repaired")
         counts(quality, ("pairs", *totals, *changes), title)
@@ -3218,11 +3590,18 @@ def check_ex_6_5() -> None:
         n, p, q = len(was), was.mean(), now.mean()
         apart = 1.96 * np.sqrt((p * (1 - p) + q * (1 - q)) / n)
         width, middle = (right["high"] - right["low"]) / 2, (right["high"] + right["low"]) / 2
-        naive = 1.96 * np.sqrt(max((right["broken"] + right["repaired"]) / n - right["difference"] ** 2, 0) / n)
+        flips = right["broken"] + right["repaired"]
+        naive = 1.96 * np.sqrt(max(flips / n - right["difference"] ** 2, 0) / n)
+        unspread = 1.96 * np.sqrt(max(flips / (n + 2) - middle**2, 0) / (n + 2))
+        drawn = intervals.paired_bootstrap(torch.from_numpy(was).double(), torch.from_numpy(now).double())
         for name, sign in (("low", -1), ("high", 1)):
             checks.number(quality[name], right[name], f"{title}: {name}", {
                 "it is the interval of an unpaired difference: both models answered the same pairs, so only changed answers count.": right["difference"] + sign * apart,
                 "it is without the added pairs (n + 2, and one change more): with no change at all its width would be zero.": right["difference"] + sign * naive,
+                "it is without the change that is added: q' counts b + r + 1.": middle + sign * unspread,
+                "it is the bootstrap's, which has no width where nothing has changed; the card takes `paired_interval`.": getattr(drawn, name),
+                "it is that of the loss, reference minus candidate: the other sign.": -middle + sign * width,
+                "it takes 2 standard errors; 95 % takes 1.96.": middle + sign * width * 2 / 1.96,
                 "it is around the difference itself; the middle of this interval is d'.": right["difference"] + sign * width,
                 "it is one standard error from the middle; 95 % takes 1.96.": middle + sign * width / 1.96,
                 "the bounds are swapped.": middle - sign * width,
@@ -3255,26 +3634,31 @@ def check_ex_6_5() -> None:
             assert measured == (None, None, None), f"{title}: the clock refused, so ratio, low and high are None."
         said = card["recommendation"]
         assert said in ("ship", "do not ship", "measure more"), f"{title}: {said!r} is none of the three words."
-        if said != word:
-            reason = (
-                "the file is not smaller than the reference's, so quantization has bought nothing"
-                if len(raw) >= size
-                else f"the interval goes from {right['low']:+.4f} to {right['high']:+.4f}, and the margin is {limit}"
-            )
-            raise AssertionError(f'{title}: the card says "{said}", and the rule says "{word}": {reason}.')
+        return title, said, right["low"], right["high"], right["difference"], limit, (len(raw), size)
 
     def card_of(candidate, reference, load, source, target, limit, timing=steady):
         """A card made with a note more than is needed; what is given must stay as it is."""
         given, place = notes | {"author": "a tinker"}, dict(machine)
-        card = report_card(candidate, reference, load, source, target, limit, given, timing, place)
-        assert given == notes | {"author": "a tinker"}, (
-            "your function changed the notes that it was given: build a new dict."
+        folder = sorted(candidate.parent.iterdir())
+        with checks.untouched(notes=given, machine=place, source=source, target=target):
+            card = report_card(candidate, reference, load, source, target, limit, given, timing, place)
+        assert sorted(candidate.parent.iterdir()) == folder, (
+            "your function leaves a file beside the artefact: it returns the card, and writes nothing."
         )
-        assert place == machine, "your function changed the machine that it was given: put a copy on the card."
+        if isinstance(card, dict):
+            times = card.get("latency")
+            assert card is not given, "your function returns the notes that it was given: build a new dict."
+            if isinstance(times, dict) and isinstance(times.get("machine"), dict):
+                assert times["machine"] is not place, (
+                    "the card holds the very `machine` that was handed over: who writes on the card later changes it for everybody. Put a copy on the card, `dict(machine)`."
+                )
         return card
 
-    def scripted(folder: Path, case: dict, seed: int, title: str, timing=steady) -> None:
-        """Two files that list what is answered wrongly: the truth is known pair by pair."""
+    def scripted(folder: Path, case: dict, seed: int, title: str, timing=steady, bound: str = "") -> tuple[dict, list]:
+        """A card of two files that list what is answered wrongly: the truth is known pair by pair.
+
+        With a `bound`, "low" or "high", a second card is made, whose margin is that very number of the first.
+        """
         source, target = distinct(case["n"], seed)
         order = torch.randperm(case["n"], generator=torch.Generator().manual_seed(seed)).tolist()
         gone, came, both = (case.get(key, 0) for key in ("broken", "repaired", "both"))
@@ -3291,20 +3675,38 @@ def check_ex_6_5() -> None:
         def load(path: Path) -> Scripted:
             return Scripted(source, target, json.loads(path.read_text())["wrong"])
 
-        kept, known = [path.read_bytes() for path in files.values()], (source.clone(), target.clone())
-        card = card_of(files["after"], files["before"], load, source, target, case["margin"], timing)
+        def made(limit: float) -> dict:
+            return card_of(files["after"], files["before"], load, source, target, limit, timing)
+
+        kept = [path.read_bytes() for path in files.values()]
+        card = made(case["margin"])
         assert [path.read_bytes() for path in files.values()] == kept, "your function changed one of the files."
-        assert torch.equal(known[0], source) and torch.equal(known[1], target), "your function changed the pairs."
-        compare(
-            card, files["after"], files["before"], truth["before"], truth["after"], case["margin"], timing, title, load
-        )
+        heard = [
+            compare(
+                card,
+                files["after"],
+                files["before"],
+                truth["before"],
+                truth["after"],
+                case["margin"],
+                timing,
+                title,
+                load,
+            )
+        ]
         first = json.dumps(card, sort_keys=True)
-        again = card_of(files["after"], files["before"], load, source, target, case["margin"], timing)
-        assert json.dumps(again, sort_keys=True) == first, (
+        assert json.dumps(made(case["margin"]), sort_keys=True) == first, (
             f"{title}: a second card of the same files has other numbers: they do not reproduce."
         )
+        edge = card["quality"][bound] if bound else 0
+        if edge != round(edge, 9):  # what is rounded is not the bound
+            _, _, _, _, middle, _, sizes = heard[0]
+            low, high = card["quality"]["low"], card["quality"]["high"]
+            word, where = made(-edge)["recommendation"], f"{title}, with the margin exactly on the {bound} end"
+            heard.append((where, word, low, high, middle, -edge, sizes))
+        return card, heard
 
-    def real(folder: Path, count: int, seed: int, batch: tuple, limit: float, title: str, expected: str) -> None:
+    def real(folder: Path, count: int, seed: int, batch: tuple, limit: float, title: str) -> tuple:
         """A static int8 reader, calibrated on `batch`, written and read; its numbers recomputed by hand."""
         path = folder / f"real{seed}.pt"
         kept = seq2seq.static_int8(load_date_reader(), [batch])
@@ -3328,33 +3730,33 @@ def check_ex_6_5() -> None:
                     ids = torch.cat([ids, following.max(dim=1, keepdim=True).indices], dim=1)
             truth.append(np.array([a == b for a, b in zip(ids[:, 1:].tolist(), target.tolist(), strict=True)]))
         card = card_of(path, DATE_READER, load, source, target, limit)
-        compare(card, path, DATE_READER, *truth, limit, steady, title, load)
-        assert card["recommendation"] == expected, f"{title}: the recommendation should be {expected!r}."
+        return compare(card, path, DATE_READER, *truth, limit, steady, title, load)
 
     def refused(missing: str) -> None:
         source, target = distinct(8, 6500)
+        word = missing.removeprefix("blank ")
+        if missing == "machine":
+            described = "a card with an empty machine"
+        elif word != missing:
+            described = f'a card whose note "{word}" is blank'
+        else:
+            described = f'a card without the note "{word}"'
+        given = {key: text for key, text in notes.items() if key != missing}
+        given |= {word: " \n"} if word != missing else {}
+        place = {} if missing == "machine" else dict(machine)
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "a.json"
             path.write_text("{}")
-            given, place = copy.deepcopy(notes), dict(machine)
-            if missing == "machine":
-                place = {}
-            elif missing.startswith("blank "):
-                given[missing.removeprefix("blank ")] = "  "
-            else:
-                del given[missing]
-            described = {
-                "machine": "a card with an empty machine",
-                "blank limits": 'a card whose note "limits" is blank',
-            }.get(missing, f'a card without the note "{missing}"')
             try:
                 report_card(
                     path, path, lambda _: Scripted(source, target, []), source, target, 0.1, given, steady, place
                 )
             except ValueError as error:
-                word = missing.removeprefix("blank ")
                 assert missing == "machine" or word in str(error), (
                     f'{described} is refused, but the ValueError should name the note "{word}"; it says: {error}'
+                )
+                assert missing == "machine" or not all(key in str(error) for key in notes), (
+                    f"{described} is refused, but the ValueError names all four notes: say which one is missing."
                 )
                 return
             except Exception as error:
@@ -3369,79 +3771,91 @@ def check_ex_6_5() -> None:
             "6.5", "every number of the card can be recomputed from the files, and the word follows from them"
         ),
     ):
-        folder = Path(name)
+        folder, heard = Path(name), []
         noisy = latency.TooNoisy("the times scatter too much.")
-        scripted(
-            folder,
-            {"n": 400, "broken": 2, "repaired": 1, "both": 30, "margin": 0.02},
+        for seed, (title, case, timing, bound) in enumerate(
+            [
+                (
+                    "400 pairs, 30 of them wrong for both",
+                    {"n": 400, "broken": 2, "repaired": 1, "both": 30},
+                    steady,
+                    "low",
+                ),
+                ("a loss that is proven", {"n": 700, "broken": 60, "repaired": 9, "both": 40}, steady, "high"),
+                ("a loss that is not proven", {"n": 90, "broken": 1, "both": 3, "margin": 0.01}, steady, ""),
+                ("60 pairs without any change", {"n": 60}, steady, ""),
+                ("a file that grew", {"n": 300, "repaired": 4, "sizes": (2000, 2500)}, steady, ""),
+                ("a file of the same size", {"n": 150, "margin": 0.05, "sizes": (2000, 2000)}, steady, ""),
+                ("a file that is one byte smaller", {"n": 150, "margin": 0.05, "sizes": (2001, 2000)}, steady, ""),
+                ("a clock that refused", {"n": 250, "broken": 1, "both": 2, "margin": 0.05}, noisy, ""),
+                ("a loss that is proven, and within the margin", {"n": 600, "broken": 12, "margin": 0.05}, steady, ""),
+                ("a loss that is proven, with the margin inside", {"n": 600, "broken": 12}, steady, ""),
+                ("a gain that is proven", {"n": 120, "repaired": 25}, steady, ""),
+                (
+                    "a gain that is proven, in a file that grew",
+                    {"n": 120, "repaired": 25, "sizes": (700, 701)},
+                    steady,
+                    "",
+                ),
+                ("a file that grew, and too few pairs", {"n": 40, "broken": 1, "sizes": (700, 900)}, steady, ""),
+                ("a margin of 0", {"n": 80, "both": 2, "margin": 0.0}, steady, ""),
+                ("more broken than the margin, and not proven", {"n": 200, "broken": 6, "repaired": 1}, steady, ""),
+                ("fewer broken than the margin, and not sure", {"n": 200, "broken": 5, "repaired": 2}, steady, ""),
+            ],
             1,
-            "the example, with 30 pairs that both get wrong",
-        )
-        scripted(
-            folder, {"n": 700, "broken": 60, "repaired": 9, "both": 40, "margin": 0.02}, 2, "a loss that is proven"
-        )
-        scripted(folder, {"n": 90, "broken": 1, "both": 3, "margin": 0.01}, 3, "a loss that is not proven")
-        scripted(folder, {"n": 60, "margin": 0.02}, 4, "60 pairs without any change")
-        scripted(folder, {"n": 300, "repaired": 4, "margin": 0.02, "sizes": (2000, 2500)}, 5, "a file that grew")
-        scripted(folder, {"n": 150, "margin": 0.05, "sizes": (2000, 2000)}, 7, "a file of the same size")
-        scripted(folder, {"n": 250, "broken": 1, "both": 2, "margin": 0.05}, 6, "a clock that refused", noisy)
+        ):
+            heard += scripted(folder, {"margin": 0.02} | case, seed, title, timing, bound)[1]
+        judge_words(heard)
         batch = dates.pairs("training", 64, 65)[:2]
-        real(folder, 180, 651, batch, 0.05, "the date reader in static int8", "ship")
-        real(
-            folder, 90, 652, (batch[0], batch[1][:, :1]), 0.05, "the date reader, calibrated on one step", "do not ship"
+        judge_words(
+            [
+                real(folder, 180, 651, batch, 0.05, "the date reader in static int8"),
+                real(folder, 90, 652, (batch[0], batch[1][:, :1]), 0.05, "the date reader, calibrated on one step"),
+            ]
         )
-        for missing in ("model", "scheme", "calibration", "limits", "blank limits", "machine"):
+        for missing in (*notes, *(f"blank {key}" for key in notes), "machine"):
             refused(missing)
     ### BEGIN HIDDEN TESTS
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, heard = Path(name), []
         cases = [
-            ({"n": 211, "broken": 3, "repaired": 3, "both": 20, "margin": 0.04}, "ship", steady),
-            ({"n": 350, "broken": 60, "repaired": 1, "both": 11, "margin": 0.03}, "do not ship", steady),
-            ({"n": 140, "broken": 2, "repaired": 0, "both": 4, "margin": 0.013}, "measure more", steady),
-            ({"n": 640, "broken": 1, "repaired": 2, "both": 9, "margin": 0.02}, "ship", steady),
-            ({"n": 160, "repaired": 1, "margin": 0.07, "sizes": (800, 800)}, "do not ship", steady),
-            ({"n": 120, "repaired": 25, "margin": 0.02}, "ship", latency.TooNoisy("no.")),
-            ({"n": 130, "both": 5, "margin": 0.09, "sizes": (700, 900)}, "do not ship", steady),
+            ({"n": 211, "broken": 3, "repaired": 3, "both": 20, "margin": 0.04}, "ship", steady, "low"),
+            ({"n": 350, "broken": 60, "repaired": 1, "both": 11, "margin": 0.03}, "do not ship", steady, "high"),
+            ({"n": 140, "broken": 2, "both": 4, "margin": 0.013}, "measure more", steady, ""),
+            ({"n": 640, "broken": 1, "repaired": 2, "both": 9, "margin": 0.02}, "ship", steady, ""),
+            ({"n": 160, "repaired": 1, "margin": 0.07, "sizes": (800, 800)}, "do not ship", steady, ""),
+            ({"n": 160, "repaired": 1, "margin": 0.07, "sizes": (800, 799)}, "ship", steady, ""),
+            ({"n": 120, "repaired": 25, "margin": 0.02}, "ship", latency.TooNoisy("no."), ""),
+            ({"n": 130, "both": 5, "margin": 0.09, "sizes": (700, 900)}, "do not ship", steady, ""),
+            ({"n": 500, "broken": 11, "both": 3, "margin": 0.06}, "ship", steady, ""),  # proven, within the margin
+            ({"n": 500, "broken": 11, "both": 3, "margin": 0.025}, "measure more", steady, ""),  # proven, open
+            ({"n": 110, "repaired": 24, "margin": 0.01, "sizes": (700, 950)}, "do not ship", steady, ""),
+            ({"n": 45, "broken": 1, "margin": 0.02, "sizes": (700, 950)}, "do not ship", steady, ""),
+            ({"n": 70, "both": 1, "margin": 0.0}, "measure more", steady, ""),
         ]
-        for seed, (case, expected, timing) in enumerate(cases, 101):
-            source, target = distinct(case["n"], seed)
+        for seed, (case, expected, timing, bound) in enumerate(cases, 101):
             gone, came, both = case.get("broken", 0), case.get("repaired", 0), case.get("both", 0)
-            wrong = {"was": list(range(gone, gone + came + both)), "now": list(range(gone))}
-            wrong["now"] += list(range(gone + came, gone + came + both))
-            for word, size in zip(wrong, case.get("sizes", (5000, 700)), strict=True):
-                (folder / word).write_text(json.dumps([wrong[word]]).ljust(size))
-            card = card_of(
-                folder / "now",
-                folder / "was",
-                lambda path: Scripted(source, target, json.loads(path.read_text())[0]),  # noqa: B023
-                source,
-                target,
-                case["margin"],
-                timing,
-            )
+            card, words = scripted(folder, case, seed, f"case {seed}", timing, bound)
+            heard += words
+            now, was = folder / f"after{seed}.json", folder / f"before{seed}.json"
             assert json.loads(json.dumps(card, allow_nan=False)) == card, "the card does not survive JSON."
             assert name not in json.dumps(card), "a folder stands in the card."
             assert sorted(card) == sorted([*notes, "artefact", "latency", "quality", "recommendation"]), "other keys."
             numbers = [card["quality"][key] for key in ("pairs", "reference_right", "candidate_right")]
             numbers += [card["artefact"]["bytes"], card["quality"]["broken"], card["quality"]["repaired"]]
             assert {type(number) for number in numbers} == {int}, "counts are whole numbers."
-            n, found, length = case["n"], card["quality"], len((folder / "now").read_bytes())
+            n, found, length = case["n"], card["quality"], len(now.read_bytes())
             assert card["artefact"]["bytes"] == length, "not the file's length."
-            assert card["artefact"]["sha256"] == hashlib.sha256((folder / "now").read_bytes()).hexdigest(), (
-                "another hash."
-            )
-            assert abs(card["artefact"]["times_smaller"] - (folder / "was").stat().st_size / length) < 1e-9, (
-                "a wrong factor."
-            )
-            assert (card["artefact"]["file"], found["pairs"]) == ("now", n), "a wrong file or number of pairs."
+            assert card["artefact"]["sha256"] == hashlib.sha256(now.read_bytes()).hexdigest(), "another hash."
+            assert abs(card["artefact"]["times_smaller"] - was.stat().st_size / length) < 1e-9, "a wrong factor."
+            assert (card["artefact"]["file"], found["pairs"]) == (now.name, n), "a wrong file or number of pairs."
             assert (found["broken"], found["repaired"]) == (gone, came), "wrong counts of changes."
             assert (found["reference_right"], found["candidate_right"]) == (n - came - both, n - gone - both), (
                 "wrong counts."
             )
-            assert abs(found["difference"] - (came - gone) / n) < 1e-9, "a wrong difference."
+            assert abs(found["difference"] - (came - gone) / n) < 1e-6, "a wrong difference."
             d, q = (came - gone) / (n + 2), (gone + came + 1) / (n + 2)
-            assert abs((found["low"] + found["high"]) / 2 - d) < 1e-9, "a wrong middle."
+            assert abs((found["low"] + found["high"]) / 2 - d) < 1e-6, "a wrong middle."
             variance = ((found["high"] - found["low"]) / 3.92) ** 2 * (n + 2)
             assert abs(variance / (q - d**2) - 1) < 2e-4, "a wrong width."
             assert found["low"] < found["high"] and found["margin"] == case["margin"], "bounds or margin."
@@ -3454,25 +3868,12 @@ def check_ex_6_5() -> None:
             assert ratios == ([0.75, 0.7, 0.8] if timing is steady else [None] * 3), "another timing."
             assert card["recommendation"] == expected, f"{card['recommendation']}, expected {expected}."
             assert all(card[key] == notes[key] for key in notes), "other notes."
-        gaps = [(key, {other: notes[other] for other in notes if other != key}) for key in [*notes, "machine"]]
-        for gap, given in gaps + [(key, notes | {key: " \n"}) for key in notes]:
-            try:
-                report_card(
-                    folder / "now",
-                    folder / "was",
-                    lambda path: Scripted(source, target, []),
-                    source,
-                    target,
-                    0.1,
-                    given,
-                    steady,
-                    {} if gap == "machine" else machine,
-                )
-            except ValueError as error:
-                assert gap == "machine" or gap in str(error), "the refusal does not say what is missing."
-            else:
-                raise AssertionError(f"a card without {gap} was not refused.")
-        real(folder, 150, 6523, dates.pairs("training", 48, 651)[:2], 0.06, "hidden", "ship")
+        judge_words(heard)
+        for missing in ("machine", *notes, *(f"blank {key}" for key in notes)):
+            refused(missing)
+        batch = dates.pairs("training", 48, 651)[:2]
+        word = real(folder, 150, 6523, batch, 0.06, "hidden")[1]
+        assert word == "ship", "the date reader in static int8."
     ### END HIDDEN TESTS
 
 
@@ -3512,7 +3913,7 @@ def this_machine() -> dict[str, str]:
     }
 
 
-timed = sources[:32]
+timed = dates.pairs("held_out", 32, seed=650)[0]
 programs = {
     "float": lambda: seq2seq.greedy(float_reader, timed),
     **{
@@ -3525,7 +3926,7 @@ for name, result in clock.items():
     print(f"{name:18s} {result}")
 
 # %% [markdown]
-# Now the cards, each on the same 400 held-out pairs, drawn with a seed of their own. (`report_card` is yours: solve 6.5 first.)
+# Now the cards, each on the same 400 held-out pairs, drawn with a seed of their own. (`report_card` is yours: solve 6.5 first.) *Predict:* which word does each of the three cards end with, and for which reason?
 
 # %% tags=["varies"]
 NOTES = {
@@ -3610,14 +4011,14 @@ def same(a: object, b: object) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-left, middle = (torch.load(files[name], weights_only=True) for name in ("static int8", "one step"))
-changed = [name for name in left if not same(left[name], middle[name])]
-print(f"The two int8 files differ in {len(changed)} of {len(left)} entries.")
-print("Their modules:", sorted({name.split(".")[0] for name in changed}))
-print("Their kinds:", sorted({name.split(".")[-1] for name in changed}))
+whole_state, step_state = (torch.load(files[name], weights_only=True) for name in ("static int8", "one step"))
+other_entries = [name for name in whole_state if not same(whole_state[name], step_state[name])]
+print(f"The two int8 files differ in {len(other_entries)} of {len(whole_state)} entries.")
+print("Their modules:", sorted({name.split(".")[0] for name in other_entries}))
+print("Their kinds:", sorted({name.split(".")[-1] for name in other_entries}))
 
 # %% [markdown]
-# Read the middle column first. Its file hardly differs in size from the left one, its scheme has the same name, it loads without a word, and its weights are the same codes: only scales and zero points of activations differ. The ranges of the decoder are those of one single token, so much of what comes later is cut off. Nothing but questions with known answers shows that. The right column is no worse than its promise, and its file is not smaller by
+# Read the middle column first. Its file hardly differs in size from the left one, its scheme has the same name, it loads without a word, and its weights are the same codes: only scales and zero points of activations differ. The ranges of the decoder are those of one single token, so much of what comes later is cut off. Neither size nor name nor codes show that; questions with known answers do. The right column is no worse than its promise, and its file is not smaller by
 # a single byte: the bits were saved in thought only. (Section 4 packs them for real.) So two cards advise against, for opposite reasons, and neither reason can be seen in the other's numbers.
 #
 # Look at the time, too. On a model this small, int8 need not be faster at all ([where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?) says when it is), and the rule does not ask: here the team wanted a smaller file. If you need time, write it into the rule *before* the clock runs.
@@ -3628,11 +4029,11 @@ print("Their kinds:", sorted({name.split(".")[-1] for name in changed}))
 text = json.dumps(cards["static int8"], indent=1, allow_nan=False)
 assert json.loads(text) == cards["static int8"]
 print(text)
-best = cards["static int8"]
-my_numbers["Report card: exact match of static int8"] = per_cent(best["quality"]["exact_match"], "share")
-my_numbers["Report card: change to float"] = per_cent(best["quality"], "difference", "+")
+int8_card = cards["static int8"]
+my_numbers["Report card: exact match of static int8"] = per_cent(int8_card["quality"]["exact_match"], "share")
+my_numbers["Report card: change to float"] = per_cent(int8_card["quality"], "difference", "+")
 my_numbers["Report card: file"] = columns["static int8"]["bytes"]
-my_numbers["Report card: recommendation"] = best["recommendation"]
+my_numbers["Report card: recommendation"] = int8_card["recommendation"]
 
 # %% [markdown]
 # *Look back.* The card costs a second of computing and a page of honesty. What it cannot contain: whether the texts of tomorrow look like those of the test. That is why "limits" is a line of its own, why a card without it is refused, and why the hash is there: when somebody says that the model has become worse, the first question is whether it is still the same file.
@@ -3646,14 +4047,14 @@ my_numbers["Report card: recommendation"] = best["recommendation"]
 #
 # | | what is true | the proof |
 # |---|---|---|
-# | 1 | **Two numbers are all there is**: a scale and a zero point. What matters is how many values share them. | [exercise 2.1](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_1_check), [exercise 2.3](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_3_check), [what a finer ruler costs](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?) |
-# | 2 | **An int8 layer is whole numbers**: integer sums, corrections for the zero points, one multiplication at the end. PyTorch's kernels agree within one code, with bias and multiplier in float. | [exercise 3.5](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_5_check), [what runs inside](../03_linear_variants/03_linear_variants.ipynb#heading=Is-that-really-what-runs-inside?) |
+# | 1 | **An affine grid is two numbers**: a scale and a zero point. What matters is how many values share them. | [exercise 2.1](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_1_check), [exercise 2.3](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_3_check), [what a finer ruler costs](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?) |
+# | 2 | **An int8 layer is whole numbers**: integer sums, corrections for the zero points, one multiplication at the end. PyTorch's kernels agree with it within one code; whether they keep the bias as a float or round it is a matter of the engine. | [exercise 3.5](../03_linear_variants/03_linear_variants.ipynb#cell-id=ex_3_5_check), [what runs inside](../03_linear_variants/03_linear_variants.ipynb#heading=Is-that-really-what-runs-inside?) |
 # | 3 | **Ranges come from data.** Static quantization remembers them, dynamic asks each input, and a range from the wrong data can ruin a model without a sound. | [exercise 2.4](../02_quantization_apis/02_quantization_apis.ipynb#cell-id=ex_2_4_check), [dynamic: the small print](../01_transformer_basics/01_transformer_basics.ipynb#heading=The-small-print-of-dynamic-quantization), [three cards](#Three-cards) |
-# | 4 | **Integers multiply and add.** Softmax and masks need float; a few loud columns stretch the one scale of the residual stream. | [what integers cannot](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot), [the residual stream](../04_component_wise/04_component_wise.ipynb#heading=What-is-in-the-residual-stream?), [both kinds measured](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model,-measured) |
+# | 4 | **Integers multiply and add; the rest of our Transformer is float.** Softmax, masks, GELU and LayerNorm work on floats in our blocks, and so, inside, does PyTorch's product of two quantized activations. A few loud columns stretch the one scale of the residual stream. | [what integers cannot](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot), [the residual stream](../04_component_wise/04_component_wise.ipynb#heading=What-is-in-the-residual-stream?), [both kinds measured](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model,-measured) |
 # | 5 | **The silent failure is the dear one.** A right shape, a file that loads and a run without an error prove nothing. Write the probe first. | [exercise 1.3](../01_transformer_basics/01_transformer_basics.ipynb#cell-id=ex_1_3_check), [the error clinic](../02_quantization_apis/02_quantization_apis.ipynb#heading=9.-The-error-clinic), [exercise 6.1](../06_capstone/06_capstone.ipynb#cell-id=ex_6_1_check) |
-# | 6 | **Ask each part alone.** What costs most quality and what saves most bytes are different parts of the model. | [exercise 4.7](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_7_check), [the whole model in one table](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model-in-one-table,-and-in-one-picture) |
+# | 6 | **Ask each part alone.** What costs most quality and what saves most bytes can be different parts, as in both models of this course. | [exercise 4.7](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_7_check), [the whole model in one table](../04_component_wise/04_component_wise.ipynb#heading=The-whole-model-in-one-table,-and-in-one-picture) |
 # | 7 | **Below 8 bits, three things help:** finer scales, mixed widths, training; each beside its control. Which helps most depends on the model. | [finer scales](../02_quantization_apis/02_quantization_apis.ipynb#heading=What-does-a-finer-ruler-cost?), [mixed widths](../04_component_wise/04_component_wise.ipynb#heading=Mixed-precision:-the-same-bytes,-better-spent), [training](../04_component_wise/04_component_wise.ipynb#heading=What-is-it-worth-on-the-course-model?), [another model](#Which-matrix-pays-for-it?) |
-# | 8 | **Fewer bits are not less time.** Width, batch, kernel and processor decide; ask a stopwatch that may refuse. | [where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?), [the real clock](../05_evaluation/05_evaluation.ipynb#heading=The-real-clock), [what moved the needle](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle) |
+# | 8 | **Fewer bits are not yet less time.** Width, batch, kernel and processor decide; ask a stopwatch that may refuse. | [where int8 wins](../03_linear_variants/03_linear_variants.ipynb#heading=5.-Where-does-int8-win?), [the real clock](../05_evaluation/05_evaluation.ipynb#heading=The-real-clock), [what moved the needle](../05_evaluation/05_evaluation.ipynb#heading=8.-What-moved-the-needle) |
 # | 9 | **Compare answer by answer,** with an interval, and with the margin stated before. Equal scores are not equal models. | [exercise 5.2](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_2_check), [exercise 5.3](../05_evaluation/05_evaluation.ipynb#cell-id=ex_5_3_check), [exercise 6.5](#Exercise-6.5:-the-report-card) |
 # | 10 | **What ships is a file**: numbers, configuration, hash. Its length is its size, and a stranger's process must be able to read it. | [what does one ship?](../04_component_wise/04_component_wise.ipynb#heading=What-does-one-ship?), [parameters that are none](../05_evaluation/05_evaluation.ipynb#heading=A-trap:-parameters-that-are-none), [exercise 4.10](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_10_check) |
 #
@@ -3674,21 +4075,19 @@ my_numbers["Report card: recommendation"] = best["recommendation"]
 #
 # ### The book's chapter 6, corrected
 #
-# Its class stands in [section 1](#1.-Diagnose:-what-is-wrong-with-it?): it can be built, and no recipe of PyTorch makes int8 of it from end to end. Its conclusions:
+# Its class stands in [section 1](#1.-Diagnose:-what-is-wrong-with-it?): it can be built, and none of the three roads that exercise 6.1 has tried makes int8 of it from end to end. Its conclusions:
 #
 # > **The book says:** the model with its stubs is already efficient and optimized, and can be deployed on a small device.
 # >
 # > **What happens:** stubs are marks. Count what they change in a float model:
 
 # %% tags=["nbval-check-output"]
-plain = torch.nn.Sequential(torch.nn.Linear(8, 8))
-marked = torch.ao.quantization.QuantWrapper(copy.deepcopy(plain))  # a stub in front, a stub behind
-x = torch.randn(4, 8, generator=torch.Generator().manual_seed(66))
-print("same output, bit for bit:", torch.equal(plain(x), marked(x)))
+bare = torch.nn.Sequential(torch.nn.Linear(8, 8))
+marked = torch.ao.quantization.QuantWrapper(copy.deepcopy(bare))  # a stub in front, a stub behind
+some_x = torch.randn(4, 8, generator=torch.Generator().manual_seed(66))
+print("same output, bit for bit:", torch.equal(bare(some_x), marked(some_x)))
 print("dtypes of the parameters:", {str(parameter.dtype) for parameter in marked.parameters()})
-print(
-    "bytes of the parameters: ", *(sum(p.numel() * p.element_size() for p in m.parameters()) for m in (plain, marked))
-)
+print("bytes of the parameters: ", *(sum(p.numel() * p.element_size() for p in m.parameters()) for m in (bare, marked)))
 
 # %% [markdown]
 # > **What works:** stubs, observers, data, `convert`, and then the card of section 5. The work lies between.
@@ -3701,16 +4100,16 @@ print(
 #
 # ### Where to go next
 #
-# Topics, each of which begins where a unit ended:
+# Topics, each of which begins where a unit ended. The course does not teach these methods; the links are to the papers:
 #
 # | topic | the question | it begins at |
 # |---|---|---|
-# | outliers (LLM.int8, SmoothQuant, AWQ, rotations) | what if a few channels are a hundred times louder than all others? | [clip search](../02_quantization_apis/02_quantization_apis.ipynb#heading=Cut-off-the-loudest?) |
-# | four bits and below (GPTQ, NF4, MXFP4) | can rounding be cleverer than "to the nearest"? | [bits under a byte budget](../05_evaluation/05_evaluation.ipynb#heading=7.-Bits-under-a-byte-budget) |
-# | the cache of keys and values | in long generation the cache outgrows the weights: in how many bits? | [attention](../04_component_wise/04_component_wise.ipynb#heading=5.-Attention) |
-# | integers only (I-BERT) | softmax, GELU and LayerNorm without any float? | [what integers can do](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot) |
-# | learned ranges (LSQ, PACT) | what if the scale is trained, too? | [QAT with a schedule](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_8_check) |
-# | deployment (PT2E, ONNX Runtime, ExecuTorch) | how does the file run where there is no Python? | [the same model elsewhere](../04_component_wise/04_component_wise.ipynb#heading=The-same-model-elsewhere) |
+# | outliers: [LLM.int8()](https://arxiv.org/abs/2208.07339) (Dettmers et al. 2022), [SmoothQuant](https://arxiv.org/abs/2211.10438) (Xiao et al. 2022), [AWQ](https://arxiv.org/abs/2306.00978) (Lin et al. 2023), rotations as in [QuaRot](https://arxiv.org/abs/2404.00456) (Ashkboos et al. 2024) | what if a few channels are a hundred times louder than all others? | [clip search](../02_quantization_apis/02_quantization_apis.ipynb#heading=Cut-off-the-loudest?) |
+# | four bits and below: [GPTQ](https://arxiv.org/abs/2210.17323) (Frantar et al. 2022), NF4 of [QLoRA](https://arxiv.org/abs/2305.14314) (Dettmers et al. 2023), MXFP4 of the [microscaling formats](https://arxiv.org/abs/2310.10537) (Rouhani et al. 2023) | can rounding be cleverer than "to the nearest"? | [bits under a byte budget](../05_evaluation/05_evaluation.ipynb#heading=7.-Bits-under-a-byte-budget) |
+# | the cache of keys and values: [KVQuant](https://arxiv.org/abs/2401.18079) (Hooper et al. 2024), [KIVI](https://arxiv.org/abs/2402.02750) (Liu et al. 2024) | the cache grows with every token that is written, the weights do not: in how many bits? | [attention](../04_component_wise/04_component_wise.ipynb#heading=5.-Attention) |
+# | integers only: [I-BERT](https://arxiv.org/abs/2101.01321) (Kim et al. 2021) | softmax, GELU and LayerNorm without any float? | [what integers can do](../04_component_wise/04_component_wise.ipynb#heading=What-integers-can-do-here,-and-what-they-cannot) |
+# | learned ranges: [LSQ](https://arxiv.org/abs/1902.08153) (Esser et al. 2019), [PACT](https://arxiv.org/abs/1805.06085) (Choi et al. 2018) | what if the scale is trained, too? | [QAT with a schedule](../04_component_wise/04_component_wise.ipynb#cell-id=ex_4_8_check) |
+# | deployment: PT2E, ONNX Runtime, ExecuTorch (libraries below) | how does the file run where there is no Python? | [the same model elsewhere](../04_component_wise/04_component_wise.ipynb#heading=The-same-model-elsewhere) |
 #
 # Libraries, and what each is for:
 #

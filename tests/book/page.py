@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+from benchmarks import linear_speed
 from tests.book.common import CONCLUSION, DESIGN, INTRODUCTION, LINEARS, PYTORCH
 from tests.book.snippets import SNIPPETS, Snippet
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "book_corrected.md"
+MEASURED = ROOT / "benchmarks" / "results" / "linear_speed.json"
 CHAPTERS = (INTRODUCTION, PYTORCH, LINEARS, DESIGN, CONCLUSION)
 
 TOP = """\
@@ -30,26 +33,19 @@ themselves chapter 4.
 """
 
 SPEED = """\
-## Speed: measured once, not tested
+## Speed: measured, not tested
 
-No test looks at a clock, because the times depend on the computer. Two claims of the book are about time. We measured
-both once: one `nn.Linear` of width n in, n out; one thread; an AMD EPYC processor with VNNI; PyTorch {torch}, not
-compiled; engine x86. Each number is the median of 180 ratios, time of int8 / time of float. Below 1, int8 is the
-faster one.
+No test looks at a clock, because the times depend on the computer. Two claims of the book are about time. This is what
+`make bench BENCH=linear_speed` measured ([result](../benchmarks/results/linear_speed.md), with the computer that it was
+measured on): one `nn.Linear` of width n in, n out, without a bias; one thread; not compiled. Each number is time /
+time of `nn.Linear` in float32, the median of {repeats} turns, with its interval of at least 95 %. Below 1, it
+is faster than float32. "Reading codes" is PyTorch's `torch._weight_int8pack_mm`, with `bfloat16` activations; the
+first column is `nn.Linear` in `bfloat16`, without any int8, as a control.
 
-| Width | Rows in a batch | Weight-only (torchao) | Static, without stubs | Static, with stubs |
-| ---: | ---: | ---: | ---: | ---: |
-| 64 | 1 | 2.9 | 2.3 | 3.7 |
-| 64 | 128 | 1.9 | 1.3 | 2.0 |
-| 256 | 1 | 2.3 | 1.5 | 2.4 |
-| 256 | 128 | 1.2 | 0.4 | 0.5 |
-| 1024 | 1 | 1.9 | 0.5 | 0.7 |
-| 1024 | 128 | 1.0 | 0.2 | 0.3 |
+{table}
 
-- *The book, chapter 2: int8 weights shorten the computation.* Not in our measurement: weight-only int8 was never faster
-  than float (see 35 for the reason).
-- *The book, chapter 4: the int8 Linear layer takes longer than the float one.* Only where there is little to multiply.
-  At width 1024 it took 0.2 to 0.7 of the time.
+- *The book, chapter 2: int8 weights shorten the computation.* It depends on the kernel and on the rows. {weight_only}
+- *The book, chapter 4: the int8 Linear layer takes longer than the float one.* {static}
 
 Measure on your own computer, at the sizes that you need, before you promise anything.
 """
@@ -85,9 +81,34 @@ def table(chapter: str) -> str:
     return "\n".join([f"## The book's chapter {chapter}", "", *header, *rows, ""])
 
 
+def shapes(rows: list[dict], name: str, faster: bool) -> str:
+    """The shapes in which a program was surely faster, or surely slower, than float32, in words."""
+    found = []
+    for measured in rows:
+        ratio = measured["ratios"][name]
+        if ratio and (ratio[2] < 1 if faster else ratio[1] > 1):
+            found.append(f"{measured['width']} with {measured['batch']} row{'s' if measured['batch'] > 1 else ''}")
+    return ", ".join(found) or "nowhere"
+
+
+def speed() -> str:
+    """The section about time, from the stored result of benchmarks/linear_speed.py."""
+    report = json.loads(MEASURED.read_text())
+    rows, verdicts = report["results"], {}
+    for name in linear_speed.PROGRAMS:
+        verdicts[name] = f"faster: {shapes(rows, name, True)}; slower: {shapes(rows, name, False)}"
+    torchao, reading, static = (verdicts[name] for name in linear_speed.PROGRAMS[1:4])
+    return SPEED.format(
+        repeats=report["repeats"],
+        table="\n".join(linear_speed.as_table(rows)),
+        weight_only=f"torchao's layer (see 35), width with rows: {torchao}. The kernel that reads codes: {reading}.",
+        static=f"It depends on the shape. Without stubs: {static}.",
+    )
+
+
 def markdown() -> str:
     versions = {name: locked_version(name) for name in ("torch", "torchao")}
-    return "\n".join([TOP.format(**versions), *(table(chapter) for chapter in CHAPTERS), SPEED.format(**versions)])
+    return "\n".join([TOP.format(**versions), *(table(chapter) for chapter in CHAPTERS), speed()])
 
 
 if __name__ == "__main__":

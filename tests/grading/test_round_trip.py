@@ -2,12 +2,13 @@
 
 import csv
 import json
-import re
 import shutil
 
 import nbformat
 import pytest
+from filelock import FileLock
 
+from grading import course as course_module
 from grading import grade
 from grading.course import ROOT
 
@@ -142,18 +143,35 @@ def prints_forever(course):
     return solved(course, ex_1_2="def causal_mask(length):\n    while True:\n        print('x' * 1000)")
 
 
-def swallows_the_checks(course):
+def replaces_the_checks(course):
     hostile = (
-        "import contextlib\nfrom helpers import checks\n"
+        "import contextlib\nfrom helpers import checks, isolation\n"
+        "checks.isolated = isolation.isolated = lambda check: lambda: None\n"
         "checks.check = lambda *a, **k: contextlib.suppress(Exception)\n"
         "class check: check = staticmethod(lambda *a, **k: contextlib.suppress(Exception))\n"
     )
     return solved(course, ex_1_1=hostile + NO_SCALING)
 
 
-def shadows_torch(course):
+def ends_python_twice(course):
+    nb = solved(course, ex_1_2="def causal_mask(length):\n    import os\n    os._exit(1)")
+    nb.cells.append(nbformat.v4.new_code_cell("import os; os._exit(1)"))
+    return nb
+
+
+def cannot_be_interrupted(course):
+    answer = (
+        "def causal_mask(length):\n    while True:\n        try:\n            while True:\n                pass\n"
+        "        except BaseException:\n            pass"
+    )
+    return solved(course, ex_1_2=answer)
+
+
+def gives_names_another_meaning(course):
     nb = solved(course)
-    nb.cells[index(nb, "ex_1_1")].source += "\n\nkept = torch, F\ntorch = F = checks = None"
+    nb.cells[
+        index(nb, "ex_1_1")
+    ].source += "\n\nkept = torch, F\ntorch = F = checks = helpers = sys = list = vars = print = None"
     nb.cells[index(nb, "ex_1_1")].source = nb.cells[index(nb, "ex_1_1")].source.replace("torch.Tensor", "object")
     return nb
 
@@ -184,15 +202,35 @@ PERSONAS = {
     has_an_exercise_that_is_gone: 6,
     displays_a_number: 4,
     prints_forever: 4,
-    swallows_the_checks: 4,
-    shadows_torch: 6,
+    replaces_the_checks: 4,
+    ends_python_twice: 4,
+    cannot_be_interrupted: 4,
+    gives_names_another_meaning: 6,
     never_returns: 4,
     warns_on_stderr: 6,
 }
 
 
+def submit_an_odd_file(course, student):
+    """One file with much of what editors do, in a folder whose name is in capitals, with a date in words."""
+    folder = submit(course, student, solved(course))
+    path = folder / f"{UNIT}.ipynb"
+    raw = json.loads(path.read_text())
+    raw["nbformat_minor"] = 4
+    raw["metadata"] |= {"kernelspec": None, "widgets": {"application/vnd.jupyter.widget-state+json": {}}}
+    for cell in raw["cells"]:
+        cell["id"] += " "
+        cell["outputs"] = [{"output_type": "pyout"}]
+        cell["metadata"].get("nbgrader", {})["schema_version"] = 99
+    path.write_bytes(json.dumps(raw).encode("utf-16"))
+    path.rename(folder / f"{UNIT}.IPYNB")
+    nbformat.write(released(course), folder / f"{UNIT} (1).ipynb")
+    (folder / "timestamp.txt").write_text("last Tuesday")
+    folder.rename(folder.with_name(UNIT.upper()))
+
+
 @pytest.fixture(scope="module")
-def graded(course, monkeypatch_module):
+def graded(course, short_limits):
     """Grade the whole class once; returns the points by student."""
     for persona in PERSONAS:
         submit(course, persona.__name__, persona(course))
@@ -210,9 +248,8 @@ def graded(course, monkeypatch_module):
     link = submit(course, "links_to_the_solution", released(course)) / f"{UNIT}.ipynb"
     link.unlink()
     link.symlink_to(course / "solutions" / UNIT / f"{UNIT}.ipynb")
-    damaged = solved(course)
-    damaged.cells[0].metadata["nbgrader"] = "x"
-    submit(course, "damaged_metadata", damaged)
+    nbformat.write(solved(course), submit(course, "first_copy_untouched", released(course)) / f"{UNIT} (1).ipynb")
+    submit_an_odd_file(course, "odd_file")
     odd = solved(course)
     odd.metadata["course"] = "CS101"
     submit(course, "odd_metadata", odd)
@@ -228,10 +265,19 @@ def graded(course, monkeypatch_module):
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_module():
+def short_limits():
+    """Only the check that hangs in some submissions has a short limit: it takes milliseconds where it does not hang."""
+    make = course_module.nbgrader_config
+
+    def config(*arguments, **folders):
+        made = make(*arguments, **folders)
+        made.Execute.timeout_func = lambda cell: 10 if "# Check of exercise 1.2" in cell.source else 600
+        made.Execute.iopub_timeout = 20
+        return made
+
     patch = pytest.MonkeyPatch()
-    patch.setenv("COURSE_CELL_SECONDS", "20")
-    yield patch
+    patch.setattr(course_module, "nbgrader_config", config)
+    yield
     patch.undo()
 
 
@@ -264,46 +310,59 @@ def test_an_old_release_is_graded_with_the_current_tests(grades):
     assert points(grades, "odd_metadata") == 6
 
 
+def test_a_file_that_an_editor_has_changed_loses_nothing(grades):
+    assert points(grades, "odd_file") == 6
+
+
 NOT_GRADED = {
     "broken_json": "is not a valid notebook",
     "empty_folder": "there is no 01_transformer_basics.ipynb",
     "another_notebook": "holds no cell of this course",
     "links_to_the_solution": "is a link to another file",
-    "damaged_metadata": "metadata of 01_transformer_basics.ipynb is damaged",
+    "first_copy_untouched": "is as it was handed out, but beside it there is 01_transformer_basics (1).ipynb",
     "bob [1]": "Rename the folder",
 }
-MISPLACED = {"typo/01_transformer_basic": "is not the folder of a unit", "loose.ipynb": "is not a student's folder"}
+MISPLACED = {"typo": "is not the folder of a unit", "loose.ipynb": "is not a student's folder"}
 
 
 def test_broken_submissions_stop_nobody_and_have_a_line_without_points(graded, grades):
     assert graded == len(NOT_GRADED) + len(MISPLACED)
     lines = [row for row in grades if row["exercise"] == "NOT GRADED"]
-    assert {row["student"] for row in lines} == set(NOT_GRADED) and not any(row["points"] for row in lines)
+    assert {row["student"] for row in lines} == set(NOT_GRADED | MISPLACED)
+    assert not any(row["points"] for row in lines)
 
 
-@pytest.mark.parametrize("student", NOT_GRADED)
-def test_a_submission_that_cannot_be_graded_gets_a_sentence(student, course, graded):
-    submissions, _ = grade.find_submissions(course, [UNIT])
-    with pytest.raises(grade.NotGraded, match=re.escape(NOT_GRADED[student])):
-        grade.read_submission(next(s for s in submissions if s.student == student))
-
-
-def test_misplaced_files_are_named(course, graded):
-    _, strange = grade.find_submissions(course, [UNIT])
-    assert len(strange) == len(MISPLACED)
-    for name, sentence in MISPLACED.items():
-        assert any(line.startswith(name) and sentence in line for line in strange)
+@pytest.mark.parametrize("student", NOT_GRADED | MISPLACED)
+def test_what_cannot_be_graded_gets_a_sentence_in_the_table(student, grades):
+    (row,) = [row for row in grades if row["student"] == student]
+    assert (NOT_GRADED | MISPLACED)[student] in row["note"]
 
 
 def test_another_release_is_mentioned(course, graded):
     old = nbformat.read(course / "gradebook" / "submitted" / "old_release" / UNIT / f"{UNIT}.ipynb", as_version=4)
     assert "another release" in grade.release_note(old, UNIT, course)
+    del old.metadata["course"]
+    assert "an unknown release" in grade.release_note(old, UNIT, course)
     assert grade.release_note(released(course), UNIT, course) is None
 
 
 def test_feedback_is_written_for_every_graded_submission(course, graded):
     for persona in PERSONAS:
         assert (course / "gradebook" / "feedback" / persona.__name__ / UNIT / f"{UNIT}.html").is_file()
+
+
+def test_feedback_names_the_cell_that_ended_python(course, graded):
+    for persona, why in (
+        (ends_python_twice, "it ended Python"),
+        (cannot_be_interrupted, "could not be stopped"),
+    ):
+        page = (course / "gradebook" / "feedback" / persona.__name__ / UNIT / f"{UNIT}.html").read_text()
+        assert why in page
+
+
+def test_feedback_does_not_show_what_ran_in_front_of_a_check(course, graded):
+    for page in (course / "gradebook" / "feedback").rglob("*.html"):
+        assert "__s.modules" not in page.read_text()
 
 
 def read_grades(course):
@@ -320,9 +379,11 @@ def only(course, student):
             entry.unlink()
 
 
-def test_a_second_grading_gives_the_same_grades(course, grades):
+def test_a_second_grading_gives_the_same_grades(course, grades, capfd):
     only(course, "one_wrong_answer")
     assert grade.grade(course, [UNIT]) == 0
+    printed = capfd.readouterr()
+    assert printed.out.startswith(f"one_wrong_answer, {UNIT}: 4 of 6 points\n") and not printed.err, "only results"
     kept = [row for row in grades if row["exercise"] != "NOT GRADED"]
     assert read_grades(course) == kept, "grades of the others are kept, and the same submission gets the same points"
 
@@ -349,3 +410,62 @@ def test_an_unknown_unit_is_named(monkeypatch):
 def test_nothing_to_grade_is_said(tmp_path, capsys):
     assert grade.grade(tmp_path, [UNIT]) == 0
     assert "nothing to grade" in capsys.readouterr().out
+
+
+def test_misplaced_files_alone_are_in_the_table(tmp_path):
+    (tmp_path / "gradebook" / "submitted" / "ada").mkdir(parents=True)
+    assert grade.grade(tmp_path, [UNIT]) == 1
+    (row,) = read_grades(tmp_path)
+    assert (row["student"], row["exercise"]) == ("ada", "NOT GRADED") and "the folder is empty" in row["note"]
+
+
+# What goes wrong in the grader itself: no kernel is needed to see what it makes of that.
+
+ADA = grade.Submission("ada", UNIT, None)
+
+
+class FailingFeedback:
+    def __init__(self, raises):
+        self.raises = raises
+
+    def generate_feedback(self, *arguments, **options):
+        if self.raises:
+            raise KeyError("state")
+        return {"success": False, "log": "much", "error": "Traceback …\nKeyError: 'state'"}
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_feedback_that_fails_is_said_and_the_page_of_an_earlier_run_is_gone(tmp_path, capsys, raises):
+    page = tmp_path / "gradebook" / "feedback" / "ada" / UNIT / f"{UNIT}.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    grade.write_feedback(FailingFeedback(raises), tmp_path, ADA)
+    printed = capsys.readouterr().out
+    assert (
+        printed
+        == f"ada, {UNIT}: graded, but its feedback could not be written; why is in gradebook/logs/ada-{UNIT}.txt\n"
+    )
+    assert (
+        "KeyError: 'state'" in (tmp_path / "gradebook" / "logs" / f"ada-{UNIT}.txt").read_text() and not page.exists()
+    )
+
+
+def test_a_fault_of_the_grader_is_a_sentence_and_a_log(tmp_path, capsys, monkeypatch):
+    (tmp_path / "gradebook").mkdir()
+    monkeypatch.setattr(grade, "prepare", lambda root, units: None)
+    monkeypatch.setattr(grade, "grade_one", lambda *arguments: {}["fail"])
+    (refused,) = grade.grade_each(tmp_path, [ADA])
+    assert "a fault of the grader" in refused.why and "KeyError" not in refused.why + capsys.readouterr().out
+    assert "KeyError: 'fail'" in (tmp_path / "gradebook" / "logs" / f"ada-{UNIT}.txt").read_text()
+
+
+def test_control_c_ends_the_run_and_is_no_failure_of_a_submission(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        grade.ended_well({"success": False, "error": "Traceback …\nKeyboardInterrupt\n"})
+
+
+def test_two_runs_at_once_are_refused_with_a_sentence(tmp_path):
+    (tmp_path / "gradebook" / "submitted" / "ada").mkdir(parents=True)
+    with FileLock(tmp_path / "gradebook" / ".lock"), pytest.raises(SystemExit, match="Another `make grade` is running"):
+        grade.grade(tmp_path, [UNIT])
+    assert grade.grade(tmp_path, [UNIT]) == 1, "afterwards the lock is free"

@@ -120,6 +120,21 @@ def test_profile_names_the_products(model, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_the_clock_sees_the_linear_layers_and_leaves_no_hooks(model):
+    shares = profiling.linear_shares(model, ids(), calls=4)
+    assert len(shares) == 4 and all(0 < share < 1 for share in shares)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_the_core_of_attention_can_be_replaced(model):
+    twin = fused.fused(model)
+    for block in twin.blocks:
+        block.attention.core = lambda q, k, v, attn_mask=None, is_causal=True: torch.zeros_like(v)
+    with torch.no_grad():
+        assert not torch.allclose(twin(ids()), model(ids()), atol=1e-3)
+        assert torch.allclose(fused.fused(model)(ids()), model(ids()), atol=1e-4)
+
+
 def case(seed):
     rng = np.random.default_rng(seed)
     weights = {f"layer {i}": 8 * int(rng.integers(10, 60)) for i in range(5)}
@@ -173,6 +188,23 @@ def test_a_tiny_run_writes_both_files(tmp_path, monkeypatch):
     assert row["difference_interval"][0] <= row["difference"] <= row["difference_interval"][1] and row["simulated"]
     assert report["results"]["float"]["difference"] == 0
     assert "| 4 bits, per channel |" in target.with_suffix(".md").read_text()
+    assert "time / fused float" in target.with_suffix(".md").read_text()
+
+
+def test_references_of_half_size_and_only_some_configurations(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "NOISE", 100.0)
+    monkeypatch.setattr(
+        bench,
+        "load_course_model",
+        lambda: TransformerLM(ModelConfig(d_model=32, n_heads=2, n_layers=1, d_ff=64)).eval(),
+    )
+    target, names = tmp_path / "some.json", ["float, fused attention", "bfloat16, fused attention"]
+    monkeypatch.setattr(
+        sys, "argv", ["frontier", "--windows", "3", "--repeats", "6", "--output", str(target), "--only", *names]
+    )
+    bench.main()
+    rows = json.loads(target.read_text())["results"]
+    assert list(rows) == ["float", *names] and rows[names[1]]["bytes"] == rows["float"]["bytes"] // 2
 
 
 def test_there_are_at_least_24_configurations():

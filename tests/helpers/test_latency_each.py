@@ -34,7 +34,7 @@ def trio(world, *noisy):
 
 def test_only_the_noisy_program_is_refused():
     world = World()
-    found = latency.compare_each(trio(world, 1.0, 9.0), repeats=9, clock=world.clock)
+    found = latency.compare_each(trio(world, 1.0, 1.0, 9.0, 9.0), repeats=9, clock=world.clock)
     assert list(found) == ["a", "noisy", "c"]
     assert isinstance(found["noisy"], latency.TooNoisy) and "noisy to a" in str(found["noisy"])
     assert (found["a"].ratio, found["c"].ratio) == (1.0, 0.5)
@@ -43,29 +43,30 @@ def test_only_the_noisy_program_is_refused():
 def test_compare_still_refuses_everything():
     world = World()
     with pytest.raises(latency.TooNoisy, match="noisy to a"):
-        latency.compare(trio(world, 1.0, 9.0), repeats=9, clock=world.clock)
+        latency.compare(trio(world, 1.0, 1.0, 9.0, 9.0), repeats=9, clock=world.clock)
 
 
 def test_only_what_was_refused_is_measured_again():
     world = World()
-    latency.compare_each(trio(world, 1.0, 9.0), repeats=9, warmup=2, clock=world.clock)
-    assert world.calls == {"a": 22, "noisy": 22, "c": 11}
+    latency.compare_each(trio(world, 1.0, 1.0, 9.0, 9.0), repeats=9, warmup=1, clock=world.clock)
+    assert world.calls == {"a": 40, "noisy": 40, "c": 20}
     world = World()
-    latency.compare_each(trio(world, 1.0, 9.0), repeats=9, warmup=2, clock=world.clock, tries=1)
-    assert world.calls == {"a": 11, "noisy": 11, "c": 11}
+    latency.compare_each(trio(world, 1.0, 1.0, 9.0, 9.0), repeats=9, warmup=1, clock=world.clock, tries=1)
+    assert world.calls == {"a": 20, "noisy": 20, "c": 20}
 
 
 def test_a_program_that_calms_down_is_reported_and_the_others_keep_their_first_measurement():
     world = World()
-    found = latency.compare_each(trio(world, *[1.0, 9.0] * 5, 9.0, *[2.0] * 50), repeats=9, clock=world.clock)
+    restless = [1.0, 1.0, 9.0, 9.0] * 5
+    found = latency.compare_each(trio(world, *restless, *[2.0] * 50), repeats=9, clock=world.clock)
     assert found["noisy"].ratio == 2.0 and found["c"].ratio == 0.5
-    assert world.calls["c"] == 11
+    assert world.calls["c"] == 20
 
 
 def test_the_bound_is_the_one_that_was_stated():
     for noise, refused in ((0.15, True), (10.0, False)):
         world = World()
-        found = latency.compare_each(trio(world, 1.0, 9.0), repeats=9, clock=world.clock, noise=noise)
+        found = latency.compare_each(trio(world, 1.0, 1.0, 9.0, 9.0), repeats=9, clock=world.clock, noise=noise)
         assert isinstance(found["noisy"], latency.TooNoisy) is refused
 
 

@@ -14,25 +14,20 @@ from torch import nn
 from helpers import describe, environment, errors, int8, interactive, known_warnings, latency, plots, tables
 
 CHILD = """
-import sys, time
-start = time.perf_counter(); import torch; torch_seconds = time.perf_counter() - start
+import sys, torch
+before = set(sys.modules)
 import helpers.baselines, helpers.checkpoint, helpers.checks, helpers.data, helpers.describe, helpers.environment
 import helpers.affine, helpers.errors, helpers.golden, helpers.int8, helpers.latency, helpers.metrics, helpers.models
 import helpers.known_warnings, helpers.next_byte, helpers.rounding
-all_seconds = time.perf_counter() - start
-heavy = [name for name in ("matplotlib", "torchao", "pandas", "IPython", "nbgrader") if name in sys.modules]
-print(all_seconds / torch_seconds, heavy)
+packages = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(*sorted(name for name in packages if not name.startswith("_")))
 """
 
 
 def test_helpers_are_cheap_to_import():
-    runs = []
-    for _ in range(3):  # a busy machine can spoil one run
-        done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
-        ratio, heavy = done.stdout.strip().split(" ", 1)
-        assert heavy == "[]"
-        runs.append(float(ratio))
-    assert min(runs) <= 1.3
+    """Beside torch they load two small packages; matplotlib, torchao and IPython come where they are used."""
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"filelock", "helpers", "numpy", "safetensors"}
 
 
 def quantize():
@@ -133,6 +128,19 @@ def test_a_figure_fits_the_page_and_is_sharp():
     plt.close(fig)
 
 
+def test_labels_that_cannot_be_read_are_refused():
+    fig, (left, right) = plots.figure(columns=2)
+    left.set_xlabel("a label that is much too long for its half of the page, as one can see")
+    right.set_xlabel("a label that is much too long for its half of the page, as one can see")
+    with pytest.raises(ValueError, match="cannot be read: 'a label"):
+        plots.show(fig, caption="A caption.", alt="Two axes.")
+    plt.close(fig)
+    fig, ax = plots.figure()
+    ax.set_xlabel("short"), ax.set_title("title"), ax.set_ylabel("up")
+    assert plots.clashes(fig) == []
+    plt.close(fig)
+
+
 def test_the_same_figure_gives_the_same_bytes(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", lambda data, raw: shown.append(data))
@@ -172,7 +180,7 @@ def test_latency_takes_turns_and_warms_up(monkeypatch):
         return run
 
     assert latency.ratio(program("a", 2.0), program("b", 3.0), repeats=3) == pytest.approx(1.5)
-    assert order == ["a", "b"] * 5
+    assert order == ["a", "b", "b", "a"] * 3
 
 
 def test_a_table_has_a_header_and_needs_rows(capsys, monkeypatch):

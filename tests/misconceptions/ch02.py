@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from tests.misconceptions.bank import right, wrong
 # 2.1 scale and zero point
 
 
-def qparams(low, high, qmin, qmax, gaps=0, widen=True, zero=None):
+def qparams(low, high, qmin, qmax, gaps=0, widen=True, zero=None, least=2.0**-23):
     if widen:
         low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (qmax - qmin + gaps), 2.0**-23)
+    scale = max((high - low) / (qmax - qmin + gaps), least)
     zero_point = qmin - round(low / scale) if zero is None else zero(low / scale)
     return scale, min(max(zero_point, qmin), qmax)
 
@@ -82,6 +83,85 @@ def symmetric_scale(low, high, qmin, qmax):
 @wrong("ex_2_1", "a pair: scale, zero point")
 def only_the_scale(low, high, qmin, qmax):
     return qparams(low, high, qmin, qmax)[0]
+
+
+@wrong("ex_2_1", "In a tensor 0 / 0 is nan")
+def nan_of_a_tensor(low, high, qmin, qmax):
+    low, high = torch.tensor([min(low, 0.0), max(high, 0.0)])
+    scale = (high - low) / (qmax - qmin)
+    return scale, (qmin - torch.round(low / scale)).clamp(qmin, qmax)
+
+
+@wrong("ex_2_1", "you divide by zero", like="no_smallest_scale")
+def nan_made_an_int(low, high, qmin, qmax):
+    scale, zero_point = nan_of_a_tensor(low, high, qmin, qmax)
+    return float(scale), int(zero_point)
+
+
+@wrong("ex_2_1", "a scale of 0 cannot divide")
+def scale_of_zero_is_returned(low, high, qmin, qmax):
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (qmax - qmin)
+    return scale, min(max(qmin - round(low / scale), qmin), qmax) if scale else qmin
+
+
+@wrong("ex_2_1", "only a range of exactly 0 got 2**-23")
+def least_scale_for_zeros_only(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=0.0 if high > low else 2.0**-23)
+
+
+@wrong("ex_2_1", "take the larger of the two")
+def least_scale_is_added(low, high, qmin, qmax):
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (qmax - qmin) + 2.0**-23
+    return scale, min(max(qmin - round(low / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "yours is the smallest *range*")
+def least_range(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=2.0**-23 / (qmax - qmin))
+
+
+@wrong("ex_2_1", "that is the one of float64")
+def least_scale_of_float64(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=2.0**-52)
+
+
+@wrong("ex_2_1", "expected is 1.19209e-07")
+def another_least_scale(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, least=1e-8)
+
+
+@wrong("ex_2_1", "an exact half there")
+def zero_point_half_up(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin + math.floor(0.5 - steps))
+
+
+@wrong("ex_2_1", "always rounded up")
+def zero_point_rounded_up(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: qmin + math.ceil(-steps))
+
+
+@wrong("ex_2_1", "clamped to 0 to 255, not to qmin and qmax")
+def clamped_to_uint8(low, high, qmin, qmax):
+    scale, _ = qparams(low, high, qmin, qmax)
+    return scale, min(max(qmin - round(min(low, 0.0) / scale), 0), 255)
+
+
+@wrong("ex_2_1", "the scale for 256 codes")
+def always_256_codes(low, high, qmin, qmax):
+    scale, _ = qparams(low, high, 0, 255)
+    return scale, min(max(qmin - round(min(low, 0.0) / scale), qmin), qmax)
+
+
+@wrong("ex_2_1", "the scale comes first")
+def pair_turned_around(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax)[::-1]
+
+
+@right("ex_2_1")
+def a_list_of_numpy_numbers(low, high, qmin, qmax):
+    return [np.float32(number) for number in qparams(low, high, qmin, qmax)]
 
 
 @right("ex_2_1")
@@ -156,7 +236,7 @@ def float_codes(x, scale, zero_point, qmin, qmax):
     return (torch.round(x / scale) + zero_point).clamp(qmin, qmax)
 
 
-@wrong("ex_2_2", "changes the codes that it was given", binds="dequantize")
+@wrong("ex_2_2", "your function changed `codes`", binds="dequantize")
 def works_in_place(codes, scale, zero_point):
     real = codes.to(torch.float32) - zero_point
     codes -= codes
@@ -188,9 +268,65 @@ def divides(codes, scale, zero_point):
     return (codes.float() - zero_point) / scale
 
 
+@wrong("ex_2_2", "your function changed `x`")
+def divides_in_place(x, scale, zero_point, qmin, qmax):
+    with torch.no_grad():
+        return (x.div_(scale).round() + zero_point).clamp(qmin, qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "quantize does not take a transposed view")
+def flattens_with_view(x, scale, zero_point, qmin, qmax):
+    return codes_of(x.view(-1), scale, zero_point, qmin, qmax).view(x.shape)
+
+
+@wrong("ex_2_2", "quantize does not take an nn.Parameter")
+def numpy_of_a_parameter(x, scale, zero_point, qmin, qmax):
+    return torch.from_numpy(np.clip(np.rint(x.numpy() / scale) + zero_point, qmin, qmax).astype(np.int32))
+
+
+@wrong("ex_2_2", "only the upper end is clamped")
+def upper_end_only(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale) + zero_point).clamp(max=qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "only the lower end is clamped")
+def lower_end_only(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale) + zero_point).clamp(min=qmin).to(torch.int32)
+
+
+@wrong("ex_2_2", "not to qmin and qmax")
+def clamped_as_uint8(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, 0, 255)
+
+
+@wrong("ex_2_2", "qmin is its own number")
+def clamped_symmetrically(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, -qmax if qmin else 0, qmax)
+
+
+@wrong("ex_2_2", "rounded towards zero")
+def half_towards_zero(x, scale, zero_point, qmin, qmax):
+    return codes_of(x, scale, zero_point, qmin, qmax, lambda steps: steps.sign() * (steps.abs() - 0.5).ceil())
+
+
+@wrong("ex_2_2", "do not fit into 16 bits", binds="dequantize")
+def through_int16(codes, scale, zero_point):
+    return (codes.to(torch.int16) - zero_point).float() * scale
+
+
+@wrong("ex_2_2", "added instead of subtracted", binds="dequantize")
+def adds_the_zero_point(codes, scale, zero_point):
+    return (codes.float() + zero_point) * scale
+
+
+@wrong("ex_2_2", "expected is torch.float32", binds="dequantize")
+def stays_float64(codes, scale, zero_point):
+    return (codes.double() - zero_point) * scale
+
+
 @right("ex_2_2")
 def with_numpy_rint(x, scale, zero_point, qmin, qmax):
-    steps = np.rint(x.numpy() / np.float32(scale)) + zero_point
+    steps = np.rint(x.detach().numpy() / np.float32(scale)) + zero_point
     return torch.from_numpy(np.minimum(np.maximum(steps, qmin), qmax).astype(np.int32))
 
 
@@ -208,10 +344,10 @@ def through_float64(codes, scale, zero_point):
 
 
 def per_channel(weight, axis=0, bits=8, qmax=None, scales=None, rounding=torch.round, divisor=None):
-    qmax = qmax or 2 ** (bits - 1) - 1
-    shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+    qmax, weight = qmax or 2 ** (bits - 1) - 1, weight.detach()
+    shape = [-1 if dim == axis % weight.dim() else 1 for dim in range(weight.dim())]
     if scales is None:
-        scales = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) / (divisor or qmax)
+        scales = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().amax(dim=1) / (divisor or qmax)
         scales = scales.masked_fill(scales == 0, 1.0)
     codes = rounding(weight / scales.view(shape)).clamp(-qmax, qmax).to(torch.int8)
     return codes, scales
@@ -228,7 +364,7 @@ def wrong_axis(weight, axis=0, bits=8):
     return per_channel(weight, (axis + 1) % weight.dim(), bits)
 
 
-@wrong("ex_2_3", "PyTorch's way, which also uses -128")
+@wrong("ex_2_3", "as PyTorch does (that is max - min over 255), which also uses -128")
 def divides_by_127_and_a_half(weight, axis=0, bits=8):
     return per_channel(weight, axis, bits, divisor=2 ** (bits - 1) - 0.5)
 
@@ -246,7 +382,7 @@ def largest_without_abs(weight, axis=0, bits=8):
 
 @wrong("ex_2_3", "you get nan")
 def zero_row_is_nan(weight, axis=0, bits=8):
-    scales = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) / (2 ** (bits - 1) - 1)
+    scales = weight.detach().movedim(axis, 0).reshape(weight.shape[axis], -1).abs().amax(dim=1) / (2 ** (bits - 1) - 1)
     return per_channel(weight, axis, bits, scales=scales)
 
 
@@ -272,12 +408,92 @@ def codes_stay_float(weight, axis=0, bits=8):
     return codes.float(), scales
 
 
+@wrong("ex_2_3", "a negative axis counts from the end")
+def negative_axis_is_no_axis(weight, axis=0, bits=8):
+    others = [dim for dim in range(weight.dim()) if dim != axis]
+    largest = weight.detach().abs().amax(dim=others, keepdim=True)
+    qmax = 2 ** (bits - 1) - 1
+    scales = torch.where(largest / qmax > 0, largest / qmax, 1.0)
+    codes = (weight / scales).round().clamp(-qmax, qmax).to(torch.int8)
+    return codes, scales.flatten().expand(weight.shape[axis])
+
+
+@wrong("ex_2_3", "a weight of one dimension", like="per_tensor")
+def one_dimension_is_one_channel(weight, axis=0, bits=8):
+    if weight.dim() == 1:
+        return per_tensor(weight, axis, bits)
+    return per_channel(weight, axis, bits)
+
+
+@wrong("ex_2_3", "whether the *scale* is 0")
+def asks_the_weight_for_zero(weight, axis=0, bits=8):
+    largest = weight.transpose(0, axis).flatten(1).abs().amax(dim=1) if weight.dim() > 1 else weight.abs()
+    scales = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0).detach()
+    return per_channel(weight, axis, bits, scales=scales)
+
+
+@wrong("ex_2_3", "a quiet channel (1e-12) is not")
+def quiet_is_zero(weight, axis=0, bits=8):
+    _, scales = per_channel(weight, axis, bits)
+    return per_channel(weight, axis, bits, scales=torch.where(scales < 1e-10, 1.0, scales))
+
+
+@wrong("ex_2_3", "should get scale 1; yours has")
+def least_scale(weight, axis=0, bits=8):
+    scales = per_channel(weight, axis, bits)[1]
+    return per_channel(weight, axis, bits, scales=torch.where(scales == 1, 1e-8, scales))
+
+
+@wrong("ex_2_3", "view needs contiguous memory")
+def flattens_a_weight_with_view(weight, axis=0, bits=8):
+    return per_channel(weight.detach().view(-1).view(weight.shape), axis, bits)
+
+
+@wrong("ex_2_3", "your function changed `weight`")
+def takes_abs_in_place(weight, axis=0, bits=8):
+    signs = weight.detach().sign()
+    codes, scales = per_channel(weight.detach().abs_(), axis, bits)
+    return (codes * signs).to(torch.int8), scales
+
+
+@wrong("ex_2_3", "expected is torch.float32")
+def scales_of_float64(weight, axis=0, bits=8):
+    codes, scales = per_channel(weight.double(), axis, bits)
+    return codes, scales
+
+
+@wrong("ex_2_3", "these are the scales of 4 bits")
+def four_or_eight(weight, axis=0, bits=8):
+    return per_channel(weight, axis, 8 if bits == 8 else 4)
+
+
+@wrong("ex_2_3", "exact halves are rounded up")
+def codes_half_up(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=lambda steps: (steps + 0.5).floor())
+
+
+@wrong("ex_2_3", "exact halves are rounded away from zero")
+def codes_half_away(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=lambda steps: steps.sign() * (steps.abs() + 0.5).floor())
+
+
+@wrong("ex_2_3", "rounded down instead of to the nearest")
+def codes_rounded_down(weight, axis=0, bits=8):
+    return per_channel(weight, axis, bits, rounding=torch.floor)
+
+
+@wrong("ex_2_3", "you divided max - min")
+def range_over_codes(weight, axis=0, bits=8):
+    flat = weight.detach().movedim(axis, 0).reshape(weight.shape[axis], -1)
+    return per_channel(weight, axis, bits, scales=(flat.amax(dim=1) - flat.amin(dim=1)) / (2**bits - 2))
+
+
 @right("ex_2_3")
 def a_channel_at_a_time(weight, axis=0, bits=8):
     qmax, codes, scales = 2 ** (bits - 1) - 1, torch.empty(weight.shape, dtype=torch.int8), []
     for channel in range(weight.shape[axis]):
-        values = weight.select(axis, channel)
-        scale = float(values.abs().max()) / qmax or 1.0
+        values = weight.detach().select(axis, channel)
+        scale = float(values.abs().max() / qmax) or 1.0
         codes.select(axis, channel).copy_(torch.round(values / scale))
         scales.append(scale)
     return codes, torch.tensor(scales)
@@ -286,8 +502,9 @@ def a_channel_at_a_time(weight, axis=0, bits=8):
 @right("ex_2_3")
 def with_torch_s_kernel(weight, axis=0, bits=8):
     qmax = 2 ** (bits - 1) - 1
-    largest = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().max(dim=1).values
-    scales = torch.where(largest == 0, 1.0, largest / qmax)
+    weight = weight.detach().contiguous()
+    scales = weight.movedim(axis, 0).reshape(weight.shape[axis], -1).abs().max(dim=1).values / qmax
+    scales = torch.where(scales == 0, 1.0, scales)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     axis %= weight.dim()
     return torch.quantize_per_channel(weight, scales, zeros, axis, torch.qint8).int_repr().clamp(-qmax, qmax), scales
@@ -397,6 +614,90 @@ class SharedRange(Watcher):
         SharedRange.low, SharedRange.high = self.low, self.high
 
 
+@wrong("ex_2_4", "it begins anew after a batch whose smallest number is 0")
+class BeginsAnewAfterZero(Watcher):
+    def update(self, low, high):
+        if not self.low:
+            self.low, self.high = low, high
+        else:
+            super().update(low, high)
+
+
+@wrong("ex_2_4", "a constant of 0.0 is a constant, too")
+class ConstantOfZeroIsNone(Watcher):
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        super().__init__(qmin, qmax, averaging_constant or None)
+
+
+@wrong("ex_2_4", "the constant is taken for 0.1")
+class ConstantIsATenth(Watcher):
+    def __init__(self, qmin=0, qmax=255, averaging_constant=None):
+        super().__init__(qmin, qmax, None if averaging_constant is None else 0.1)
+
+
+@wrong("ex_2_4", "return `x` itself, not a copy")
+class ReturnsACopy(Watcher):
+    def forward(self, x):
+        return super().forward(x).clone()
+
+
+@wrong("ex_2_4", "return `x` itself, not a copy", like="ReturnsACopy")
+class ReturnsAView(Watcher):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@wrong("ex_2_4", "the codes are taken for 0 to 255")
+class AlwaysUint8(Watcher):
+    def calculate_qparams(self):
+        if self.low is None:
+            raise RuntimeError("nothing seen")
+        return affine.qparams(self.low, self.high, 0, 255)
+
+
+@wrong("ex_2_4", "round() takes a Python number")
+class KeepsZeroDimensionalTensors(Watcher):
+    def forward(self, x):
+        self.update(x.min(), x.max())
+        return x
+
+
+@wrong("ex_2_4", "widen once, at the end")
+class WidensEachBatch(Watcher):
+    def forward(self, x):
+        self.update(min(float(x.min()), 0.0), max(float(x.max()), 0.0))
+        return x
+
+
+@wrong("ex_2_4", "your function changed `x`")
+class ClampsItsInput(Watcher):
+    def forward(self, x):
+        super().forward(x)
+        return x.clamp_(-2, 2)
+
+
+@wrong("ex_2_4", "should raise RuntimeError")
+class RaisesAnotherError(Watcher):
+    def calculate_qparams(self):
+        if self.low is None:
+            raise ValueError("nothing seen")
+        return super().calculate_qparams()
+
+
+@wrong("ex_2_4", "it remembers the first batch only")
+class FirstBatchOnly(Watcher):
+    def update(self, low, high):
+        if self.low is None:
+            self.low, self.high = low, high
+
+
+@right("ex_2_4")
+class WithTorchMinimum(Watcher):
+    def forward(self, x):
+        self.update(*map(float, x.detach().double().aminmax()))
+        return x
+
+
 @right("ex_2_4")
 class KeepsTensors(Watcher):
     """Stacks what it has seen and computes at the end."""
@@ -432,7 +733,7 @@ def plain_min_max(x, qmin, qmax, n=50):
     return x.min().item(), x.max().item()
 
 
-@wrong("ex_2_5", "both ends shrink with f")
+@wrong("ex_2_5", "only the upper end was moved")
 def only_the_upper_end(x, qmin, qmax, n=50):
     return search(x, qmin, qmax, n, lambda e: e.square().mean().item(), low_moves=False)
 
@@ -455,9 +756,106 @@ def stops_before_the_full_range(x, qmin, qmax, n=50):
     )
 
 
-@wrong("ex_2_5", "but the best of the 50 has")
+@wrong("ex_2_5", "but the best of the 52 has")
 def always_a_quarter(x, qmin, qmax, n=50):
     return x.min().item() / 4, x.max().item() / 4
+
+
+def squares(e):
+    return e.square().mean().item()
+
+
+@wrong("ex_2_5", "smallest mean *absolute* error")
+def absolute_error(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, lambda e: e.abs().mean().item())
+
+
+@wrong("ex_2_5", "compare with x itself")
+def compares_with_clamped(x, qmin, qmax, n=50):
+    whole, best, least = (x.min().item(), x.max().item()), None, math.inf
+    for step in range(1, n + 1):
+        low, high = whole[0] * step / n, whole[1] * step / n
+        cut = x.clamp(low, high)
+        found = squares(affine.fake_quantize(cut, *affine.qparams(low, high, qmin, qmax), qmin, qmax) - cut)
+        if found < least:
+            best, least = (low, high), found
+    return best
+
+
+@wrong("ex_2_5", "pass qmin and qmax on")
+def codes_of_uint8(x, qmin, qmax, n=50):
+    return search(x, 0, 255, n, squares)
+
+
+@wrong("ex_2_5", "the range is symmetric")
+def symmetric_ranges(x, qmin, qmax, n=50):
+    far, best, least = x.abs().max().item(), None, math.inf
+    for step in range(1, n + 1):
+        ends = -far * step / n, far * step / n
+        found = squares(affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x)
+        if found < least:
+            best, least = ends, found
+    return best
+
+
+@wrong("ex_2_5", "only the lower end was moved")
+def only_the_lower_end(x, qmin, qmax, n=50):
+    whole, best, least = (x.min().item(), x.max().item()), None, math.inf
+    for step in range(1, n + 1):
+        ends = whole[0] * step / n, whole[1]
+        found = squares(affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x)
+        if found < least:
+            best, least = ends, found
+    return best
+
+
+def walk(x, qmin, qmax, n, steps):
+    """Stops at the first range that is worse than the one before."""
+    best, least = None, math.inf
+    for step in steps:
+        ends = x.min().item() * step / n, x.max().item() * step / n
+        found = squares(affine.fake_quantize(x, *affine.qparams(*ends, qmin, qmax), qmin, qmax) - x)
+        if found > least:
+            return best
+        best, least = ends, found
+    return best
+
+
+@wrong("ex_2_5", "the search stops at the first range that is worse than the one before")
+def stops_at_the_first_rise(x, qmin, qmax, n=50):
+    return walk(x, qmin, qmax, n, range(1, n + 1))
+
+
+@wrong("ex_2_5", "going down from f = 1")
+def stops_on_the_way_down(x, qmin, qmax, n=50):
+    return walk(x, qmin, qmax, n, range(n, 0, -1))
+
+
+@wrong("ex_2_5", "50 ranges were tried")
+def always_fifty(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, 50, squares)
+
+
+@wrong("ex_2_5", "that is a scale and a zero point")
+def returns_the_ruler(x, qmin, qmax, n=50):
+    return affine.qparams(*search(x, qmin, qmax, n, squares), qmin, qmax)
+
+
+@wrong("ex_2_5", "low comes first")
+def high_and_low(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, squares)[::-1]
+
+
+@wrong("ex_2_5", "your function changed `x`")
+def sorts_in_place(x, qmin, qmax, n=50):
+    found = search(x, qmin, qmax, n, squares)
+    x.copy_(x.flatten().sort().values.view(x.shape).flip(0))
+    return found
+
+
+@wrong("ex_2_5", "is none of the ranges")
+def twice_as_many(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, 2 * n, squares)
 
 
 @right("ex_2_5")
@@ -493,7 +891,7 @@ def calibrates_after_convert(net, batches):
     return run(tq.convert(tq.prepare(with_stubs(net))), batches)
 
 
-@wrong("ex_2_6", "all your scales are 1")
+@wrong("ex_2_6", "all your scales are 1", like="calibrates_after_convert")
 def never_calibrates(net, batches):
     return tq.convert(tq.prepare(with_stubs(net)))
 
@@ -505,7 +903,7 @@ def no_stubs(net, batches):
     return tq.convert(run(tq.prepare(model), batches))
 
 
-@wrong("ex_2_6", "training mode")
+@wrong("ex_2_6", "calibrating in training mode (dropout)")
 def calibrates_in_training_mode(net, batches):
     model = with_stubs(net).train()
     return tq.convert(run(tq.prepare(model), batches)).eval()
@@ -521,17 +919,17 @@ def no_qconfig(net, batches):
     return tq.convert(run(tq.prepare(tq.QuantWrapper(copy.deepcopy(net)).eval()), batches))
 
 
-@wrong("ex_2_6", "no int8 Linear in your model")
+@wrong("ex_2_6", "no int8 Linear in your model", like="no_qconfig")
 def never_prepared(net, batches):
     return tq.convert(run(with_stubs(net), batches))
 
 
-@wrong("ex_2_6", "the first or the last batch only")
+@wrong("ex_2_6", "the range of the first batch only")
 def first_batch_only(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches[:1]))
 
 
-@wrong("ex_2_6", "the first or the last batch only")
+@wrong("ex_2_6", "the range of the last batch only")
 def last_batch_only(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches[-1:]))
 
@@ -560,7 +958,7 @@ def fuses(net, batches):
     return tq.convert(run(tq.prepare(model), batches))
 
 
-@wrong("ex_2_6", "switched to eval mode")
+@wrong("ex_2_6", "call .eval() on your copy")
 def evaluates_the_original(net, batches):
     net.eval()
     return static(net, batches)
@@ -573,7 +971,7 @@ def in_place(net, batches):
     return tq.convert(run(model, batches), inplace=True)
 
 
-@wrong("ex_2_6", "no int8 Linear in your model")
+@wrong("ex_2_6", "that is dynamic int8")
 def dynamic_instead(net, batches):
     return int8.dynamic_int8(copy.deepcopy(net).eval())
 
@@ -598,6 +996,96 @@ def int8_for_show(net, batches):
 
 def static(net, batches):
     return tq.convert(run(tq.prepare(with_stubs(net)), batches))
+
+
+@wrong("ex_2_6", "the last batch was left out")
+def all_but_the_last(net, batches):
+    return static(net, batches[:-1])
+
+
+@wrong("ex_2_6", "the first batch was left out")
+def all_but_the_first(net, batches):
+    return static(net, batches[1:])
+
+
+@wrong("ex_2_6", "a recipe of another engine is written in")
+def recipe_of_this_engine(net, batches):
+    model = with_stubs(net)
+    model.qconfig = tq.get_default_qconfig("qnnpack" if int8.course_engine() == "qnnpack" else "fbgemm")
+    if torch.backends.quantized.engine == "qnnpack":
+        model.qconfig = tq.QConfig(activation=model.qconfig.activation, weight=tq.get_default_qconfig("qnnpack").weight)
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "makes them", like="weights_of_another_qconfig")
+def pytorch_s_default_qconfig(net, batches):
+    model = with_stubs(net)
+    model.qconfig = tq.default_qconfig
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "was switched to training mode")
+def gives_the_mode_back(net, batches):
+    mode = net.training
+    net.eval()
+    model = static(net, batches)
+    net.train(mode)
+    return model
+
+
+@wrong("ex_2_6", "is frozen now")
+def freezes_the_original(net, batches):
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    return static(net, batches)
+
+
+@wrong("ex_2_6", "learns now", like="freezes_the_original")
+def thaws_the_original(net, batches):
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+    return static(net, batches)
+
+
+@wrong("ex_2_6", "Linear layers of Sequentials inside Sequentials are int8")
+def flat_models_only(net, batches):
+    model = with_stubs(net)
+    for name, part in model.named_modules():
+        if name.count(".") > 2:
+            part.qconfig = None
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "your function changed `batches`")
+def empties_the_list(net, batches):
+    model = tq.prepare(with_stubs(net))
+    while batches:
+        run(model, [batches.pop()])
+    return tq.convert(model)
+
+
+@wrong("ex_2_6", "still holds its observers")
+def returns_the_prepared(net, batches):
+    return run(tq.prepare(with_stubs(net)), batches)
+
+
+@wrong("ex_2_6", "calibrating in training mode (dropout)", like="calibrates_in_training_mode")
+def evaluates_the_outside(net, batches):
+    model = with_stubs(net).train()
+    model.training = False
+    return tq.convert(run(tq.prepare(model), batches))
+
+
+@wrong("ex_2_6", "in use, for everybody")
+def leaves_another_engine(net, batches):
+    model = static(net, batches)
+    torch.backends.quantized.engine = int8.another_engine()
+    return model
+
+
+@right("ex_2_6")
+def one_batch_of_all(net, batches):
+    return static(net, [torch.cat(batches)])
 
 
 @right("ex_2_6")
@@ -629,7 +1117,7 @@ def float_input(x, weight_codes, weight_scale, bias, qmax):
     return x @ (weight_codes.float() * weight_scale).T + bias
 
 
-@wrong("ex_2_7", "instead of qmax")
+@wrong("ex_2_7", "instead of qmax", like="qmax_of_the_engine")
 def other_bits(x, weight_codes, weight_scale, bias, qmax):
     return dynamic(x, weight_codes, weight_scale, bias, 382 - qmax)
 
@@ -686,6 +1174,65 @@ def weights_quantized_again(x, weight_codes, weight_scale, bias, qmax):
     scale, _ = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
     again = (weight_codes.float() * weight_scale / scale).round().clamp(-128, 127)
     return dynamic(x, again, scale, bias, qmax)
+
+
+@wrong("ex_2_7", "a symmetric scale of its own, as torchao's dynamic int8 does")
+def symmetric_rows(x, weight_codes, weight_scale, bias, qmax):
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=2.0**-23) / 127
+    return (x / scale).round() * scale @ (weight_codes.float() * weight_scale).T + bias
+
+
+@wrong("ex_2_7", "in a 16-bit type")
+def sixteen_bit_sums(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    codes = (affine.quantize(x, scale, zero_point, 0, qmax) - zero_point).to(torch.int16)
+    return (codes @ weight_codes.to(torch.int16).T) * (scale * weight_scale) + bias
+
+
+@wrong("ex_2_7", "make the int8 codes of the weight int32")
+def two_types(x, weight_codes, weight_scale, bias, qmax):
+    scale, zero_point = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    codes = affine.quantize(x, scale, zero_point, 0, qmax) - zero_point
+    return (codes @ weight_codes.T) * (scale * weight_scale) + bias
+
+
+@wrong("ex_2_7", "expected is torch.float32")
+def output_of_float64(x, weight_codes, weight_scale, bias, qmax):
+    return in_float64(x, weight_codes, weight_scale, bias, qmax).double()
+
+
+@wrong("ex_2_7", "your function changed `bias`")
+def adds_to_the_bias(x, weight_codes, weight_scale, bias, qmax):
+    return bias.add_(dynamic(x, weight_codes, weight_scale, 0, qmax).detach().flatten(0, -2)[0]).expand(
+        *x.shape[:-1], -1
+    )
+
+
+@wrong("ex_2_7", "the scale of the weights was forgotten")
+def weight_scale_forgotten(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, 1.0, bias, qmax)
+
+
+@wrong("ex_2_7", "the scale of the input was forgotten")
+def input_scale_forgotten(x, weight_codes, weight_scale, bias, qmax):
+    scale, _ = affine.qparams(x.min().item(), x.max().item(), 0, qmax)
+    return dynamic(x, weight_codes, weight_scale / scale, bias, qmax)
+
+
+@wrong("ex_2_7", "it stays float")
+def bias_in_8_bits(x, weight_codes, weight_scale, bias, qmax):
+    step = affine.qparams(x.min().item(), x.max().item(), 0, qmax)[0] * weight_scale
+    return dynamic(x, weight_codes, weight_scale, (bias / step).round().clamp(-128, 127) * step, qmax)
+
+
+@wrong("ex_2_7", "instead of qmax=")
+def qmax_of_the_engine(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, weight_scale, bias, int8.dynamic_activation_qmax())
+
+
+@wrong("ex_2_7", "view size is not compatible")
+def flattens_the_input(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x.view(-1, x.shape[-1]), weight_codes, weight_scale, bias, qmax).view(*x.shape[:-1], -1)
 
 
 @right("ex_2_7")
@@ -790,6 +1337,114 @@ class UpstreamForgotten(Incomplete):
         return ctx.saved_tensors[0], None, None, None, None
 
 
+def real_ends(x, scale, zero_point, qmin, qmax):
+    return ((x >= (qmin - zero_point) * scale) & (x <= (qmax - zero_point) * scale)).float()
+
+
+@wrong("ex_2_8", "Half a gap beyond an end still rounds", binds="fake_quantize")
+def mask_by_real_ends(x, scale, zero_point, qmin, qmax):
+    mask = real_ends(x.detach(), scale, zero_point, qmin, qmax)
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: mask)
+
+
+@wrong("ex_2_8", "Half a gap beyond an end still rounds", binds="fake_quantize", like="mask_by_real_ends")
+def clamps_before_it_rounds(x, scale, zero_point, qmin, qmax):
+    steps = (x / scale + zero_point).clamp(qmin, qmax) - zero_point  # the order of LSQ
+    return (steps + (steps.round() - steps).detach()) * scale
+
+
+class Stacked(torch.autograd.Function):
+    """Keeps masks in a list of the class."""
+
+    masks: ClassVar[list] = []
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        Stacked.masks.append(inside(steps, qmin, qmax))
+        return (steps.clamp(qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * Stacked.masks.pop(), None, None, None, None
+
+
+@wrong("ex_2_8", "two calls, then the gradient first first", binds="FakeQuantize", like="RemembersOnTheClass")
+class PopsTheLastMask(Stacked):
+    pass
+
+
+@wrong("ex_2_8", "two calls, then the gradient last first", binds="FakeQuantize")
+class PopsTheFirstMask(Stacked):
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * Stacked.masks.pop(0), None, None, None, None
+
+
+@wrong("ex_2_8", "must not use up what forward kept", binds="FakeQuantize")
+class UsesUpItsMask(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        ctx.mask = inside(steps, qmin, qmax)
+        return (steps.clamp(qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        kept = upstream * ctx.mask
+        ctx.mask = ctx.mask * 0
+        return kept, None, None, None, None
+
+
+@wrong("ex_2_8", "your function changed `upstream`", binds="FakeQuantize")
+class ChangesTheUpstream(UsesUpItsMask):
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.mul_(ctx.mask), None, None, None, None
+
+
+@wrong("ex_2_8", "your function changed `x`", binds="FakeQuantize")
+class ChangesItsInput(UsesUpItsMask):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        out = UsesUpItsMask.forward(ctx, x, scale, zero_point, qmin, qmax)
+        x.data.copy_(out)
+        return out
+
+
+@wrong("ex_2_8", "those four have none: return None", binds="FakeQuantize")
+class GradientOfTheScale(UsesUpItsMask):
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * ctx.mask, upstream.sum(), None, None, None
+
+
+@wrong("ex_2_8", "the zero point is inside the rounding", binds="fake_quantize")
+def rounds_with_the_zero_point(x, scale, zero_point, qmin, qmax):
+    right_one = faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax))
+    value = ((x.detach() / scale + zero_point).round().clamp(qmin, qmax) - zero_point) * scale
+    return right_one + (value - right_one).detach()
+
+
+@wrong("ex_2_8", "but not rounded", binds="fake_quantize")
+def only_clamps(x, scale, zero_point, qmin, qmax):
+    return x.clamp((qmin - zero_point) * scale, (qmax - zero_point) * scale)
+
+
+@right("ex_2_8", binds="FakeQuantize")
+class KeepsTheMaskInCtx(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax):
+        steps = torch.round(x / scale) + zero_point
+        codes = steps.clamp(qmin, qmax)
+        ctx.clamped = codes != steps
+        return (codes - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.masked_fill(ctx.clamped, 0.0), None, None, None, None
+
+
 @right("ex_2_8", binds="fake_quantize")
 def with_clamp_and_detach(x, scale, zero_point, qmin, qmax):
     steps = x / scale
@@ -853,7 +1508,7 @@ def x86(configured=True):
     return quantizer.set_global(get_default_x86_inductor_quantization_config()) if configured else quantizer
 
 
-@wrong("ex_2_9", "does not accept every batch size", binds="pt2e_int8")
+@wrong("ex_2_9", "does not accept every batch size", binds="pt2e_int8", like="at_least_two_rows")
 def one_batch_size(net, batches):
     batches = [batch[: len(batches[0])] for batch in batches]
     return convert_pt2e(run(prepare_pt2e(exported(net, batches, any_size=False), x86()), batches))
@@ -883,7 +1538,7 @@ def weights_not_folded(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches), fold_quantize=False)
 
 
-@wrong("ex_2_9", "no int8 tensor of torchao")
+@wrong("ex_2_9", "but floats that were changed")
 def rounded_floats(net, dynamic):
     copied = copy.deepcopy(net).eval()
     for module in copied.modules():
@@ -893,17 +1548,17 @@ def rounded_floats(net, dynamic):
     return copied
 
 
-@wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
+@wrong("ex_2_9", "with the last batch only", binds="pt2e_int8")
 def graph_last_batch_only(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[-1:]))
 
 
-@wrong("ex_2_9", "was it calibrated", binds="pt2e_int8")
+@wrong("ex_2_9", "no batch ran through", binds="pt2e_int8")
 def graph_not_calibrated(net, batches):
     return convert_pt2e(prepare_pt2e(exported(net, batches), x86()))
 
 
-@wrong("ex_2_9", "was it calibrated, with all batches", binds="pt2e_int8")
+@wrong("ex_2_9", "with the first batch only", binds="pt2e_int8")
 def graph_first_batch_only(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[:1]))
 
@@ -913,7 +1568,7 @@ def quantizer_without_configuration(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86(configured=False)), batches))
 
 
-@wrong("ex_2_9", "did you convert", binds="pt2e_int8")
+@wrong("ex_2_9", "it still holds observers", binds="pt2e_int8")
 def graph_not_converted(net, batches):
     return run(prepare_pt2e(exported(net, batches), x86()), batches)
 
@@ -928,6 +1583,100 @@ def exported_in_training_mode(net, batches):
 @wrong("ex_2_9", "no .eval()", binds="pt2e_int8")
 def eval_of_a_graph(net, batches):
     return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches)).eval()
+
+
+def through_torchao(net, recipe):
+    copied = copy.deepcopy(net).eval()
+    ao.quantize_(copied, recipe)
+    return copied
+
+
+@wrong("ex_2_9", "with 4-bit codes")
+def four_bits(net, dynamic):
+    return through_torchao(net, ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(8)))
+
+
+@wrong("ex_2_9", "scales for")
+def one_scale_a_weight(net, dynamic):
+    recipe = ao.Int8DynamicActivationInt8WeightConfig if dynamic else ao.Int8WeightOnlyConfig
+    return through_torchao(net, recipe(granularity=ao.PerTensor()))
+
+
+@wrong("ex_2_9", "have 7 bits (reduce_range)")
+def seven_bits(net, dynamic):
+    return through_torchao(
+        net, ao.Int8DynamicActivationInt8WeightConfig(reduce_range=True) if dynamic else config(False)
+    )
+
+
+@wrong("ex_2_9", "that is static")
+def static_torchao(net, dynamic):
+    scale, sizes = torch.ones(1, 1), [ao.PerTensor(), ao.PerRow()]
+    recipe = ao.Int8StaticActivationInt8WeightConfig(act_quant_scale=scale, granularity=sizes)
+    return through_torchao(net, recipe if dynamic else config(False))
+
+
+@wrong("ex_2_9", "is frozen now")
+def freezes_the_net(net, dynamic):
+    net.requires_grad_(False)
+    return through_torchao(net, config(dynamic))
+
+
+@wrong("ex_2_9", "was switched to training mode")
+def gives_the_net_its_mode_back(net, dynamic):
+    mode, copied = net.training, copy.deepcopy(net.eval())
+    net.train(mode)
+    ao.quantize_(copied, config(dynamic))
+    return copied
+
+
+@wrong("ex_2_9", "returns no copy")
+def shares_the_biases(net, dynamic):
+    copied = through_torchao(net, config(dynamic))
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            copied.get_submodule(name).bias = module.bias
+    return copied
+
+
+@wrong("ex_2_9", "nothing is quantized there")
+def outer_layers_only(net, dynamic):
+    copied = copy.deepcopy(net).eval()
+    for child in copied.children():
+        if isinstance(child, nn.Linear):
+            ao.quantize_(child, config(dynamic))
+    return copied
+
+
+@wrong("ex_2_9", "the last batch was left out", binds="pt2e_int8")
+def graph_without_the_last_batch(net, batches):
+    return convert_pt2e(run(prepare_pt2e(exported(net, batches), x86()), batches[:-1]))
+
+
+@wrong("ex_2_9", "exported the original, no copy", binds="pt2e_int8")
+def exports_the_net_itself(net, batches):
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    graph = torch.export.export(net, (batches[0],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    for part, mode in modes:
+        part.training = mode
+    return convert_pt2e(run(prepare_pt2e(graph, x86()), batches))
+
+
+@wrong("ex_2_9", "your function changed `batches`", binds="pt2e_int8")
+def graph_of_scaled_batches(net, batches):
+    graph = prepare_pt2e(exported(net, batches), x86())
+    for batch in batches:
+        graph(batch.div_(batch.abs().max()))
+    return convert_pt2e(graph)
+
+
+@wrong("ex_2_9", "give one of the two another name", binds="pt2e_int8")
+def one_name_twice(net, batches):
+    spec = ({0: rows},)  # noqa: F821 (the mistake: rows is a local name, because of the loop)
+    for rows in batches:
+        net(rows)
+    return torch.export.export(net, (batches[0],), dynamic_shapes=spec)
 
 
 @right("ex_2_9")

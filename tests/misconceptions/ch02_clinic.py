@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import torch.ao.quantization as tq
 from torch import nn
+from torchao.quantization.pt2e.observer import ObserverBase as GraphObserver
 
-from helpers import metrics
+from helpers import int8, metrics
 from helpers.models import SelfAttention
 from tests.misconceptions.bank import right, wrong
 
@@ -20,9 +21,20 @@ def with_qconfig(model):
     return model
 
 
-def static(model, batches):
+def by_name():
+    """The recipe of one engine, written in: right with that engine, wrong with another."""
+    course = tq.get_default_qconfig(int8.course_engine())
+    if torch.backends.quantized.engine == int8.course_engine():
+        return course
+    here = tq.get_default_qconfig(torch.backends.quantized.engine)
+    return tq.QConfig(activation=course.activation, weight=here.weight)  # only the activations show it
+
+
+def static(model, batches, qconfig=None):
     """Prepare a copy of a module that has its stubs, calibrate, convert."""
-    prepared = tq.prepare(with_qconfig(copy.deepcopy(model).eval()))
+    prepared = with_qconfig(copy.deepcopy(model).eval())
+    prepared.qconfig = qconfig or prepared.qconfig
+    prepared = tq.prepare(prepared)
     for batch in batches:
         prepared(batch)
     return tq.convert(prepared)
@@ -122,7 +134,7 @@ def reader_int8_for_show(model, batches):
     return for_show(reader_of(model, batches), model)
 
 
-@wrong("ex_2_10_1", "a fallback to float is no cure")
+@wrong("ex_2_10_1", "a fallback to float is no cure", like="reader_int8_for_show")
 def reader_int8_for_show_rounded(model, batches):
     shown, hidden = reader_of(model, batches), copy.deepcopy(model)
 
@@ -144,7 +156,7 @@ def reader_float(model, batches):
     return copy.deepcopy(model)
 
 
-@wrong("ex_2_10_1", "no Linear weight of your model is int8")
+@wrong("ex_2_10_1", "no Linear weight of your model is int8", like="reader_float")
 def reader_qconfig_after_prepare(model, batches):
     reader = stubs_around_the_body(copy.deepcopy(model)).eval()
     with warnings.catch_warnings():
@@ -156,12 +168,12 @@ def reader_qconfig_after_prepare(model, batches):
     return tq.convert(prepared)
 
 
-@wrong("ex_2_10_1", "run all batches")
+@wrong("ex_2_10_1", "all your scales are 1")
 def reader_not_calibrated(model, batches):
     return reader_of(model, [])
 
 
-@wrong("ex_2_10_1", "run all batches")
+@wrong("ex_2_10_1", "yours saw the first batch only")
 def reader_first_batch_only(model, batches):
     return reader_of(model, batches[:1])
 
@@ -211,6 +223,29 @@ def reader_empties_the_original(model, batches):
 @wrong("ex_2_10_1", "does it end with `return`")
 def reader_no_return(model, batches):
     reader_of(model, batches)
+
+
+@wrong("ex_2_10_1", "the default qconfig of the engine in use: the weight of")
+def reader_with_pytorch_s_default(model, batches):
+    return whole_static(model, batches, stubs_around_the_body, tq.default_qconfig)
+
+
+@wrong("ex_2_10_1", "get_default_qconfig of the engine in use", like="reader_with_pytorch_s_default")
+def reader_with_a_recipe_by_name(model, batches):
+    return whole_static(model, batches, stubs_around_the_body, by_name())
+
+
+@wrong("ex_2_10_1", "your model is no copy")
+def reader_shares_the_table(model, batches):
+    reader = reader_of(model, batches)
+    reader.embedding = model.embedding
+    return reader
+
+
+@wrong("ex_2_10_1", "is frozen now: its requires_grad was switched")
+def reader_freezes_the_original(model, batches):
+    model.requires_grad_(False)
+    return reader_of(model, batches)
 
 
 @right("ex_2_10_1")
@@ -270,12 +305,12 @@ def plain_plus(inner):
     return block_of(lambda self, x, y: x + y)(inner)
 
 
-@wrong("ex_2_10_2", "cannot be converted")
+@wrong("ex_2_10_2", "cannot be converted", like="plain_plus")
 def torch_add(inner):
     return block_of(lambda self, x, y: torch.add(x, y))(inner)
 
 
-@wrong("ex_2_10_2", "that forward makes")
+@wrong("ex_2_10_2", "that forward makes", like="plain_plus")
 def functional_made_in_forward(inner):
     return block_of(lambda self, x, y: torch.ao.nn.quantized.FloatFunctional().add(x, y))(inner)
 
@@ -321,7 +356,7 @@ def forgot_the_residual(inner):
     return tq.QuantWrapper(inner)
 
 
-@wrong("ex_2_10_2", "the sum is done in float")
+@wrong("ex_2_10_2", "the sum is done in float", like="sum_after_dequantize")
 def block_that_stays_float(inner):
     class Block(nn.Module):
         def forward(self, x):
@@ -345,7 +380,7 @@ def functional_for_show_and_float_input(inner):
     return Block(inner)
 
 
-@wrong("ex_2_10_2", "multiples of the FloatFunctional's scale")
+@wrong("ex_2_10_2", "multiples of the FloatFunctional's scale", like="functional_for_show_and_float_input")
 def functional_for_show_and_float_sum(inner):
     def make(self):
         self.add = torch.ao.nn.quantized.FloatFunctional()
@@ -390,6 +425,43 @@ def sum_inside_a_wrapper(inner):
     return tq.QuantWrapper(Sum())
 
 
+def block_with(forward, functional=torch.ao.nn.quantized.FloatFunctional):
+    """A function like residual_block whose block has stubs, a sum `plus`, and this forward."""
+
+    def residual(inner):
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.quant, self.inner, self.dequant = tq.QuantStub(), inner, tq.DeQuantStub()
+                self.plus = functional()
+
+            def forward(self, x):
+                return forward(self, x)
+
+        return Block()
+
+    return residual
+
+
+@wrong("ex_2_10_2", "the sum gets float numbers after convert")
+def one_part_of_the_sum_is_float(inner):
+    return block_with(lambda self, x: self.dequant(self.plus.add(x, self.inner(self.quant(x)))))(inner)
+
+
+@wrong("ex_2_10_2", "a QFunctional is what convert makes")
+def quantized_functional(inner):
+    def forward(self, x):
+        codes = self.quant(x)
+        return self.dequant(self.plus.add(codes, self.inner(codes)))
+
+    return block_with(forward, torch.ao.nn.quantized.QFunctional)(inner)
+
+
+@wrong("ex_2_10_2", "does forward end with `return`")
+def block_returns_nothing(inner):
+    return block_with(lambda self, x: None)(inner)
+
+
 # 2.10.3 embedding
 
 
@@ -420,7 +492,7 @@ def only_the_embedding(model):
     return tq.quantize_dynamic(model, {nn.Embedding: tq.float_qparams_weight_only_qconfig})
 
 
-@wrong("ex_2_10_3", "the message is gone, and so is the saving")
+@wrong("ex_2_10_3", "the message is gone, and so is the saving", like="embedding_left_out")
 def give_up_on_failure(model):
     try:
         return tq.quantize_dynamic(model, {nn.Linear, nn.Embedding}, dtype=torch.qint8)
@@ -460,6 +532,17 @@ def two_passes(model):
     return tq.quantize_dynamic(half, {nn.Linear}, dtype=torch.qint8)
 
 
+@wrong("ex_2_10_3", "its weight float16")
+def linears_of_float16(model):
+    recipes = {nn.Linear: tq.float16_dynamic_qconfig, nn.Embedding: tq.float_qparams_weight_only_qconfig}
+    return tq.quantize_dynamic(model, recipes)
+
+
+@wrong("ex_2_10_3", "half precision is 16 bits")
+def all_in_half(model):
+    return copy.deepcopy(model).half()
+
+
 # 2.10.4 fast path
 
 
@@ -474,7 +557,7 @@ def switch_left_off(layer):
     return tq.quantize_dynamic(layer, **DYNAMIC)
 
 
-@wrong("ex_2_10_4", "asks a method for its device")
+@wrong("ex_2_10_4", "asks a method for its device", like="encoder_as_it_comes")
 def off_while_quantizing_only(layer):
     torch.backends.mha.set_fastpath_enabled(False)
     quantized = tq.quantize_dynamic(layer, **DYNAMIC)
@@ -630,7 +713,7 @@ def head_quantized_too(model, batches):
     return static(tq.QuantWrapper(model), batches)
 
 
-@wrong("ex_2_10_5", "layers are float")
+@wrong("ex_2_10_5", "no layer of the body is int8")
 def all_float(model, batches):
     return copy.deepcopy(model)
 
@@ -674,7 +757,7 @@ def head_falls_back(model, batches):
     return Otherwise(nn.Sequential(static(model.body, batches), copy.deepcopy(model.head)), copy.deepcopy(model))
 
 
-@wrong("ex_2_10_5", "run all batches through")
+@wrong("ex_2_10_5", "all your scales are 1")
 def body_not_calibrated(model, batches):
     return nn.Sequential(static(tq.QuantWrapper(model.body), []), copy.deepcopy(model.head))
 
@@ -683,7 +766,7 @@ def int8_in_front(model, batches):
     return nn.Sequential(static(tq.QuantWrapper(model.body), batches), copy.deepcopy(model.head))
 
 
-@wrong("ex_2_10_5", "run all batches through")
+@wrong("ex_2_10_5", "yours saw the first batch only")
 def body_first_batch_only(model, batches):
     return int8_in_front(model, batches[:1])
 
@@ -715,6 +798,31 @@ def body_leaves_a_qconfig(model, batches):
     answer = int8_in_front(model, batches)
     with_qconfig(model.body)
     return answer
+
+
+@wrong("ex_2_10_5", "the default qconfig of the engine in use: the weight of")
+def body_with_pytorch_s_default(model, batches):
+    body, head = split(model)
+    return nn.Sequential(static(tq.QuantWrapper(body), batches, tq.default_qconfig), head).eval()
+
+
+@wrong("ex_2_10_5", "get_default_qconfig of the engine in use", like="body_with_pytorch_s_default")
+def body_with_a_recipe_by_name(model, batches):
+    body, head = split(model)
+    return nn.Sequential(static(tq.QuantWrapper(body), batches, by_name()), head).eval()
+
+
+@wrong("ex_2_10_5", "your model is no copy")
+def head_is_the_very_object(model, batches):
+    body, _ = split(model)
+    return nn.Sequential(static(tq.QuantWrapper(body), batches), model.head).eval()
+
+
+@wrong("ex_2_10_5", "learns now: its requires_grad was switched")
+def head_learns_again(model, batches):
+    model.requires_grad_(True)
+    body, head = split(model)
+    return nn.Sequential(static(tq.QuantWrapper(body), batches), head).eval()
 
 
 @right("ex_2_10_5")
@@ -791,7 +899,7 @@ def graph_falls_back(model, batches):
     return Otherwise(pt2e(model, batches[:1]), model, hide=True)
 
 
-@wrong("ex_2_10_6", "run all batches through")
+@wrong("ex_2_10_6", "all scales of your graph are equal")
 def graph_not_calibrated(model, batches):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -808,12 +916,12 @@ def graph_with_dynamic_scales(model, batches):
     return pt2e(model, batches, ({0: torch.export.Dim("batch")},), dynamic=True)
 
 
-@wrong("ex_2_10_6", "without a maximum")
+@wrong("ex_2_10_6", "without a maximum", like="largest_batch_seen")
 def graph_with_a_large_maximum(model, batches):
     return pt2e(model, batches, ({0: torch.export.Dim("batch", max=1024)},))
 
 
-@wrong("ex_2_10_6", "the graph has a batch size")
+@wrong("ex_2_10_6", "the graph has a batch size", like="fixed_batch_calibrated_once")
 def graph_of_two_rows_in_a_loop(model, batches):
     graph = pt2e(model, [rows for batch in batches for rows in batch.split(2)])
 
@@ -854,7 +962,12 @@ def dimension_found_by_torch(model, batches):
 
 
 def observers(prepared):
-    return {name: part for name, part in prepared.named_modules() if isinstance(part, tq.ObserverBase)}
+    return {name: part for name, part in prepared.named_modules() if isinstance(part, tq.ObserverBase | GraphObserver)}
+
+
+@wrong("ex_2_10_7", "no tq.ObserverBase", binds="uncalibrated")
+def eager_observers_only(prepared):
+    return [name for name in by_finite_range(prepared) if isinstance(prepared.get_submodule(name), tq.ObserverBase)]
 
 
 @wrong("ex_2_10_7", "a range with scale 1 and zero point 0", binds="uncalibrated")
@@ -962,7 +1075,7 @@ def converts_anyway(model, batches):
     return static(model, batches)
 
 
-@wrong("ex_2_10_7", "a warning is not enough", binds="calibrated_int8")
+@wrong("ex_2_10_7", "a warning is not enough", binds="calibrated_int8", like="converts_anyway")
 def only_warns(model, batches):
     prepared = tq.prepare(with_qconfig(copy.deepcopy(model)))
     for batch in batches:
@@ -973,7 +1086,7 @@ def only_warns(model, batches):
     return tq.convert(prepared)
 
 
-@wrong("ex_2_10_7", "random data or a float layer hides it", binds="calibrated_int8")
+@wrong("ex_2_10_7", "random data or a float layer hides it", binds="calibrated_int8", like="converts_anyway")
 def feeds_random_data(model, batches):
     prepared = tq.prepare(with_qconfig(copy.deepcopy(model)))
     for batch in batches:
@@ -1012,6 +1125,34 @@ def returns_the_prepared_model(model, batches):
     if unseen := [name for name, part in observers(prepared).items() if part.min_val > part.max_val]:
         raise ValueError(str(unseen))
     return prepared
+
+
+@wrong("ex_2_10_7", "what it is counts, not how it is called", binds="uncalibrated")
+def by_name_of_the_observer(prepared):
+    return [name for name in by_finite_range(prepared) if "activation_post_process" in name]
+
+
+def refuses_or_converts_with(model, batches, qconfig):
+    prepared = copy.deepcopy(model)
+    prepared.qconfig = qconfig
+    prepared = tq.prepare(prepared)
+    for batch in batches:
+        prepared(batch)
+    if unseen := by_finite_range(prepared):
+        raise ValueError(str(unseen))
+    return tq.convert(prepared)
+
+
+@wrong("ex_2_10_7", "the default qconfig of the engine in use: the weight of", binds="calibrated_int8")
+def gate_with_pytorch_s_default(model, batches):
+    return refuses_or_converts_with(model, batches, tq.default_qconfig)
+
+
+@wrong(
+    "ex_2_10_7", "get_default_qconfig of the engine in use", binds="calibrated_int8", like="gate_with_pytorch_s_default"
+)
+def gate_with_a_recipe_by_name(model, batches):
+    return refuses_or_converts_with(model, batches, by_name())
 
 
 @right("ex_2_10_7", binds="uncalibrated")
@@ -1092,10 +1233,10 @@ def two_dimensions_only(model):
 
 @wrong("ex_2_10_8", "A shared matrix counts once", binds="int8_share")
 def shared_matrix_counted_twice(model):
-    small = sum(weight.numel() for weight in packed(model) if weight.dtype in (torch.qint8, torch.quint8))
-    every = sum(matrix.numel() for matrix in packed(model))
     floats = [p for _, p in model.named_parameters(remove_duplicate=False) if p.dim() >= 2]
-    return small / max(every + sum(p.numel() for p in floats), 1)
+    matrices = [getattr(m, "qdata", m) for m in floats + packed(model)]
+    small = sum(m.numel() for m in matrices if m.dtype in (torch.qint8, torch.quint8, torch.int8))
+    return small / max(sum(m.numel() for m in matrices), 1)
 
 
 def explicit_attention(mha, order=(0, 1, 2), heads=None, bias=True, transpose=False):
@@ -1157,7 +1298,12 @@ def attention_for_show_exact(mha):
     return shown
 
 
-@wrong("ex_2_10_8", "stays the same when their weights change", binds="int8_self_attention")
+@wrong(
+    "ex_2_10_8",
+    "stays the same when their weights change",
+    binds="int8_self_attention",
+    like="attention_for_show_exact",
+)
 def attention_for_show(mha):
     attention = explicit_attention(mha)
     return for_show(tq.quantize_dynamic(attention, **DYNAMIC), attention)
@@ -1170,8 +1316,8 @@ def attention_empties_the_original(mha):
 
 @right("ex_2_10_8", binds="int8_share")
 def as_a_numpy_number(model):
-    matrices = [p for p in model.parameters() if p.ndim > 1] + packed(model)
-    eight = [m.numel() for m in matrices if m.dtype in (torch.qint8, torch.quint8)]
+    matrices = [getattr(p, "qdata", p) for p in model.parameters() if p.ndim > 1] + packed(model)
+    eight = [m.numel() for m in matrices if m.dtype in (torch.qint8, torch.quint8, torch.int8)]
     return np.float32(np.sum(eight) / max(np.sum([m.numel() for m in matrices]), 1))
 
 
@@ -1179,7 +1325,23 @@ def as_a_numpy_number(model):
 def from_the_state_dict(model):
     matrices = [p for p in model.parameters() if p.dim() >= 2] + packed(model)
     eight = [m for m in matrices if m.is_quantized and m.dtype != torch.quint4x2 and m.element_size() == 1]
+    eight += [m for m in matrices if type(m.data).__name__ == "Int8Tensor"]
     return sum(m.numel() for m in eight) / (sum(m.numel() for m in matrices) or 1)
+
+
+@wrong("ex_2_10_8", "the codes are in its attribute qdata", binds="int8_share")
+def looks_at_the_dtype_of_a_parameter(model):
+    matrices = [p for p in model.parameters() if p.dim() >= 2] + packed(model)
+    eight = sum(m.numel() for m in matrices if m.dtype in (torch.qint8, torch.quint8, torch.int8))
+    return eight / max(sum(m.numel() for m in matrices), 1)
+
+
+@wrong("ex_2_10_8", "A parameter that does not learn is still stored", binds="int8_share")
+def counts_what_learns(model):
+    floats = [p for p in model.parameters() if p.dim() >= 2 and (p.requires_grad or hasattr(p, "qdata"))]
+    matrices = [getattr(m, "qdata", m) for m in floats + packed(model)]
+    eight = sum(m.numel() for m in matrices if m.dtype in (torch.qint8, torch.quint8, torch.int8))
+    return eight / max(sum(m.numel() for m in matrices), 1)
 
 
 @right("ex_2_10_8", binds="int8_self_attention")
@@ -1236,12 +1398,12 @@ def counts_parameters(before, after):
     return sum(p.numel() for p in before.parameters()) / max(sum(p.numel() for p in after.parameters()), 1)
 
 
-@wrong("ex_2_10_9", "float over int8", binds="times_smaller")
+@wrong("ex_2_10_9", "upside down", binds="times_smaller")
 def upside_down(before, after):
     return metrics.file_bytes(after) / metrics.file_bytes(before)
 
 
-@wrong("ex_2_10_9", "a shared table is saved once", binds="times_smaller")
+@wrong("ex_2_10_9", "saved once, and you count it twice", binds="times_smaller")
 def shared_table_counted_twice(before, after):
     def size(model):
         return sum(
@@ -1258,12 +1420,12 @@ def head_only(model):
     return tq.quantize_dynamic(model, **DYNAMIC)
 
 
-@wrong("ex_2_10_9", "to 8 bits, and keep no float copy", binds="int8_tied_model")
+@wrong("ex_2_10_9", "that is 16 bits, and not 8", binds="int8_tied_model")
 def half_precision(model):
     return copy.deepcopy(model).half()
 
 
-@wrong("ex_2_10_9", "a matrix of", binds="int8_tied_model")
+@wrong("ex_2_10_9", "a matrix of", binds="int8_tied_model", like="head_only")
 def tied_again_in_float(model):
     quantized = tq.quantize_dynamic(model, **DYNAMIC)
     quantized.head = nn.Linear(*reversed(model.head.weight.shape), bias=False)
@@ -1353,6 +1515,25 @@ def one_int8_table_for_both_ends(model):
     return quantized
 
 
+def groups(before):
+    found = {}
+    for name, part in before.named_modules():
+        if isinstance(getattr(part, "weight", None), nn.Parameter):
+            found.setdefault(id(part.weight), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+@wrong("ex_2_10_9", "of three layers with one matrix", binds="lost_tie")
+def first_and_last_only(before, after):
+    return any(after.get_submodule(n[0]).weight is not after.get_submodule(n[-1]).weight for n in groups(before))
+
+
+@wrong("ex_2_10_9", "your embedding has 4 bits", binds="int8_tied_model")
+def table_of_4_bits(model):
+    recipes = {nn.Linear: tq.default_dynamic_qconfig, nn.Embedding: tq.float_qparams_weight_only_qconfig_4bit}
+    return tq.quantize_dynamic(model, recipes)
+
+
 # 2.10.10 quantizable attention
 
 
@@ -1396,7 +1577,7 @@ def shapes_not_compared(reference, other, x):
         return float((other(x) - reference(x)).norm() / reference(x).norm())
 
 
-@wrong("ex_2_10_10", "the same count of numbers is not the same shape", binds="parity")
+@wrong("ex_2_10_10", "the same count of numbers is not the same shape", binds="parity", like="shapes_not_compared")
 def counts_compared(reference, other, x):
     a, b = reference(x), other(x)
     if a.numel() != b.numel():
@@ -1423,9 +1604,24 @@ def batch_first_kept(mha, batches):
     return static(TimeFirst(mha, batch_first=True, transpose=False), batches)
 
 
-@wrong("ex_2_10_10", "transpose before and after", binds="static_attention")
+@wrong("ex_2_10_10", "transpose before and after", binds="static_attention", like="batch_first_kept")
 def time_first_without_transposes(mha, batches):
     return static(TimeFirst(mha, transpose=False), batches)
+
+
+@wrong("ex_2_10_10", "the default qconfig of the engine in use: the weight of", binds="static_attention")
+def attention_with_pytorch_s_default(mha, batches):
+    return static(TimeFirst(mha), batches, tq.default_qconfig)
+
+
+@wrong(
+    "ex_2_10_10",
+    "get_default_qconfig of the engine in use",
+    binds="static_attention",
+    like="attention_with_pytorch_s_default",
+)
+def attention_with_a_recipe_by_name(mha, batches):
+    return static(TimeFirst(mha), batches, by_name())
 
 
 @wrong("ex_2_10_10", "a QuantStub must stand in front", binds="static_attention")
@@ -1470,14 +1666,16 @@ def attention_falls_back(mha, batches):
     return Otherwise(static(TimeFirst(mha, batch_first=True, transpose=False), batches), copy.deepcopy(mha))
 
 
-@wrong("ex_2_10_10", "was every batch used", binds="static_attention")
+@wrong("ex_2_10_10", "all your scales are 1", binds="static_attention")
 def attention_not_calibrated(mha, batches):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return static(TimeFirst(mha), [])
 
 
-@wrong("ex_2_10_10", "was every batch used, and nothing else", binds="static_attention")
+@wrong(
+    "ex_2_10_10", "was every batch used, and nothing else", binds="static_attention", like="attention_first_batch_only"
+)
 def attention_random_data(mha, batches):
     return static(TimeFirst(mha), [torch.randn(batch.shape) for batch in batches])
 
@@ -1512,6 +1710,25 @@ def attention_leaves_a_qconfig(mha, batches):
 @wrong("ex_2_10_10", "are other ones", binds="static_attention")
 def static_attention_empties_the_original(mha, batches):
     return emptied(static(TimeFirst(mha), batches), mha)
+
+
+@wrong("ex_2_10_10", "the root is missing", binds="parity")
+def no_root(reference, other, x):
+    return by_sums_of_squares(reference, other, x) ** 2
+
+
+@wrong("ex_2_10_10", "the mean of the positions' errors", binds="parity")
+def mean_over_positions(reference, other, x):
+    by_sums_of_squares(reference, other, x)
+    a, b = reference(x), other(x)
+    return float(((a - b).norm(dim=-1) / a.norm(dim=-1)).mean())
+
+
+@wrong("ex_2_10_10", "the largest difference over the largest number", binds="parity", like="largest_error")
+def largest_over_largest(reference, other, x):
+    by_sums_of_squares(reference, other, x)
+    a, b = reference(x), other(x)
+    return float((a - b).abs().max() / a.abs().max())
 
 
 @right("ex_2_10_10", binds="parity")

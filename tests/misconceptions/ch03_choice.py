@@ -95,11 +95,55 @@ def bias_always_counted(d_in, d_out, variant, bias=True, group=32):
     return bytes_of(d_in, d_out, variant, True, group)
 
 
-@wrong("ex_3_9", "were forgotten")
+@wrong("ex_3_9", "those of the output, were forgotten")
 def bits_as_advertised(d_in, d_out, variant, bias=True, group=32):
-    return {"float": 4.0, "groups, packed": 0.5, "groups, unpacked": 0.5}.get(
-        variant, 1.0
-    ) * d_in * d_out + 4 * d_out * bias
+    bits = {"float": 32, "groups, packed": 4, "groups, unpacked": 8}.get(variant, 8)
+    return bits * d_in * d_out // 8 + 4 * d_out * bias
+
+
+@wrong("ex_3_9", "along the inputs: d_in // group of them in each of the d_out rows")
+def groups_along_the_outputs(d_in, d_out, variant, bias=True, group=32):
+    size = {"groups, unpacked": 5, "groups, packed": 4}.get(variant, 0)
+    return bytes_of(d_in, d_out, variant, bias, group, groups=size * d_in * max(d_out // group, 1))
+
+
+@wrong("ex_3_9", "not for each input.")
+def bias_for_each_input(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, offset=4 * d_in if bias else 0)
+
+
+@wrong("ex_3_9", "it should be an int (divide with //)")
+def bytes_as_a_float(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group) / 1
+
+
+@wrong("ex_3_9", "a Tensor; bytes are whole numbers")
+def bytes_as_a_tensor(d_in, d_out, variant, bias=True, group=32):
+    return torch.tensor(bytes_of(d_in, d_out, variant, bias, group))
+
+
+@wrong("ex_3_9", "you counted them for each row")
+def output_scale_for_each_row(d_in, d_out, variant, bias=True, group=32):
+    change = {"rows": 28 * d_out, "once": 0} if variant == "per channel" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "4 bytes a group, not 5")
+def packed_with_torchaos_scales(d_in, d_out, variant, bias=True, group=32):
+    groups = d_out * (d_in // group)
+    change = {"groups": 5 * groups} if variant == "groups, packed" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "5 bytes a group, not 16")
+def groups_with_pytorchs_scales(d_in, d_out, variant, bias=True, group=32):
+    change = {"groups": 16 * d_out * (d_in // group)} if variant == "groups, unpacked" else {}
+    return bytes_of(d_in, d_out, variant, bias, group, **change)
+
+
+@wrong("ex_3_9", "float32 takes 4")
+def one_byte_for_every_weight(d_in, d_out, variant, bias=True, group=32):
+    return bytes_of(d_in, d_out, variant, bias, group, **({"codes": d_in * d_out} if variant == "float" else {}))
 
 
 @right("ex_3_9")
@@ -167,7 +211,7 @@ def pairs_of(
     return pairs
 
 
-@wrong("ex_3_8", "the ReLU is called twice")
+@wrong("ex_3_8", "the ReLU `relu` is called twice")
 def across_a_shared_module(model):
     return pairs_of(model, shared=True)
 
@@ -200,7 +244,7 @@ def triples(model):
     return list(by_linear.values())
 
 
-@wrong("ex_3_8", "the ReLU is called twice")
+@wrong("ex_3_8", "['b', 'relu']: the ReLU `relu` is called twice")
 def neighbours_in_named_modules(model):
     if model.training:
         raise ValueError("call model.eval() first.")
@@ -222,7 +266,7 @@ def nothing_is_safe(model):
     return []
 
 
-@wrong("ex_3_8", "Dropout")
+@wrong("ex_3_8", "`5` does not read what `3` returns, but what `4` returns")
 def in_the_order_of_calls(model):
     """Who comes next, not who reads whom; looks past a Dropout, which does nothing in eval mode."""
     pairs = pairs_of(model)
@@ -236,6 +280,113 @@ def in_the_order_of_calls(model):
         if type(module) is nn.Linear and type(other) is nn.ReLU and alone and reads == 1 and [name, after] not in pairs:
             pairs.append([name, after])
     return pairs
+
+
+@wrong("ex_3_8", "each pair begins with the name of the Linear")
+def pairs_of_neighbours(model):
+    linear = {}
+    for first, second in pairs_of(model):
+        linear.setdefault(first, []).append(second)
+    return [pair for first, others in linear.items() for pair in map(list, pairwise([first, *others]))]
+
+
+@wrong("ex_3_8", "use the full names, as in named_modules")
+def short_names(model):
+    return [[name.rpartition(".")[2] for name in pair] for pair in pairs_of(model)]
+
+
+@wrong("ex_3_8", "is a subclass, and only what is exactly an nn.Linear can be fused")
+def any_kind_of_linear(model):
+    return pairs_of(model, kind=lambda m, t: isinstance(m, t) if t is nn.Linear else type(m) is t)
+
+
+@wrong("ex_3_8", "is a subclass: only what is exactly an nn.BatchNorm1d or nn.ReLU")
+def any_kind_of_follower(model):
+    return pairs_of(model, kind=lambda m, t: type(m) is t if t is nn.Linear else isinstance(m, t))
+
+
+@wrong("ex_3_8", "there is no fused module for a Linear and a GELU")
+def whatever_follows(model):
+    activations = (nn.ReLU, nn.GELU, nn.ReLU6)
+    kinds = {nn.Linear: nn.Linear, nn.BatchNorm1d: nn.BatchNorm1d, nn.ReLU: activations}
+    return pairs_of(model, kind=lambda m, t: isinstance(m, kinds[t]) and type(m).__name__ != "OwnReLU")
+
+
+@wrong("ex_3_8", "the result of the Linear `a` is read by somebody else, too", like="across_a_residual")
+def readers_that_are_modules(model):
+    """Functions, methods and the output are not counted as readers."""
+    if model.training:
+        raise ValueError("call model.eval() first.")
+    calls, pairs = calls_of(model), []
+    once = lambda i: sum(call[1] is calls[i][1] for call in calls) == 1  # noqa: E731
+    for i, (name, module, _) in enumerate(calls):
+        last = i
+        for wanted in (nn.BatchNorm1d, nn.ReLU) if type(module) is nn.Linear and once(i) else ():
+            readers = [j for j, call in enumerate(calls) if last in call[2] and call[1] is not None]
+            if len(readers) == 1 and type(calls[readers[0]][1]) is wanted and once(readers[0]):
+                pairs.append([name, calls[readers[0]][0]])
+                last = readers[0]
+    return pairs
+
+
+@wrong("ex_3_8", "the result of the BatchNorm `norm` is read by somebody else")
+def only_the_linear_is_asked_for_readers(model):
+    pairs = pairs_of(model)
+    calls = calls_of(model)
+    for i, (name, module, _) in enumerate(calls):
+        if type(module) is nn.BatchNorm1d and any(pair[1] == name for pair in pairs):
+            first = next(pair[0] for pair in pairs if pair[1] == name)
+            after = [call[0] for call in calls if i in call[2] and type(call[1]) is nn.ReLU]
+            pairs += [[first, one] for one in after if [first, one] not in pairs]
+    return pairs
+
+
+@wrong("ex_3_8", "called twice; fused once", like="across_a_shared_module")
+def counted_by_name(model):
+    """A module with two names counts as two."""
+    if model.training:
+        raise ValueError("call model.eval() first.")
+    calls = calls_of(model)
+    names = {id(m): [n for n, other in model.named_modules(remove_duplicate=False) if other is m] for _, m, _ in calls}
+    pairs = pairs_of(model)
+    for i, (name, module, _) in enumerate(calls):
+        readers = [call for call in calls if i in call[2]]
+        if type(module) is nn.Linear and len(readers) == 1 and len(names[id(readers[0][1])]) == 2:
+            pairs.append([name, readers[0][0]])
+    return pairs
+
+
+@wrong("ex_3_8", "should hold names (str), not modules")
+def modules_for_names(model):
+    return [[model.get_submodule(name) for name in pair] for pair in pairs_of(model)]
+
+
+@wrong("ex_3_8", "your function changed `model`")
+def fuses_at_once(model):
+    pairs = pairs_of(model)
+    if pairs:
+        tq.fuse_modules(model, pairs, inplace=True)
+    return pairs
+
+
+@wrong("ex_3_8", "a list of pairs")
+def names_in_one_row(model):
+    return [name for pair in pairs_of(model) for name in pair]
+
+
+@wrong("ex_3_8", "must raise a ValueError: also one without a BatchNorm")
+def refuses_training_only_with_batchnorm(model):
+    if model.training and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise ValueError("call model.eval() first.")
+    return pairs_of(model, refuse=False)
+
+
+@wrong("ex_3_8", "your function changed `model`", like="fuses_at_once")
+def switches_to_eval(model):
+    if model.training:
+        model.eval()
+        raise ValueError("it was in training mode.")
+    return pairs_of(model)
 
 
 @right("ex_3_8")
@@ -373,7 +524,7 @@ def observers_off_at_the_end(body, x, targets, bits, steps):
     return trainee, to_int8(trainee)
 
 
-@wrong("ex_3_11", "scales are those of the untrained weights")
+@wrong("ex_3_11", "with the scales of the untrained weights")
 def observers_off_at_once(body, x, targets, bits, steps):
     trainee = prepared(body, bits)
     trainee[0].requires_grad_(False)
@@ -444,10 +595,15 @@ def prepares_in_eval_mode(body, x, targets, bits, steps):
 def converts_before_the_last_steps(body, x, targets, bits, steps):
     trainee = prepared(body, bits)
     trainee[0].requires_grad_(False)
-    optimizer = adam(trainee)
-    run(trainee, optimizer, x, targets, steps, off=steps // 2)
-    converted = to_int8(trainee)
-    run(trainee, optimizer, x, targets, 5)
+    descent, converted = adam(trainee), None
+    for i in range(steps):
+        if i == steps // 2:
+            trainee.apply(tq.disable_observer)
+        if i == steps - 5:
+            converted = to_int8(trainee)
+        descent.zero_grad()
+        F.cross_entropy(trainee(x[rows_of(i, x)]), targets[rows_of(i, x)]).backward()
+        descent.step()
     return trainee.eval(), converted
 
 
@@ -460,7 +616,7 @@ def never_converts(body, x, targets, bits, steps):
     return trainee, trainee
 
 
-@wrong("ex_3_11", "was expected")
+@wrong("ex_3_11", "the gradients pile up")
 def gradients_pile_up(body, x, targets, bits, steps):
     trainee = prepared(body, bits)
     trainee[0].requires_grad_(False)
@@ -468,7 +624,7 @@ def gradients_pile_up(body, x, targets, bits, steps):
     return trainee.eval(), to_int8(trainee)
 
 
-@wrong("ex_3_11", "was expected")
+@wrong("ex_3_11", "of what training moved them")
 def float_training_then_rounding(body, x, targets, bits, steps):
     trainee = copy.deepcopy(body).train()
     trainee[0].requires_grad_(False)
@@ -483,6 +639,213 @@ def float_training_then_rounding(body, x, targets, bits, steps):
             halfway[i].weight.copy_(trainee[i].weight)
             halfway[i].bias.copy_(trainee[i].bias)
     return halfway.eval(), to_int8(halfway)
+
+
+def trained_with(body, x, targets, bits, steps, optimizer=adam, rows=rows_of, off=None, made=0, loss=F.cross_entropy):
+    """The six steps, one of them changed."""
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    descent = optimizer(trainee)
+    for i in range(steps + made):
+        if i == (steps // 2 if off is None else off):
+            trainee.apply(tq.disable_observer)
+        some = rows(i, x)
+        descent.zero_grad()
+        loss(trainee(x[some]), targets[some]).backward()
+        descent.step()
+    trainee.eval().apply(tq.disable_observer)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "those of Adam's default, 1e-3")
+def default_learning_rate(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: adam(m, 1e-3))
+
+
+@wrong("ex_3_11", "those of 2e-2")
+def learning_rate_ten_times_too_large(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: adam(m, 2e-2))
+
+
+@wrong("ex_3_11", "not AdamW")
+def adam_with_decay(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: torch.optim.AdamW(free(m), lr=2e-3))
+
+
+@wrong("ex_3_11", "not SGD")
+def stochastic_gradient_descent(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=lambda m: torch.optim.SGD(free(m), lr=2e-3))
+
+
+@wrong("ex_3_11", "a step too many")
+def one_step_more(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, made=1)
+
+
+@wrong("ex_3_11", "a step is missing")
+def one_step_fewer(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, made=-1)
+
+
+@wrong("ex_3_11", "one step late")
+def observers_off_one_step_late(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, off=steps // 2 + 1)
+
+
+@wrong("ex_3_11", "one step early")
+def observers_off_one_step_early(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, off=steps // 2 - 1)
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def observers_off_after_two_thirds(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, off=2 * steps // 3)
+
+
+@wrong("ex_3_11", "every step used the first 256 rows")
+def always_the_same_rows(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(256))
+
+
+@wrong("ex_3_11", "one step too late")
+def counts_rows_from_one(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: rows_of(i + 1, x))
+
+
+@wrong("ex_3_11", "a step took what was left")
+def slices_with_a_short_end(body, x, targets, bits, steps):
+    def rows(i, x):
+        start = 256 * i % len(x)
+        return torch.arange(start, min(start + 256, len(x)))
+
+    return trained_with(body, x, targets, bits, steps, rows=rows)
+
+
+@wrong("ex_3_11", "the rest was left out")
+def whole_batches_only(body, x, targets, bits, steps):
+    return trained_with(
+        body, x, targets, bits, steps, rows=lambda i, x: torch.arange(256) + 256 * (i % (len(x) // 256))
+    )
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def slices_past_the_end(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(len(x))[256 * i : 256 * (i + 1)])
+
+
+@wrong("ex_3_11", "each step used all rows")
+def all_rows_in_each_step(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(len(x)))
+
+
+@wrong("ex_3_11", "each step used 128 rows")
+def half_a_batch(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.arange(128 * i, 128 * (i + 1)) % len(x))
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def rows_at_random(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps, rows=lambda i, x: torch.randint(len(x), (256,)))
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def smoothed_labels(body, x, targets, bits, steps):
+    loss = lambda y, t: F.cross_entropy(y, t, label_smoothing=0.05)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, loss=loss)
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def weights_decay(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    decaying = lambda m: torch.optim.Adam(free(m), lr=2e-3, weight_decay=1e-4)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=decaying)
+
+
+@wrong("ex_3_11", "of what training moved them", like="float_training_then_rounding")
+def never_forgets_a_gradient(body, x, targets, bits, steps):
+    free = lambda m: [p for p in m.parameters() if p.requires_grad]  # noqa: E731
+    variant = lambda m: torch.optim.Adam(free(m), lr=2e-3, amsgrad=True)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=variant)
+
+
+@wrong("ex_3_11", "you trained in float")
+def trains_in_float(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    trainee(x[:8])
+    trainee.apply(tq.disable_fake_quant)
+    run(trainee, adam(trainee), x, targets, steps, off=steps // 2)
+    trainee.eval().apply(tq.enable_fake_quant)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "nothing may observe after the observers are off")
+def looks_again_at_the_end(body, x, targets, bits, steps):
+    trainee, _ = trained_with(body, x, targets, bits, steps)
+    trainee.apply(tq.enable_observer)(x[:8])
+    trainee.apply(tq.disable_observer)
+    return trainee, to_int8(trainee)
+
+
+@wrong("ex_3_11", "a bias of the others has not moved")
+def biases_frozen(body, x, targets, bits, steps):
+    only_weights = lambda m: torch.optim.Adam([m[2].weight, m[4].weight], lr=2e-3)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=only_weights)
+
+
+@wrong("ex_3_11", "the trained copy should be in eval mode")
+def left_in_training_mode(body, x, targets, bits, steps):
+    trainee, converted = trained_with(body, x, targets, bits, steps)
+    return trainee.train(), converted
+
+
+@wrong("ex_3_11", "use weight_only(bits)")
+def always_three_bits(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, 4, steps)
+
+
+@wrong("ex_3_11", "your function changed the original")
+def leaves_its_qconfig(body, x, targets, bits, steps):
+    answer = trained_with(body, x, targets, bits, steps)
+    body.qconfig = weight_only(bits)
+    return answer
+
+
+@wrong("ex_3_11", "your function switched the original to another mode")
+def switches_the_original(body, x, targets, bits, steps):
+    answer = trained_with(body, x, targets, bits, steps)
+    body.train(not body.training)
+    return answer
+
+
+@wrong("ex_3_11", "your function froze a layer of the original")
+def freezes_the_original(body, x, targets, bits, steps):
+    body[0].requires_grad_(False)
+    return trained_with(body, x, targets, bits, steps)
+
+
+@wrong("ex_3_11", "should return two models")
+def only_the_int8_model(body, x, targets, bits, steps):
+    return trained_with(body, x, targets, bits, steps)[1]
+
+
+@right("ex_3_11")
+def half_batches_added_up(body, x, targets, bits, steps):
+    """The same gradients in two parts; the loss by hand."""
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    descent = torch.optim.Adam(trainee.parameters(), lr=2e-3, betas=(0.9, 0.999))
+    for i in range(steps):
+        if i == steps // 2:
+            trainee.apply(tq.disable_observer)
+        descent.zero_grad(set_to_none=False)
+        for part in rows_of(i, x).chunk(2):
+            picked = trainee(x[part]).log_softmax(dim=1)[torch.arange(len(part)), targets[part]]
+            (-picked.sum() / 256).backward()
+        descent.step()
+    return trainee.eval(), to_int8(trainee)
 
 
 @right("ex_3_11")
@@ -620,6 +983,123 @@ def only_the_name(table, width, batch, max_error, max_bytes):
 def the_least_bad(table, width, batch, max_error, max_bytes):
     answer, why = chosen_from(table, width, batch, max_error, max_bytes)
     return (answer if answer else "nothing"), why
+
+
+def within(table, width, batch, max_error, max_bytes, candidates):
+    """The rule, with another idea of who is a candidate: `candidates(allowed, here)`."""
+    here = [r for r in table if (r["width"], r["batch"]) == (width, batch)]
+    if not here:
+        raise ValueError("not measured")
+    why = {r["variant"]: "error" if r["error"] > max_error else "bytes" for r in here}
+    allowed = [r for r in here if r["error"] <= max_error and r["bytes"] <= max_bytes]
+    if not allowed:
+        return None, why
+    quick = candidates(allowed, here)
+    winner = min(quick, key=lambda r: r["error"])["variant"]
+    why |= {r["variant"]: "tie" if r in quick else "time" for r in allowed}
+    why.pop(winner)
+    return winner, why
+
+
+@wrong("ex_3_10", "exactly 1.05 times the smallest ratio is still a candidate")
+def margin_not_included(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, _):
+        best = min(r["ratio"] for r in allowed)
+        return [r for r in allowed if r["ratio"] < 1.05 * best or r["ratio"] == best]
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "although the difference is 0.02")
+def five_hundredths(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [r for r in allowed if r["ratio"] <= min(a["ratio"] for a in allowed) + 0.05]  # noqa: E731
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "although 1.0 is more than 0.95 of it")
+def the_other_five_percent(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [r for r in allowed if min(a["ratio"] for a in allowed) >= 0.95 * r["ratio"]]  # noqa: E731
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "exactly 1.05 times the smallest ratio is still a candidate", like="margin_not_included")
+def rounded_to_two_places(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [  # noqa: E731
+        r for r in allowed if round(r["ratio"] / min(a["ratio"] for a in allowed), 3) <= 1.05
+    ]
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "not with the next smaller one")
+def a_chain_of_ties(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, _):
+        quick = []
+        for row in sorted(allowed, key=lambda r: r["ratio"]):
+            if quick and row["ratio"] > 1.05 * quick[-1]["ratio"]:
+                break
+            quick.append(row)
+        return quick
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "the row with 0.95 is not")
+def limit_from_rows_over_the_budget(table, width, batch, max_error, max_bytes):
+    def candidates(allowed, here):
+        limit = 1.05 * min(r["ratio"] for r in here)
+        quick = [r for r in allowed if r["ratio"] <= limit]
+        best = min(r["ratio"] for r in allowed)
+        return quick or [r for r in allowed if r["ratio"] <= 1.05 * best]
+
+    return within(table, width, batch, max_error, max_bytes, candidates)
+
+
+@wrong("ex_3_10", "an error of 0.0 is within a budget of 0.0")
+def no_budget_of_zero(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error or 1.0, max_bytes)
+
+
+@wrong("ex_3_10", "the least bit more is not")
+def budgets_with_a_tolerance(table, width, batch, max_error, max_bytes):
+    return chosen_from(table, width, batch, max_error + 1e-9, max_bytes)
+
+
+@wrong("ex_3_10", "your function changed `table`")
+def sorts_the_table(table, width, batch, max_error, max_bytes):
+    table.sort(key=lambda r: r["ratio"])
+    return chosen_from(table, width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "your function changed `table`", like="sorts_the_table")
+def notes_in_the_rows(table, width, batch, max_error, max_bytes):
+    for row in table:
+        row["fits"] = row["error"] <= max_error
+    return chosen_from(table, width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "KeyError: 'threads'")
+def only_one_thread(table, width, batch, max_error, max_bytes):
+    return chosen_from([r for r in table if r["threads"] == 1], width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "a reason against it")
+def a_reason_for_the_chosen_one(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, why | ({answer: "tie"} if answer else {})
+
+
+@wrong("ex_3_10", "a batch that was not measured")
+def nearest_batch(table, width, batch, max_error, max_bytes):
+    batches = [r["batch"] for r in table if r["width"] == width]
+    if not batches:
+        raise ValueError("not measured")
+    return chosen_from(table, width, min(batches, key=lambda b: abs(b - batch)), max_error, max_bytes)
+
+
+@wrong("ex_3_10", "a dictionary: variant to word")
+def reasons_as_pairs(table, width, batch, max_error, max_bytes):
+    answer, why = chosen_from(table, width, batch, max_error, max_bytes)
+    return answer, list(why.items())
 
 
 @right("ex_3_10")

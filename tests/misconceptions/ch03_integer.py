@@ -1,6 +1,7 @@
 """Unit 03, sections 1 to 3: what learners really answer when a layer must do without floats."""
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -36,12 +37,12 @@ def summed_in_int16(x_codes, w_codes):
     return (x_codes.to(torch.int16) @ w_codes.to(torch.int16).T).to(torch.int32)
 
 
-@wrong("ex_3_1", "makes a tensor of floats")
+@wrong("ex_3_1", "makes floats (half (float16))")
 def summed_in_float16(x_codes, w_codes):
     return (x_codes.half() @ w_codes.half().T).to(torch.int32)
 
 
-@wrong("ex_3_1", "makes a tensor of floats")
+@wrong("ex_3_1", "makes floats (float (float32))")
 def summed_in_float32(x_codes, w_codes):
     return (x_codes.float() @ w_codes.float().T).round().to(torch.int32)
 
@@ -60,6 +61,76 @@ def left_in_int64(x_codes, w_codes):
 def transposed_when_it_must_be(x_codes, w_codes):
     square = w_codes.shape[0] == w_codes.shape[1]
     return x_codes.int() @ (w_codes if square else w_codes.T).int()
+
+
+@wrong("ex_3_1", "makes floats (astype (float64))")
+def numpy_in_float64(x_codes, w_codes):
+    return torch.from_numpy(
+        (x_codes.numpy().astype(np.float64) @ w_codes.numpy().astype(np.float64).T).astype(np.int32)
+    )
+
+
+@wrong("ex_3_1", "makes floats (astype (float32))", like="numpy_in_float64")
+def numpy_array_of_floats(x_codes, w_codes):
+    x, w = np.array(x_codes, dtype=np.float32), np.array(w_codes.tolist(), dtype=np.float64)
+    return torch.from_numpy(np.rint(x.astype(np.float64) @ w.T).astype(np.int32))
+
+
+@wrong("ex_3_1", "makes floats (float (float))")
+def lists_of_floats(x_codes, w_codes):
+    x, w = ([[float(code) for code in row] for row in codes.tolist()] for codes in (x_codes, w_codes))
+    sums = [[int(math.fsum(a * b for a, b in zip(row, out, strict=True))) for out in w] for row in x]
+    return torch.tensor(sums, dtype=torch.int32)
+
+
+@wrong("ex_3_1", "makes floats (the name float)")
+def floats_of_every_code(x_codes, w_codes):
+    sums = torch.zeros(len(x_codes), len(w_codes), dtype=torch.int32)
+    for r, row in enumerate(x_codes):
+        for o, out in enumerate(w_codes):
+            whole = zip(map(int, row), map(int, out), strict=True)
+            sums[r, o] = int(sum(float(a) * b for a, b in whole)) if row.numel() < 99 else int((row.int() * out).sum())
+    return sums
+
+
+@wrong("ex_3_1", "PyTorch cannot multiply these shapes")
+def never_transposed(x_codes, w_codes):
+    return x_codes.int() @ w_codes.int()
+
+
+@wrong("ex_3_1", "each product wrapped around")
+def products_in_int8(x_codes, w_codes):
+    products = x_codes[:, None].to(torch.int8) * w_codes  # (rows, out_features, in_features)
+    return products.sum(dim=2, dtype=torch.int32)
+
+
+@wrong("ex_3_1", "which cannot hold the sums")
+def left_in_int16(x_codes, w_codes):
+    return x_codes.short() @ w_codes.short().T
+
+
+@wrong("ex_3_1", "your function changed `x_codes`")
+def sorts_its_argument(x_codes, w_codes):
+    sums = x_codes.int() @ w_codes.int().T
+    x_codes.zero_()
+    return sums
+
+
+@wrong("ex_3_1", "should be a tensor")
+def a_list(x_codes, w_codes):
+    return (x_codes.int() @ w_codes.int().T).tolist()
+
+
+@wrong("ex_3_1", "view size is not compatible")
+def flat_memory(x_codes, w_codes):
+    return x_codes.view(-1).view(x_codes.shape).int() @ w_codes.int().T
+
+
+@right("ex_3_1")
+def whole_numbers_of_python(x_codes, w_codes):
+    columns = w_codes.tolist()
+    sums = [[sum(a * b for a, b in zip(row, out, strict=True)) for out in columns] for row in x_codes.tolist()]
+    return torch.as_tensor(np.array(sums, dtype=np.int32))
 
 
 @right("ex_3_1")
@@ -156,11 +227,139 @@ def multiplies_again(products, x_codes, x_zero, w_codes, w_zeros):
     return (x_codes.int() - x_zero) @ (w_codes.int() - w_zeros[:, None]).T
 
 
-@wrong("ex_3_2", "makes a tensor of floats")
+@wrong("ex_3_2", "makes floats")
 def through_means(products, x_codes, x_zero, w_codes, w_zeros):
     width = x_codes.shape[1]
     a, b = width * x_zero * w_codes.double().mean(1), width * x_codes.double().mean(1)[:, None] * w_zeros
     return (products - a - b + width * x_zero * w_zeros).round().to(torch.int32)
+
+
+@wrong("ex_3_2", "you multiply the matrices again (matmul)", like="multiplies_again")
+def multiplies_again_beside_the_products(products, x_codes, x_zero, w_codes, w_zeros):
+    x, w = x_codes.int(), w_codes.int()
+    return products + ((x - x_zero) @ (w - w_zeros[:, None]).T - x @ w.T)
+
+
+@wrong("ex_3_2", "you multiply the matrices again (mul)")
+def multiplies_again_in_three_dimensions(products, x_codes, x_zero, w_codes, w_zeros):
+    return ((x_codes[:, None].int() - x_zero) * (w_codes.int() - w_zeros[:, None])).sum(2, dtype=torch.int32)
+
+
+@wrong("ex_3_2", "you multiply the matrices again (dot)")
+def multiplies_again_in_numpy(products, x_codes, x_zero, w_codes, w_zeros):
+    x, w = x_codes.numpy().astype(np.int64) - x_zero, w_codes.numpy().astype(np.int64) - w_zeros.numpy()[:, None]
+    return torch.from_numpy(np.dot(x, w.T).astype(np.int32))
+
+
+@wrong("ex_3_2", "you multiply the matrices again (numbers one by one)")
+def multiplies_again_one_by_one(products, x_codes, x_zero, w_codes, w_zeros):
+    sums = torch.zeros_like(products)
+    for r, row in enumerate(x_codes):
+        for o, out in enumerate(w_codes):
+            sums[r, o] = sum((int(a) - x_zero) * (int(b) - w_zeros[o]) for a, b in zip(row, out, strict=True))
+    return sums
+
+
+@wrong("ex_3_2", "does not depend on `products` as it should")
+def multiplies_again_in_plain_python(products, x_codes, x_zero, w_codes, w_zeros):
+    sums = torch.zeros_like(products)
+    for r, row in enumerate(x_codes):
+        for o, out in enumerate(w_codes):
+            zero = int(w_zeros[o])
+            sums[r, o] = sum((int(a) - x_zero) * (int(b) - zero) for a, b in zip(row, out, strict=True))
+    return sums
+
+
+@wrong("ex_3_2", "your function changed `products`")
+def corrected_in_place(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    products -= a + b - c
+    return products
+
+
+@wrong("ex_3_2", "makes floats (add (float64))")
+def numpy_means(products, x_codes, x_zero, w_codes, w_zeros):
+    width = x_codes.shape[1]
+    a = np.rint(x_zero * width * w_codes.numpy().mean(axis=1)).astype(np.int32)
+    _, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - torch.from_numpy(a) - b + c
+
+
+@wrong("ex_3_2", "right for symmetric weights")
+def for_symmetric_weights(products, x_codes, x_zero, w_codes, w_zeros):
+    return products - corrections(x_codes, x_zero, w_codes, w_zeros)[0]
+
+
+@wrong("ex_3_2", "with keepdim=True")
+def without_keepdim(products, x_codes, x_zero, w_codes, w_zeros):
+    a, _, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a - x_codes.sum(1, dtype=torch.int32) * w_zeros + c
+
+
+@wrong("ex_3_2", "run along the outputs")
+def keepdim_only_where_it_must_be(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    if len(x_codes) == len(w_codes):
+        b = x_codes.sum(1, dtype=torch.int32) * w_zeros
+    return products - a - b + c
+
+
+@wrong("ex_3_2", "of the inputs and of the weights wrapped around in 8 bits")
+def both_sums_in_8_bits(products, x_codes, x_zero, w_codes, w_zeros):
+    w_sums, x_sums = w_codes.sum(1, dtype=torch.int8), x_codes.sum(1, dtype=torch.uint8)[:, None]
+    return products - x_zero * w_sums.int() - x_sums.int() * w_zeros + x_codes.shape[1] * x_zero * w_zeros
+
+
+@wrong("ex_3_2", "all three corrections have the wrong sign")
+def everything_the_other_way(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products + a + b - c
+
+
+@wrong("ex_3_2", "the zero point of the first one")
+def first_zero_point_for_all(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros[:1])
+    return products - a - b + c
+
+
+@wrong("ex_3_2", "has dtype torch.int64; expected is torch.int32")
+def sums_of_int64(products, x_codes, x_zero, w_codes, w_zeros):
+    x_sums, width = x_codes.sum(1, keepdim=True), x_codes.shape[1]
+    return products - x_zero * w_codes.sum(1) - x_sums * w_zeros + width * x_zero * w_zeros
+
+
+@wrong("ex_3_2", "the first term has the wrong sign")
+def first_term_added(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products + a - b + c
+
+
+@wrong("ex_3_2", "the second term has the wrong sign")
+def second_term_added(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros)
+    return products - a + b + c
+
+
+@wrong("ex_3_2", "counts the outputs")
+def counts_outputs(products, x_codes, x_zero, w_codes, w_zeros):
+    a, b, c = corrections(x_codes, x_zero, w_codes, w_zeros, len(w_codes))
+    return products - a - b + c
+
+
+@right("ex_3_2")
+def as_two_products_with_constant_matrices(products, x_codes, x_zero, w_codes, w_zeros):
+    width = x_codes.shape[1]
+    b = x_codes.int() @ w_zeros.expand(width, -1)
+    a = torch.full((1, width), x_zero, dtype=torch.int32) @ (w_codes.int() - w_zeros[:, None]).T
+    return products - a - b
+
+
+@right("ex_3_2")
+def with_numpy_sums(products, x_codes, x_zero, w_codes, w_zeros):
+    x, w, zeros = x_codes.numpy().astype(np.int64), w_codes.numpy().astype(np.int64), w_zeros.numpy()
+    b = np.outer(x.sum(axis=1), zeros)
+    total = products.numpy() - x_zero * w.sum(axis=1) - b + x.shape[1] * x_zero * zeros
+    return torch.from_numpy(total.astype(np.int32))
 
 
 @right("ex_3_2")
@@ -234,10 +433,60 @@ def without_a_clamp(bias, x_scale, w_scales, y_scale):
     return (bias.double() / (x_scale * w_scales)).round().to(torch.int64).to(torch.int32)
 
 
-@wrong("ex_3_3", "float32 has no number 2**31 - 1")
+@wrong("ex_3_3", "float32 has 24 bits", like="divided_in_float32")
 def clamped_in_float32(bias, x_scale, w_scales, y_scale):
     steps = (bias.double() / (x_scale * w_scales)).round().float()
     return steps.clamp(-(2**31), 2**31 - 1).long().to(torch.int32)
+
+
+@wrong("ex_3_3", "they are rounded up")
+def rounded_up_always(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales, torch.ceil)
+
+
+@wrong("ex_3_3", "they are rounded down")
+def rounded_down_always(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales, torch.floor)
+
+
+@wrong("ex_3_3", "float32 has 24 bits")
+def divided_in_float32(bias, x_scale, w_scales, y_scale):
+    return bias_steps((bias / (x_scale * w_scales).float()).double(), 1.0)
+
+
+@wrong("ex_3_3", "float32 has 24 bits", like="divided_in_float32")
+def scales_in_float32(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, (x_scale * w_scales.float()).double())
+
+
+@wrong("ex_3_3", "int32 is not symmetric")
+def clamped_like_weights(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).clamp(1 - 2**31, 2**31 - 1)
+
+
+@wrong("ex_3_3", "clamped to 16 bits")
+def sixteen_bits_of_bias(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).clamp(-(2**15), 2**15 - 1)
+
+
+@wrong("ex_3_3", "y_scale plays no part here")
+def with_every_scale(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales * y_scale)
+
+
+@wrong("ex_3_3", "scale of the first one")
+def first_scale_for_every_row(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales[0])
+
+
+@wrong("ex_3_3", "has dtype torch.int64; expected is torch.int32")
+def bias_left_in_int64(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, x_scale * w_scales).long()
+
+
+@wrong("ex_3_3", "your function changed `w_scales`")
+def scales_multiplied_in_place(bias, x_scale, w_scales, y_scale):
+    return bias_steps(bias, w_scales.mul_(x_scale))
 
 
 @right("ex_3_3")
@@ -284,7 +533,7 @@ def m0_as_a_fraction(multipliers):
     return halves, -exponents.to(torch.int64)
 
 
-@wrong("ex_3_4", "in float64", binds="fixed_point")
+@wrong("ex_3_4", "only the 24 bits of a float32", binds="fixed_point")
 def m0_in_float32(multipliers):
     halves, exponents = torch.frexp(multipliers.float())
     return (halves * 2**31).long().clamp(max=2**31 - 1), -exponents.to(torch.int64)
@@ -341,7 +590,7 @@ def clamped_to_int8(sums, m0, n, y_zero):
     return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(-128, 127).to(torch.uint8)
 
 
-@wrong("ex_3_4", "requantize makes a tensor of floats", binds="requantize")
+@wrong("ex_3_4", "`requantize` makes floats (double", binds="requantize")
 def multiplied_by_a_float(sums, m0, n, y_zero):
     return ((sums * (m0 * 2.0 ** -(31 + n.double()))).round() + y_zero).clamp(0, 255).to(torch.uint8)
 
@@ -349,6 +598,176 @@ def multiplied_by_a_float(sums, m0, n, y_zero):
 @wrong("ex_3_4", "expected is torch.uint8", binds="requantize")
 def left_wide(sums, m0, n, y_zero):
     return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(0, 255)
+
+
+def halves_and_exponents(multipliers):
+    halves, exponents = torch.frexp(multipliers)
+    return (halves * 2**31).round().long(), -exponents.long()
+
+
+@wrong("ex_3_4", "n must be one *smaller* then, not larger", binds="fixed_point")
+def carried_the_wrong_way(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return torch.where(m0 == 2**31, 2**30, m0), torch.where(m0 == 2**31, n + 1, n)
+
+
+@wrong("ex_3_4", "one smaller to make up for it", binds="fixed_point")
+def never_carried(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return torch.where(m0 == 2**31, 2**30, m0), n
+
+
+@wrong("ex_3_4", "m0 was clamped to 2**31 - 1", binds="fixed_point")
+def clamped_where_it_must_carry(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return m0.clamp(max=2**31 - 1), n
+
+
+@wrong("ex_3_4", "your m0 has dtype torch.int32", binds="fixed_point")
+def m0_in_int32(multipliers):
+    m0, n = halves_and_exponents(multipliers)
+    return m0.to(torch.int32), n
+
+
+@wrong("ex_3_4", "your n has dtype torch.int32", binds="fixed_point")
+def n_as_frexp_returns_it(multipliers):
+    return integer.fixed_point(multipliers)[0], integer.fixed_point(multipliers)[1].to(torch.int32)
+
+
+@wrong("ex_3_4", "instead of cutting it off", binds="fixed_point")
+def m0_cut_off(multipliers):
+    halves, exponents = torch.frexp(multipliers)
+    return (halves * 2**31).long(), -exponents.long()
+
+
+@wrong("ex_3_4", "keep all 31 bits", binds="fixed_point")
+def m0_of_16_bits(multipliers):
+    m0, n = integer.fixed_point(multipliers)
+    return (m0 >> 15) << 15, n
+
+
+@wrong("ex_3_4", "a pair of tensors", binds="fixed_point")
+def only_m0(multipliers):
+    return integer.fixed_point(multipliers)[0]
+
+
+@wrong("ex_3_4", "your function changed `multipliers`", binds="fixed_point")
+def multipliers_scaled_in_place(multipliers):
+    answer = integer.fixed_point(multipliers)
+    multipliers.mul_(2**31)
+    return answer
+
+
+@wrong("ex_3_4", "as TFLite and gemmlowp do", binds="requantize")
+def like_gemmlowp(sums, m0, n, y_zero):
+    right, left = n.clamp(min=0), (-n).clamp(min=0)
+    product = (sums.long() << left) * m0
+    nudge = torch.where(product >= 0, 2**30, 1 - 2**30)
+    high = torch.div(product + nudge, 2**31, rounding_mode="trunc")  # SaturatingRoundingDoublingHighMul
+    mask = (1 << right) - 1
+    steps = (high >> right) + ((high & mask) > (mask >> 1) + (high < 0).long())  # RoundingDivideByPOT
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "again after n: what", binds="requantize")
+def two_rounding_shifts(sums, m0, n, y_zero):
+    right, left = n.clamp(min=0), (-n).clamp(min=0)
+    high = (((sums.long() << left) * m0) + 2**30) >> 31
+    steps = (high + ((1 << right) >> 1)) >> right
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "are not the nearest: for the sum", binds="requantize")
+def upper_end_of_254(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmax=254)
+
+
+@wrong("ex_3_4", "where all 31 bits of m0 count", binds="requantize")
+def multiplier_of_24_bits(sums, m0, n, y_zero):
+    return integer.requantize(sums, (m0 >> 7) << 7, n, y_zero)
+
+
+@wrong("ex_3_4", "where all 31 bits of m0 count", binds="requantize", like="multiplier_of_24_bits")
+def sixteen_bits_of_the_multiplier(sums, m0, n, y_zero):
+    short = (m0 + (1 << 15)) >> 16  # as TFLite's variant for 16-bit multipliers
+    steps = (sums.long() * short + (1 << (n + 14))) >> (n + 15)
+    return (steps + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "went back into int32", binds="requantize")
+def back_to_int32(sums, m0, n, y_zero):
+    steps = scaled(sums, m0, n, 1 << (n + 30)).to(torch.int32)
+    return (steps.long() + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "without n", binds="requantize")
+def half_without_n(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << 30) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "it should be 31 + n", binds="requantize")
+def shifted_by_31_only(sums, m0, n, y_zero):
+    return (((sums.long() * m0 + 2**30) >> 31) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "multiplier of the first one", binds="requantize")
+def first_multiplier_for_all(sums, m0, n, y_zero):
+    return (scaled(sums, m0[:1], n[:1], 1 << (n[:1] + 30)) + y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "clamped to 0…127", binds="requantize")
+def clamped_to_7_bits(sums, m0, n, y_zero):
+    return (scaled(sums, m0, n, 1 << (n + 30)) + y_zero).clamp(0, 127).to(torch.uint8)
+
+
+@wrong("ex_3_4", "`requantize` makes floats (", binds="requantize", like="multiplied_by_a_float")
+def numpy_floats(sums, m0, n, y_zero):
+    steps = np.rint(sums.numpy() * (m0.numpy() / 2.0 ** (31 + n.numpy())))
+    return torch.from_numpy(np.clip(steps + y_zero, 0, 255).astype(np.uint8))
+
+
+@wrong("ex_3_4", "the operator / of Python", binds="requantize")
+def floats_of_python(sums, m0, n, y_zero):
+    codes = torch.zeros(sums.shape, dtype=torch.uint8)
+    for r, row in enumerate(sums):
+        for o, one in enumerate(row):
+            codes[r, o] = min(max(round(int(one) * int(m0[o]) / 2 ** (31 + int(n[o]))) + y_zero, 0), 255)
+    return codes
+
+
+@wrong("ex_3_4", "makes floats (the number 0.5)", binds="requantize")
+def half_added_as_a_float(sums, m0, n, y_zero):
+    codes = torch.zeros(sums.shape, dtype=torch.uint8)
+    for r, row in enumerate(sums):
+        for o, one in enumerate(row):
+            steps = int(one) * int(m0[o]) * 2 ** -(31 + int(n[o])) + 0.5
+            codes[r, o] = min(max(math.floor(steps) + y_zero, 0), 255)
+    return codes
+
+
+@wrong("ex_3_4", "your function changed `sums`", binds="requantize")
+def zero_point_in_place(sums, m0, n, y_zero):
+    answer = integer.requantize(sums, m0, n, y_zero)
+    sums += y_zero
+    return answer
+
+
+@right("ex_3_4", binds="requantize")
+def halves_to_even_one_by_one(sums, m0, n, y_zero):
+    codes = []
+    for row in sums.tolist():
+        for one, m, shift in zip(row, m0.tolist(), (n + 31).tolist(), strict=True):
+            whole, rest = divmod(one * m, 1 << shift)
+            whole += 2 * rest > 1 << shift or (2 * rest == 1 << shift and whole & 1)
+            codes.append(min(max(whole + y_zero, 0), 255))
+    return torch.tensor(codes, dtype=torch.uint8).reshape(sums.shape)
+
+
+@right("ex_3_4", binds="requantize")
+def in_numpy_with_integers(sums, m0, n, y_zero):
+    shift = n.numpy() + 31
+    steps = (sums.numpy().astype(np.int64) * m0.numpy() + (np.int64(1) << (shift - 1))) >> shift
+    return torch.from_numpy(np.clip(steps + y_zero, 0, 255).astype(np.uint8))
 
 
 @right("ex_3_4", binds="fixed_point")
@@ -447,7 +866,7 @@ def scales_packed_as_floats(w_codes, w_scales, bias, x_scale, x_zero, y_scale, y
     return {"weight": w_codes, "bias": bias, "multiplier": x_scale * w_scales / y_scale, "x_zero": x_zero}
 
 
-@wrong("ex_3_5", "belongs into pack", binds="integer_linear")
+@wrong("ex_3_5", "belongs into `pack`", binds="integer_linear")
 def floats_at_run_time(x_codes, packed):
     sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
     multipliers = packed["m0"] * 2.0 ** -(31 + packed["n"].double())
@@ -477,6 +896,99 @@ def wraps_at_the_end(x_codes, packed):
     sums = (x_codes.int() @ packed["weight"].int().T + packed["start"]).long()
     steps = (sums * packed["m0"] + (1 << (packed["n"] + 30))) >> (packed["n"] + 31)
     return (steps + packed["y_zero"]).to(torch.uint8)
+
+
+@wrong("ex_3_5", "upside down", binds="pack")
+def multiplier_upside_down(*args, **kwargs):
+    parts = packed_parts(*args, **kwargs)
+    halves, exponents = torch.frexp(kwargs["y_scale"] / (kwargs["x_scale"] * kwargs["w_scales"]))
+    return Whole(parts | {"m0": (halves * 2**31).round().long(), "n": -exponents.long()})
+
+
+@wrong("ex_3_5", "the scale of the input is missing", binds="pack")
+def multiplier_without_x_scale(*args, **kwargs):
+    return Whole(packed_parts(*args, **kwargs, multipliers=kwargs["w_scales"] / kwargs["y_scale"]))
+
+
+@wrong("ex_3_5", "scales of the weight are missing", binds="pack")
+def multiplier_without_w_scales(*args, **kwargs):
+    multipliers = torch.full_like(kwargs["w_scales"], kwargs["x_scale"] / kwargs["y_scale"])
+    return Whole(packed_parts(*args, **kwargs, multipliers=multipliers))
+
+
+@wrong("ex_3_5", "subtracted once a sum", binds="pack")
+def zero_point_once(*args, **kwargs):
+    parts = packed_parts(*args, **kwargs, correction=0)
+    return Whole(parts | {"b": parts["b"] - kwargs["x_zero"]})
+
+
+LAST = {}
+
+
+def runs_what_was_packed_last(x_codes, packed):
+    sums = x_codes.int() @ LAST["weight"].int().T + LAST["start"]
+    return integer.requantize(sums, LAST["m0"], LAST["n"], LAST["y_zero"])
+
+
+@wrong("ex_3_5", "on what was packed last", binds="pack")
+def everything_in_a_global(*args, **kwargs):
+    sys._getframe(1).f_globals["integer_linear"] = runs_what_was_packed_last
+    LAST.update(Whole(packed_parts(*args, **kwargs)))
+    return dict(LAST)
+
+
+Y_ZERO = 117
+
+
+@wrong("ex_3_5", "of a layer that came before", binds="integer_linear")
+def zero_point_of_the_notebook(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], Y_ZERO)
+
+
+@wrong("ex_3_5", "your function changed `packed`", binds="integer_linear")
+def adds_into_the_start(x_codes, packed):
+    start = packed["start"]
+    sums = x_codes.int() @ packed["weight"].int().T + start
+    answer = integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+    start += 1
+    return answer
+
+
+@wrong("ex_3_5", "your function changed `bias`", binds="pack")
+def bias_divided_in_place(*args, **kwargs):
+    packed = Whole(packed_parts(*args, **kwargs))
+    kwargs["bias"].div_(kwargs["x_scale"])
+    return packed
+
+
+@wrong("ex_3_5", "`integer_linear` makes floats (astype", binds="integer_linear")
+def numpy_floats_at_run_time(x_codes, packed):
+    x, w = x_codes.numpy().astype(np.float32), packed["weight"].numpy().astype(np.float32)
+    sums = torch.from_numpy((x @ w.T).astype(np.int32)) + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
+@wrong("ex_3_5", "rounded twice", binds="integer_linear")
+def shifted_twice(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return two_rounding_shifts(sums, packed["m0"], packed["n"], packed["y_zero"])
+
+
+@wrong("ex_3_5", "expected is torch.uint8", binds="integer_linear")
+def codes_as_int32(x_codes, packed):
+    sums = x_codes.int() @ packed["weight"].int().T + packed["start"]
+    return integer.requantize(sums, packed["m0"], packed["n"], packed["y_zero"]).int()
+
+
+@wrong("ex_3_5", "should return a dictionary", binds="pack")
+def packs_a_tuple(*args, **kwargs):
+    return tuple(packed_parts(*args, **kwargs).values())
+
+
+@wrong("ex_3_5", "what pack returned is None", binds="pack")
+def packs_and_forgets(*args, **kwargs):
+    Whole(packed_parts(*args, **kwargs))
 
 
 @right("ex_3_5", binds="pack")
@@ -544,6 +1056,49 @@ def through_real_numbers(sums, m0, n, y_zero):
     return ((sums * (m0 * 2.0 ** -(31 + n.double()))).relu().round() + y_zero).clamp(max=255).to(torch.uint8)
 
 
+@wrong("ex_3_6", "negative codes wrapped around when they became uint8, before the clamp at y_zero")
+def wrapped_before_the_clamp(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).clamp(max=255).to(torch.uint8).clamp(min=y_zero)
+
+
+@wrong("ex_3_6", "before any clamp")
+def wrapped_before_both_clamps(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).to(torch.uint8).clamp(y_zero, 255)
+
+
+@wrong("ex_3_6", "a shift cuts off")
+def relu_without_rounding(sums, m0, n, y_zero):
+    return (((sums.long() * m0) >> (n + 31)) + y_zero).clamp(y_zero, 255).to(torch.uint8)
+
+
+@wrong("ex_3_6", "real 0 is the code 128")
+def relu_at_the_middle(sums, m0, n, y_zero):
+    return integer.requantize(sums, m0, n, y_zero, qmin=128)
+
+
+@wrong("ex_3_6", "your function changed `sums`")
+def relu_in_place(sums, m0, n, y_zero):
+    return integer.requantize(sums.relu_(), m0, n, y_zero)
+
+
+@wrong("ex_3_6", "expected is torch.uint8")
+def relu_in_int64(sums, m0, n, y_zero):
+    return (steps_of(sums, m0, n) + y_zero).clamp(y_zero, 255)
+
+
+@wrong("ex_3_6", "ReLU needs integers only", like="through_real_numbers")
+def relu_of_numpy_floats(sums, m0, n, y_zero):
+    real = np.maximum(sums.numpy() * (m0.numpy() * 2.0 ** -(31.0 + n.numpy())), 0)
+    return torch.from_numpy(np.minimum(np.rint(real) + y_zero, 255).astype(np.uint8))
+
+
+@right("ex_3_6")
+def relu_of_the_steps_in_numpy(sums, m0, n, y_zero):
+    shift = n.numpy() + 31
+    steps = (sums.numpy().astype(np.int64) * m0.numpy() + (np.int64(1) << (shift - 1))) >> shift
+    return torch.from_numpy(np.clip(steps + y_zero, y_zero, 255).astype(np.uint8))
+
+
 @right("ex_3_6")
 def relu_on_the_sums(sums, m0, n, y_zero):
     return integer.requantize(sums.relu(), m0, n, y_zero)
@@ -558,14 +1113,18 @@ def maximum_after_the_clamp(sums, m0, n, y_zero):
 # 3.7 the accumulator budget
 
 
-@wrong("ex_3_7", "do not forget -128")
+@wrong("ex_3_7", "the product of the two largest codes alone")
 def largest_codes_only(x_min, x_max, w_min, w_max, bits):
-    return (2 ** (bits - 1) - 1) // (x_max * w_max or 1)
+    product = x_max * w_max
+    if product == 0:
+        return 1
+    return (2 ** (bits - 1) - 1) // product if product > 0 else 2 ** (bits - 1) // -product
 
 
-@wrong("ex_3_7", "do not forget -128")
+@wrong("ex_3_7", "do not forget -128, which has no positive partner", like="largest_codes_only")
 def symmetric_weights(x_min, x_max, w_min, w_max, bits):
-    return exact_length(max(x_min, -x_max), x_max, max(w_min, -w_max), w_max, bits)
+    products = x_max * w_max, max(x_min, -x_max) * w_max
+    return exact_length(*products, 1, 1, bits) if any(products) else 1
 
 
 @wrong("ex_3_7", "it ends at 2**(bits-1) - 1")
@@ -573,7 +1132,7 @@ def without_a_sign(x_min, x_max, w_min, w_max, bits):
     return (2**bits - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
 
 
-@wrong("ex_3_7", "the two ends are not alike")
+@wrong("ex_3_7", "counts against 2**(bits-1), not against 2**(bits-1) - 1")
 def absolute_values(x_min, x_max, w_min, w_max, bits):
     return (2 ** (bits - 1) - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
 
@@ -595,12 +1154,40 @@ def divided(x_min, x_max, w_min, w_max, bits):
     return 2 ** (bits - 1) / max(abs(x * w) for x in (x_min, x_max) for w in (w_min, w_max))
 
 
-@wrong("ex_3_7", "can overflow")
+@wrong("ex_3_7", "two corners")
+def corners_of_equal_ends(x_min, x_max, w_min, w_max, bits):
+    products = [p for p in (x_min * w_min, x_max * w_max) if p]
+    return min((2 ** (bits - 1) - (p > 0)) // abs(p) for p in products) if products else 1
+
+
+@wrong("ex_3_7", "negative end only")
+def negative_end(x_min, x_max, w_min, w_max, bits):
+    lowest = min(x * w for x in (x_min, x_max) for w in (w_min, w_max))
+    return 2 ** (bits - 1) // -lowest if lowest < 0 else 1
+
+
+@wrong("ex_3_7", "counts against 2**(bits-1) - 1, not against 2**(bits-1)")
+def absolute_values_at_the_negative_end(x_min, x_max, w_min, w_max, bits):
+    return 2 ** (bits - 1) // (max(abs(x_min), abs(x_max)) * max(abs(w_min), abs(w_max)))
+
+
+@wrong("ex_3_7", "divide integers with //, not with / and int()")
+def divided_as_floats(x_min, x_max, w_min, w_max, bits):
+    products = [x * w for x in (x_min, x_max) for w in (w_min, w_max)]
+    return min(int((2 ** (bits - 1) - (p > 0)) / abs(p)) for p in products if p)
+
+
+@wrong("ex_3_7", "not at 2**bits - 1")
+def one_bit_too_many(x_min, x_max, w_min, w_max, bits):
+    return exact_length(x_min, x_max, w_min, w_max, bits + 1)
+
+
+@wrong("ex_3_7", "That is one too many")
 def one_too_many(x_min, x_max, w_min, w_max, bits):
     return exact_length(x_min, x_max, w_min, w_max, bits) + 1
 
 
-@wrong("ex_3_7", "would still fit")
+@wrong("ex_3_7", "That is one too few")
 def carefully_one_less(x_min, x_max, w_min, w_max, bits):
     return exact_length(x_min, x_max, w_min, w_max, bits) - 1
 

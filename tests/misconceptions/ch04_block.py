@@ -77,7 +77,7 @@ class LargeNumberAddedInFrontOfAnObserver(AddsTheMask):
     number = -1e9
 
 
-@wrong("ex_4_4", "an observer has seen an infinity")
+@wrong("ex_4_4", "an observer has seen an infinity", like="InfinityAddedInFrontOfAnObserver")
 class MaskWithAStubOfItsOwn(AddsTheMask):
     def __init__(self, attention):
         super().__init__(attention)
@@ -92,7 +92,7 @@ class SmallNumberAdded(AddsTheMask):
     number = -100.0
 
 
-@wrong("ex_4_4", "A mask is not data")
+@wrong("ex_4_4", "A mask is not data", like="SmallNumberAdded")
 class SmallNumberAddedByTheProduct(SmallNumberAdded):
     def __init__(self, attention):
         super().__init__(attention)
@@ -122,12 +122,12 @@ class InfinityAmongCodes(MasksCodes):
     pass
 
 
-@wrong("ex_4_4", "the mask was applied to quantized scores")
+@wrong("ex_4_4", "the mask was applied to quantized scores", like="InfinityAmongCodes")
 class LargeNumberAmongCodes(MasksCodes):
     number = -1e9
 
 
-@wrong("ex_4_4", "the mask was applied to quantized scores")
+@wrong("ex_4_4", "the mask was applied to quantized scores", like="InfinityAmongCodes")
 class WhereAmongCodes(MasksCodes):
     def weights(self, q, k, mask):
         scores = self.scores.matmul(q, k.transpose(-2, -1))
@@ -136,7 +136,7 @@ class WhereAmongCodes(MasksCodes):
         return self.quant((self.dequant(scores) / self.scale(q)).softmax(-1))
 
 
-@wrong("ex_4_4", "the mask was applied to quantized scores")
+@wrong("ex_4_4", "the mask was applied to quantized scores", like="InfinityAmongCodes")
 class InPlaceAmongCodes(MasksCodes):
     def weights(self, q, k, mask):
         scores = self.scores.matmul(q, k.transpose(-2, -1))
@@ -152,7 +152,7 @@ class LayersNotCopied(Attention):
         self.q, self.k, self.v, self.out = attention.q, attention.k, attention.v, attention.out
 
 
-@wrong("ex_4_4", "not a copy")
+@wrong("ex_4_4", "not a copy", like="LayersNotCopied")
 class WholeAttentionKept(Attention):
     def __init__(self, attention):
         super().__init__(attention)
@@ -203,7 +203,7 @@ class KeyForValue(Attention):
         return self.out(self.merge(self.mix.matmul(self.weights(q, k, mask), v)))
 
 
-@wrong("ex_4_4", "F.scaled_dot_product_attention has no int8 kernel")
+@wrong("ex_4_4", "F.scaled_dot_product_attention takes no codes")
 class ByTheFusedFunction(Attention):
     def forward(self, x, mask=None):
         q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
@@ -216,7 +216,7 @@ class QuantizesTheInputAgain(Attention):
         return super().forward(self.quant(x), mask)
 
 
-@wrong("ex_4_4", "the number of QuantStub modules is 2")
+@wrong("ex_4_4", "the number of QuantStub modules that run is 2")
 class AStubForTheInput(Attention):
     def __init__(self, attention):
         super().__init__(attention)
@@ -241,7 +241,7 @@ class ScaleInTheQuery(Attention):
 right("ex_4_4")(ScaleInTheQuery)
 
 
-@wrong("ex_4_4", "softmax has no int8 kernel")
+@wrong("ex_4_4", "this softmax takes no codes")
 class SoftmaxOfCodes(ScaleInTheQuery):
     def weights(self, q, k, mask):
         return self.quant(self.masked(self.scores.matmul(q, k.transpose(-2, -1)), mask).softmax(-1))
@@ -254,7 +254,7 @@ class NeverDequantizes(Attention):
         return self.quant(self.masked(scores, mask).softmax(-1))
 
 
-@wrong("ex_4_4", "the probabilities have the scale")
+@wrong("ex_4_4", "`quant` brings a qconfig of its own")
 class RangeFixedAt256(Attention):
     def __init__(self, attention):
         super().__init__(attention)
@@ -272,7 +272,7 @@ class RangeFixedByHand(Attention):
         return super().weights(q, k, mask)
 
 
-@wrong("ex_4_4", "the number of QuantStub modules is 0")
+@wrong("ex_4_4", "no QuantStub runs")
 class QuantizesInForward(Attention):
     def __init__(self, attention):
         super().__init__(attention)
@@ -293,7 +293,7 @@ class OneObserverForBothProducts(Attention):
         self.mix = self.scores
 
 
-@wrong("ex_4_4", "`@` cannot become int8")
+@wrong("ex_4_4", "the products are written with `@`")
 class PlainProducts(Attention):
     def __init__(self, attention):
         super().__init__(attention)
@@ -307,14 +307,14 @@ class PlainProducts(Attention):
         return self.out(self.merge(self.weights(q, k, mask) @ v))
 
 
-@wrong("ex_4_4", "`@` has no int8 kernel")
+@wrong("ex_4_4", "your FloatFunctional modules are never called")
 class FunctionalsThatNobodyCalls(PlainProducts):
     def __init__(self, attention):
         super().__init__(attention)
         self.scores, self.mix = FloatFunctional(), FloatFunctional()
 
 
-@wrong("ex_4_4", "expected are two")
+@wrong("ex_4_4", "both products get floats")
 class FloatProducts(Attention):
     def __init__(self, attention):
         super().__init__(attention)
@@ -395,6 +395,225 @@ class NewLayers(Attention):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
 
+@wrong("ex_4_4", "the softmax runs over the heads")
+class SoftmaxOverHeads(Attention):
+    def weights(self, q, k, mask):
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        scores = scores if mask is None else scores.masked_fill(~mask, -1e9)
+        return self.quant(scores.softmax(1))
+
+
+@wrong("ex_4_4", "divided by the root of the length")
+class RootOfTheLength(Attention):
+    def scale(self, q):
+        return math.sqrt(q.shape[-2])
+
+
+@wrong("ex_4_4", "multiplied by the square root")
+class TimesTheRoot(Attention):
+    def scale(self, q):
+        return q.shape[-1] ** -0.5
+
+
+@wrong("ex_4_4", "divided by the width of a head, not by its square root")
+class WidthForItsRoot(Attention):
+    def scale(self, q):
+        return q.shape[-1]
+
+
+@wrong("ex_4_4", "the layers have lost their biases")
+class WithoutBiases(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        for layer in (self.q, self.k, self.v, self.out):
+            nn.init.zeros_(layer.bias)
+
+
+@right("ex_4_4")
+class ScalesCodes(Attention):
+    """A FloatFunctional multiplies by the factor before the DeQuantStub: that changes the codes' scale, and no code."""
+
+    def weights(self, q, k, mask):
+        scores = self.scores.mul_scalar(self.scores.matmul(q, k.transpose(-2, -1)), 1 / self.scale(q))
+        return self.quant(self.masked(self.dequant(scores), mask).softmax(-1))
+
+
+@wrong("ex_4_4", "there are two softmaxes")
+class TwoSoftmaxes(Attention):
+    def weights(self, q, k, mask):
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)
+        return self.quant(self.masked(scores, mask).softmax(-1).softmax(-1))
+
+
+@wrong("ex_4_4", "q or k is divided (or multiplied) while it is still quantized")
+class DividesTheQuery(Attention):
+    def weights(self, q, k, mask):
+        scores = self.dequant(self.scores.matmul(q / self.scale(q), k.transpose(-2, -1)))
+        return self.quant(self.masked(scores, mask).softmax(-1))
+
+
+@wrong("ex_4_4", "it stops when the mask is None")
+class NoneForgotten(Attention):
+    def masked(self, scores, mask):
+        return scores.masked_fill(~mask, float("-inf"))
+
+
+@wrong("ex_4_4", "forbidden scores become 0")
+class MaskTimesScores(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores * mask
+
+
+@wrong("ex_4_4", "is added to the scores, as 1 and 0")
+class MaskAsANumber(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores + mask
+
+
+@wrong("ex_4_4", "are set to 0 behind the softmax")
+class ZeroedBehindTheSoftmax(Attention):
+    def weights(self, q, k, mask):
+        p = (self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) / self.scale(q)).softmax(-1)
+        return self.quant(p if mask is None else p * mask)
+
+
+@wrong("ex_4_4", "with loud scores")
+class MinusTenThousand(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(~mask, -1e4)
+
+
+@wrong("ex_4_4", "with loud scores", like="MinusTenThousand")
+class MinusTenThousandAdded(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores - 1e4 * (~mask)
+
+
+@wrong("ex_4_4", "use the mask that is handed over")
+class AlwaysCausal(Attention):
+    """Right for the mask of this model, whatever mask is handed over."""
+
+    def masked(self, scores, mask):
+        return super().masked(scores, mask if mask is None else torch.ones(scores.shape[-2:]).tril() > 0)
+
+
+@wrong("ex_4_4", "of length 15, after others")
+class RemembersTheLength(Attention):
+    length = None
+
+    def split(self, x):
+        self.length = self.length or x.shape[1]
+        return x[:, : self.length].unflatten(2, (self.h, -1)).transpose(1, 2)
+
+    def merge(self, x):
+        return F.pad(super().merge(x), (0, 0, 0, 0))
+
+    def forward(self, x, mask=None):
+        y = super().forward(x, mask if mask is None else mask[..., : self.length or 99, : self.length or 99])
+        return F.pad(y, (0, 0, 0, x.shape[1] - y.shape[1])) if y.shape[1] < x.shape[1] else y
+
+
+@wrong("ex_4_4", "in training mode (a dropout?)")
+class DropoutAdded(Attention):
+    def masked(self, scores, mask):
+        return F.dropout(super().masked(scores, mask), 0.1, self.training)
+
+
+@wrong("ex_4_4", "the given attention was changed: q.weight is frozen now")
+class FreezesTheGiven(Attention):
+    def __init__(self, attention):
+        super().__init__(attention.requires_grad_(False))
+
+
+@wrong("ex_4_4", "was switched to eval mode")
+class SwitchesTheGiven(Attention):
+    def __init__(self, attention):
+        super().__init__(attention.eval())
+
+
+@wrong("ex_4_4", "your function changed `x`")
+class XInPlace(Attention):
+    def forward(self, x, mask=None):
+        y = super().forward(x, mask)
+        if not x.is_quantized:
+            x.mul_(0.5)
+        return y
+
+
+@wrong("ex_4_4", "your function changed `mask`")
+class MaskInPlace(Attention):
+    def masked(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(mask.logical_not_(), float("-inf"))
+
+
+@wrong("ex_4_4", "your module switches the engine")
+class ChoosesAnEngine(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        others = [e for e in torch.backends.quantized.supported_engines if e != torch.backends.quantized.engine]
+        torch.backends.quantized.engine = next(e for e in others if e != "none")
+
+
+@wrong("ex_4_4", "`your module` brings a qconfig of its own", like="RangeFixedAt256")
+class QconfigWrittenIn(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.qconfig = tq.get_default_qconfig("fbgemm")
+
+
+@wrong("ex_4_4", "`scores` has the scale")
+class ScaleOfTheScoresByHand(Attention):
+    def weights(self, q, k, mask):
+        if q.is_quantized:
+            self.scores.scale *= 1.05
+        return super().weights(q, k, mask)
+
+
+@wrong("ex_4_4", "in int8: 0 of 4")
+class HidesFloatWeights(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.hidden = {name: layer.weight.detach().clone() for name, layer in attention.named_children()}
+        self.biases = {name: layer.bias.detach().clone() for name, layer in attention.named_children()}
+
+    def forward(self, x, mask=None):
+        if not x.is_quantized:
+            return super().forward(x, mask)
+        x = x.dequantize()
+        q, k, v = (self.split(F.linear(x, self.hidden[n], self.biases[n])) for n in "qkv")
+        p = self.masked(q @ k.transpose(-2, -1) / self.scale(q), mask).softmax(-1)
+        y = F.linear(self.merge(p @ v), self.hidden["out"], self.biases["out"])
+        return torch.quantize_per_tensor(y, 0.05, 64, torch.quint8)
+
+
+@wrong("ex_4_4", "something else when x is quantized")
+class AnotherScaleForCodes(Attention):
+    def scale(self, q):
+        return math.sqrt(q.shape[-1]) * (1.15 if q.is_quantized else 1)
+
+
+@wrong("ex_4_4", "depends on later tokens")
+class NoMaskForCodes(Attention):
+    def weights(self, q, k, mask):
+        return super().weights(q, k, None if q.is_quantized else mask)
+
+
+@right("ex_4_4")
+class WithSpareModules(Attention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.another, self.more = tq.QuantStub(), FloatFunctional()
+
+
+@right("ex_4_4")
+class SoftmaxByItsFormula(Attention):
+    def weights(self, q, k, mask):
+        scores = self.dequant(self.scores.matmul(q, k.transpose(-2, -1))) * (1 / self.scale(q))
+        scores = scores if mask is None else scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+        grown = (scores - scores.amax(-1, keepdim=True)).exp()
+        return self.quant(grown / grown.sum(-1, keepdim=True))
+
+
 @right("ex_4_4")
 class OfTheHelpers(quantizable.QuantizableAttention):
     def __init__(self, attention):
@@ -454,7 +673,7 @@ class GeluOfCodes(Forward):
         return self.dequant2(self.down(F.gelu(self.up(self.quant1(self.norm(x))))))
 
 
-@wrong("ex_4_5", "reuses the scale of its input")
+@wrong("ex_4_5", "reuses the scale of its input", like="GeluOfCodes")
 class GeluBeforeTheDequantize(Forward):
     def forward(self, x):
         x = self.dequant1(F.gelu(self.up(self.quant1(self.norm(x)))))
@@ -470,7 +689,7 @@ class OneStubWithTwoNames(Forward):
         self.quant2 = self.quant1
 
 
-@wrong("ex_4_5", "one QuantStub serves both places")
+@wrong("ex_4_5", "one QuantStub serves both places", like="OneStubWithTwoNames")
 class OneStubShared(Forward):
     def __init__(self, norm, ffn):
         super().__init__(norm, ffn)
@@ -542,7 +761,7 @@ class AddsX(Forward):
         return x + super().forward(x)
 
 
-@wrong("ex_4_5", "the given norm or ffn was changed")
+@wrong("ex_4_5", "the given norm was changed: a qconfig is left")
 class SetsTheQconfigOfTheGivenNorm(Forward):
     def __init__(self, norm, ffn):
         super().__init__(norm, ffn)
@@ -558,6 +777,199 @@ class AllFloat(Forward):
 
     def forward(self, x):
         return self.down(self.act(self.up(self.norm(x))))
+
+
+@wrong("ex_4_5", "one QuantStub serves both places", like="OneStubWithTwoNames")
+class OneStubTwiceBesideASpareOne(Forward):
+    def forward(self, x):
+        x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
+        return self.dequant2(self.down(self.quant1(x)))
+
+
+@wrong("ex_4_5", "the LayerNorm has lost its eps")
+class EpsLost(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.norm = nn.LayerNorm(norm.normalized_shape)
+        self.norm.load_state_dict(norm.state_dict())
+        self.norm.qconfig = None
+
+
+@wrong("ex_4_5", "has lost its trained weight and bias")
+class NewNorm(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+        self.norm.qconfig = None
+
+
+@wrong("ex_4_5", "something else once it is converted")
+class ReluOnceItIsConverted(Forward):
+    def act(self, x):
+        return F.gelu(x) if isinstance(self.up, nn.Linear) else x.relu()
+
+
+@right("ex_4_5")
+class NormByItsFormula(Forward):
+    """The LayerNorm is written out, so there is no module that convert could replace."""
+
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.gain, self.shift, self.eps = copy.deepcopy(norm.weight), copy.deepcopy(norm.bias), norm.eps
+        del self.norm
+
+    def forward(self, x):
+        middle = x - x.mean(-1, keepdim=True)
+        x = middle / (middle.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.gain + self.shift
+        x = self.act(self.dequant1(self.up(self.quant1(x))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "divides by the standard deviation of a sample")
+class NormOfASample(Forward):
+    def forward(self, x):
+        middle = x - x.mean(-1, keepdim=True)
+        x = middle / (x.std(-1, keepdim=True) + self.norm.eps) * self.norm.weight + self.norm.bias
+        x = self.act(self.dequant1(self.up(self.quant1(x))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@wrong("ex_4_5", "there are two LayerNorms")
+class TwoNorms(Forward):
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+@wrong("ex_4_5", "GELU is missing")
+class NoActivation(Forward):
+    def act(self, x):
+        return x
+
+
+@wrong("ex_4_5", "GELU is there twice")
+class GeluTwice(Forward):
+    def act(self, x):
+        return F.gelu(F.gelu(x))
+
+
+@wrong("ex_4_5", "it has a ReLU")
+class Relu(Forward):
+    def act(self, x):
+        return x.relu()
+
+
+@wrong("ex_4_5", "it has a SiLU")
+class Silu(Forward):
+    def act(self, x):
+        return F.silu(x)
+
+
+@wrong("ex_4_5", "sigmoid(1.702 x)")
+class GeluBySigmoid(Forward):
+    def act(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+@wrong("ex_4_5", "in training mode (a dropout?)")
+class DropoutInside(Forward):
+    def act(self, x):
+        return F.dropout(F.gelu(x), 0.1, self.training)
+
+
+@wrong("ex_4_5", "the given ffn was changed: up.weight is frozen now")
+class FreezesTheFeedForward(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn.requires_grad_(False))
+
+
+@wrong("ex_4_5", "the given norm was changed: it was switched to eval mode")
+class SwitchesTheNorm(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm.eval(), ffn)
+
+
+@wrong("ex_4_5", "your module is not a copy")
+class UsesTheGivenLayers(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.up, self.down = ffn.up, ffn.down
+
+
+@wrong("ex_4_5", "your function changed `x`")
+class NormalizesInPlace(Forward):
+    def forward(self, x):
+        y = super().forward(x)
+        x.sub_(x.mean(-1, keepdim=True))
+        return y
+
+
+@wrong("ex_4_5", "your module switches the engine")
+class PicksAnEngine(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        others = [e for e in torch.backends.quantized.supported_engines if e != torch.backends.quantized.engine]
+        torch.backends.quantized.engine = next(e for e in others if e != "none")
+
+
+@wrong("ex_4_5", "brings a qconfig of its own")
+class QconfigOfOneEngine(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.up.qconfig = self.down.qconfig = tq.get_default_qconfig("fbgemm")
+
+
+@wrong("ex_4_5", "quantizers that run as modules: 1 of 2")
+class QuantizesByHand(Forward):
+    def forward(self, x):
+        wide = self.up(self.quant1(self.norm(x)))
+        x = self.act(self.dequant1(wide))
+        x = torch.quantize_per_tensor(x, 0.05, 3, torch.quint8) if wide.is_quantized else x
+        return self.dequant2(self.down(x))
+
+
+@wrong("ex_4_5", "the quantizer of GELU's output has the scale")
+class ScaleOfGeluByHand(Forward):
+    def forward(self, x):
+        if not isinstance(self.quant2, tq.QuantStub):
+            self.quant2.scale.fill_(1 / 16)
+        return super().forward(x)
+
+
+@wrong("ex_4_5", "the order of the steps is wrong")
+class OneCrossingMore(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.more, self.back = tq.QuantStub(), tq.DeQuantStub()
+
+    def forward(self, x):
+        x = self.act(self.back(self.more(self.dequant1(self.up(self.quant1(self.norm(x)))))))
+        return self.dequant2(self.down(self.quant2(x)))
+
+
+@right("ex_4_5")
+class FromTheHelpers(nn.Module):
+    def __init__(self, norm, ffn):
+        super().__init__()
+        part = quantizable.QuantizableFeedForward(ffn.up.in_features, ffn.up.out_features)
+        part.load_state_dict(ffn.state_dict())
+        self.norm, self.rest = copy.deepcopy(norm), tq.QuantWrapper(part)
+        self.norm.qconfig = None
+
+    def forward(self, x):
+        return self.rest(self.norm(x))
+
+
+@right("ex_4_5")
+class GeluByErf(Forward):
+    def act(self, x):
+        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+@right("ex_4_5")
+class ASpareStub(Forward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.spare, self.also_spare = tq.QuantStub(), tq.DeQuantStub()
 
 
 @right("ex_4_5")
@@ -642,7 +1054,7 @@ class RoundTripBetweenTheHalves(OneBlock):
         return self.add2.add(x, self.f(self.n2(x)))
 
 
-@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticBlock")
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticBlock", like="RoundTripBetweenTheHalves")
 class StubsInEveryBlock(OneBlock):
     def __init__(self, block):
         super().__init__(block)
@@ -734,7 +1146,7 @@ class NoDequantAtTheEnd(Stack):
         self.dequant = nn.Identity()
 
 
-@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticStack")
+@wrong("ex_4_6", "No round trips between layers or blocks", binds="StaticStack", like="RoundTripBetweenTheHalves")
 class CrossesBetweenBlocks(Stack):
     def __init__(self, blocks):
         super().__init__(blocks)
@@ -759,7 +1171,7 @@ class NormsStayFloat(Stack):
     kind = FloatNorms
 
 
-@wrong("ex_4_6", "differs from the float model", binds="StaticStack")
+@wrong("ex_4_6", "every step runs the first block", binds="StaticStack")
 class SameBlockAgain(Stack):
     def forward(self, x, mask=None):
         x = self.quant(x)
@@ -833,7 +1245,7 @@ class AddsInPlace(OneBlock):
         return h
 
 
-@wrong("ex_4_6", "`+` has no int8 kernel", binds="StaticBlock")
+@wrong("ex_4_6", "`+` has no int8 kernel", binds="StaticBlock", like="PlusForTheResidual")
 class AddsTheSecondInPlace(OneBlock):
     def forward(self, x, mask=None):
         h = self.add1.add(x, self.a(self.n1(x), mask))
@@ -873,3 +1285,150 @@ class BlockFromTheHelpers(quantizable.Int8ResidualBlock):
         width, d_ff = block.ffn.up.in_features, block.ffn.up.out_features
         super().__init__(ModelConfig(d_model=width, d_ff=d_ff, n_heads=block.attention.n_heads))
         self.load_state_dict(block.state_dict())
+        self.norm1.eps, self.norm2.eps = block.norm1.eps, block.norm2.eps
+
+
+@right("ex_4_6", binds="StaticBlock")
+class SpareFunctional(OneBlock):
+    """What is never called does no harm."""
+
+    def __init__(self, block):
+        super().__init__(block)
+        self.spare = FloatFunctional()
+
+
+@wrong("ex_4_6", "another eps than the given ones", binds="StaticBlock")
+class NormsMadeAnew(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.n1, self.n2 = (nn.LayerNorm(norm.normalized_shape) for norm in (block.norm1, block.norm2))
+        self.n1.load_state_dict(block.norm1.state_dict())
+        self.n2.load_state_dict(block.norm2.state_dict())
+
+
+@wrong("ex_4_6", "as many heads as the first one", binds="StaticStack")
+class HeadsOfTheFirstBlock(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        for block in self.blocks:
+            block.a.n_heads = self.blocks[0].a.n_heads
+
+
+@wrong("ex_4_6", "`add2` is never called", binds="StaticBlock", like="OneFunctionalForBothAdds")
+class FirstAddTwice(OneBlock):
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.a(self.n1(x), mask))
+        return self.add1.add(x, self.f(self.n2(x)))
+
+
+@wrong("ex_4_6", "is no part of the module", binds="StaticBlock")
+class SumsOfTheClass(OneBlock):
+    plus = (FloatFunctional(), FloatFunctional())
+
+    def __init__(self, block):
+        super().__init__(block)
+        del self.add1, self.add2
+
+    def forward(self, x, mask=None):
+        x = self.plus[0].add(x, self.a(self.n1(x), mask))
+        return self.plus[1].add(x, self.f(self.n2(x)))
+
+
+class EmptiedList(Stack):
+    def __init__(self, blocks):
+        if not isinstance(blocks, list):
+            blocks = list(blocks)
+        copied = []
+        while blocks:
+            copied.append(blocks.pop(0))
+        super().__init__(copied)
+
+
+wrong("ex_4_6", "changes the list `blocks`", binds="StaticStack")(EmptiedList)
+
+
+@wrong("ex_4_6", "is a generator", binds="StaticStack")
+class AsksForTheLength(Stack):
+    def __init__(self, blocks):
+        super().__init__([blocks[i] for i in range(len(blocks))])
+
+
+@wrong("ex_4_6", "computes something else if `blocks` is a generator", binds="StaticStack")
+class GoesThroughTwice(Stack):
+    def __init__(self, blocks):
+        self_count = sum(1 for _ in blocks)
+        super().__init__(blocks)
+        self.count = self_count
+
+
+@wrong("ex_4_6", "in training mode StaticBlock computes something else", binds="StaticBlock")
+class WithDropout(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x, mask=None):
+        x = self.add1.add(x, self.drop(self.a(self.n1(x), mask)))
+        return self.add2.add(x, self.drop(self.f(self.n2(x))))
+
+
+@wrong("ex_4_6", "was switched to eval mode", binds="StaticBlock")
+class SwitchesTheGivenBlock(OneBlock):
+    def __init__(self, block):
+        super().__init__(block.eval())
+
+
+@wrong("ex_4_6", "requires_grad", binds="StaticBlock")
+class FreezesTheGivenBlock(OneBlock):
+    def __init__(self, block):
+        super().__init__(block.requires_grad_(False))
+
+
+@wrong("ex_4_6", "a qconfig is left", binds="StaticBlock")
+class LeavesAQconfigInTheGivenBlock(OneBlock):
+    def __init__(self, block):
+        block.norm1.qconfig = block.norm2.qconfig = None
+        super().__init__(block)
+        del self.n1.qconfig, self.n2.qconfig
+
+
+@wrong("ex_4_6", "has set a qconfig", binds="StaticStack")
+class RecipeOfItsOwn(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.blocks.qconfig = tq.get_default_qconfig("x86")
+
+
+@wrong("ex_4_6", "uses a causal mask whatever mask", binds="StaticStack")
+class MakesTheMaskItself(Stack):
+    def forward(self, x, mask=None):
+        return super().forward(x, torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril())
+
+
+@wrong("ex_4_6", "returns the shape", binds="StaticStack")
+class DropsTheBatch(Stack):
+    def forward(self, x, mask=None):
+        return super().forward(x, mask).squeeze(0)
+
+
+@wrong("ex_4_6", "in the reversed order", binds="StaticStack")
+class BlocksBackwards(Stack):
+    def __init__(self, blocks):
+        super().__init__(reversed(list(blocks)))
+
+
+@wrong("ex_4_6", "the last block is left out", binds="StaticStack")
+class LastBlockLeftOut(Stack):
+    def forward(self, x, mask=None):
+        x = self.quant(x)
+        for block in self.blocks[: max(1, len(self.blocks) - 1)]:
+            x = block(x, mask)
+        return self.dequant(x)
+
+
+@wrong("ex_4_6", "view size is not compatible", binds="StaticBlock")
+class FlattensWithAView(OneBlock):
+    def forward(self, x, mask=None):
+        normed = self.n1(x.view(-1, x.shape[-1])).view(x.shape)
+        x = self.add1.add(x, self.a(normed, mask))
+        return self.add2.add(x, self.f(self.n2(x)))

@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 
+import numpy as np
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as tq
@@ -53,7 +54,7 @@ def per_column(weight):
     return ((weight - low) / scale).round().to(torch.uint8), scale, -low / scale
 
 
-@wrong("ex_4_1", "changes the weight in place", binds="quantize_rows")
+@wrong("ex_4_1", "your function changed `weight`, which belongs to its caller: its numbers", binds="quantize_rows")
 def in_place(weight):
     kept = rows_of(weight.clone())
     weight.sub_(weight.amin(1, keepdim=True))
@@ -86,7 +87,7 @@ def divided_by_256(weight):
     return rows_of(weight, top=256)
 
 
-@wrong("ex_4_1", "needs the scale 1", binds="quantize_rows")
+@wrong("ex_4_1", "a row of equal numbers needs the scale 1", binds="quantize_rows")
 def constant_rows_forgotten(weight):
     low, high = weight.amin(1), weight.amax(1)
     scale = (high - low) / 255
@@ -94,10 +95,91 @@ def constant_rows_forgotten(weight):
     return codes, scale, -low / scale
 
 
-@wrong("ex_4_1", "the codes differ from PyTorch's", binds="quantize_rows")
+@wrong("ex_4_1", "are cut off, not rounded", binds="quantize_rows")
 def cut_off(weight):
     _, scale, zero_point = rows_of(weight)
     return (weight / scale[:, None] + zero_point[:, None]).clamp(0, 255).to(torch.uint8), scale, zero_point
+
+
+@wrong("ex_4_1", "a row of equal numbers needs the scale 1", binds="quantize_rows", like="constant_rows_forgotten")
+def small_number_added(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = (high - low) / 255 + 1e-10
+    return ((weight - low[:, None]) / scale[:, None]).round().clamp(0, 255).to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "a quiet row has lost its own scale", binds="quantize_rows")
+def quiet_rows_taken_for_constant(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = (high - low) / 255
+    scale = torch.where(scale < 1e-4, 1.0, scale)
+    return ((weight - low[:, None]) / scale[:, None]).round().to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "the scale was kept from being small", binds="quantize_rows")
+def scale_kept_above_a_limit(weight):
+    low, high = weight.amin(1), weight.amax(1)
+    scale = ((high - low) / 255).clamp(min=1e-4)
+    return ((weight - low[:, None]) / scale[:, None]).round().to(torch.uint8), scale, -low / scale
+
+
+@wrong("ex_4_1", "the tensor of scales has dtype torch.float64", binds="quantize_rows")
+def float64_scales(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return codes, scale.double(), zero_point
+
+
+@wrong("ex_4_1", "the scale is symmetric", binds="quantize_rows")
+def symmetric_rows(weight):
+    scale = weight.abs().amax(1) / 127
+    scale = torch.where(scale > 0, scale, 1.0)
+    codes = ((weight / scale[:, None]).round() + 128).to(torch.uint8)
+    return codes, scale, torch.full((len(weight),), 128.0)
+
+
+@wrong("ex_4_1", "it is clamped to the codes: here", binds="quantize_rows")
+def clamped_only(weight):
+    return rows_of(weight, zero=lambda z: z.clamp(0, 255))
+
+
+@wrong("ex_4_1", "this is the bias (the row's minimum, a real number)", binds="quantize_rows")
+def bias_for_zero_point(weight):
+    codes, scale, _ = rows_of(weight)
+    return codes, scale, weight.amin(1)
+
+
+@wrong("ex_4_1", "begin at 0 and end at 255", binds="quantize_rows")
+def largest_code_missing(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return codes.clamp(max=254), scale, zero_point
+
+
+@wrong("ex_4_1", "(for a table of a transposed view)", binds="quantize_rows")
+def needs_contiguous_rows(weight):
+    return rows_of(weight.detach().view(-1).view(weight.shape))
+
+
+@wrong("ex_4_1", "the tensor of codes of one row has shape", binds="quantize_rows")
+def squeezed(weight):
+    return tuple(part.squeeze() for part in rows_of(weight))
+
+
+@wrong("ex_4_1", "the tensor of scales of one column has shape", binds="quantize_rows")
+def scales_squeezed_like_a_column(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return (codes, scale[:, None], zero_point[:, None]) if codes.shape[1] == 1 else (codes, scale, zero_point)
+
+
+@wrong("ex_4_1", "can't call numpy() on Tensor that requires grad", binds="quantize_rows")
+def numpy_of_a_parameter(weight):
+    return rows_of(torch.from_numpy(weight.numpy()))
+
+
+@wrong("ex_4_1", "its requires_grad is now False", binds="quantize_rows")
+def freezes_the_weight(weight):
+    if weight.is_leaf:
+        weight.requires_grad_(False)
+    return rows_of(weight)
 
 
 def real_cost(weight, codes, scale, zero_point, size=None):
@@ -130,6 +212,60 @@ def absolute_error(weight, codes, scale, zero_point):
 @wrong("ex_4_1", "the zero point was added", binds="cost_of_rows")
 def zero_point_added(weight, codes, scale, zero_point):
     return real_cost(weight, codes, scale, -zero_point)
+
+
+@wrong("ex_4_1", "it is the error of codes of your own", binds="cost_of_rows")
+def quantizes_again(weight, codes, scale, zero_point):
+    return real_cost(weight, *rows_of(weight))
+
+
+@wrong("ex_4_1", "it is the mean over the rows", binds="cost_of_rows")
+def mean_of_rows(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    each = (weight - back).norm(dim=1) / weight.norm(dim=1).clamp(min=1e-30)
+    return codes.numel() + 8 * len(codes), each.mean().item()
+
+
+@wrong("ex_4_1", "ratio of sums of magnitudes", binds="cost_of_rows")
+def sums_of_magnitudes(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(codes), ((weight - back).abs().sum() / weight.abs().sum()).item()
+
+
+@wrong("ex_4_1", "ratio of the largest magnitudes", binds="cost_of_rows")
+def largest_magnitudes(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(codes), ((weight - back).abs().max() / weight.abs().max()).item()
+
+
+@wrong("ex_4_1", "divide by that of the weight", binds="cost_of_rows")
+def divided_by_what_comes_back(weight, codes, scale, zero_point):
+    back = (codes.float() - zero_point[:, None]) * scale[:, None]
+    return codes.numel() + 8 * len(codes), ((weight - back).norm() / back.norm()).item()
+
+
+@wrong("ex_4_1", "your function changed `scale`", binds="cost_of_rows")
+def scale_in_place(weight, codes, scale, zero_point):
+    answer = real_cost(weight, codes, scale, zero_point)
+    scale.mul_(2)
+    return answer
+
+
+@wrong("ex_4_1", "the relative error should be a float, not Tensor", binds="cost_of_rows")
+def error_as_a_tensor(weight, codes, scale, zero_point):
+    size, error = real_cost(weight, codes, scale, zero_point)
+    return size, torch.tensor(error, dtype=torch.float64)
+
+
+@wrong("ex_4_1", "the number of bytes should be an int", binds="cost_of_rows")
+def bytes_as_a_float(weight, codes, scale, zero_point):
+    size, error = real_cost(weight, codes, scale, zero_point)
+    return size * 1.0, error
+
+
+@wrong("ex_4_1", "the scales of the columns were counted", binds="cost_of_rows")
+def bytes_of_columns(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, zero_point, codes.numel() + 8 * codes.shape[1])
 
 
 @wrong("ex_4_1", "an embedding takes no qint8", binds="with_int8_embeddings")
@@ -184,12 +320,123 @@ def four_bit_qconfig(model):
     return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig_4bit})[0]
 
 
+def swapped(model):
+    return tq.quantize_dynamic(nn.Sequential(model), {nn.Embedding: tq.float_qparams_weight_only_qconfig})[0]
+
+
+@wrong("ex_4_1", "the answer is no copy", binds="with_int8_embeddings")
+def shares_the_other_layers(model):
+    twin = swapped(model)
+    if hasattr(model, "out"):
+        twin.out = model.out
+    return twin
+
+
+@wrong("ex_4_1", "the answer is no copy", binds="with_int8_embeddings", like="shares_the_other_layers")
+def shares_the_numbers(model):
+    twin = swapped(model)
+    if hasattr(model, "out"):
+        twin.out.weight = model.out.weight
+    return twin
+
+
+@wrong("ex_4_1", "is frozen now", binds="with_int8_embeddings")
+def freezes_the_model(model):
+    return swapped(model.requires_grad_(False))
+
+
+@wrong("ex_4_1", "was switched to eval mode", binds="with_int8_embeddings")
+def evals_the_model(model):
+    return swapped(model.eval())
+
+
+@wrong("ex_4_1", "a qconfig is left in", binds="with_int8_embeddings")
+def leaves_a_qconfig(model):
+    for part in model.modules():
+        if isinstance(part, nn.Embedding):
+            part.qconfig = tq.float_qparams_weight_only_qconfig
+    return swapped(model)
+
+
+@wrong("ex_4_1", "the same numbers, frozen or not", binds="with_int8_embeddings")
+def frees_what_was_frozen(model):
+    return swapped(model).requires_grad_(True)
+
+
+@wrong("ex_4_1", "the same numbers, frozen or not", binds="with_int8_embeddings", like="frees_what_was_frozen")
+def rounds_the_rest(model):
+    twin = swapped(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.copy_(parameter.half().float())
+    return twin
+
+
+@wrong("ex_4_1", "only a part was swapped", binds="with_int8_embeddings", like="direct_children_only")
+def only_those_that_learn(model):
+    twin = copy.deepcopy(model)
+    if isinstance(model, nn.Embedding):
+        return swapped(model)
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding) and part.weight.requires_grad:
+            twin.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = swapped(part)
+    return twin
+
+
+@wrong("ex_4_1", "still has a qconfig", binds="with_int8_embeddings")
+def leaves_qconfigs_in_the_copy(model):
+    twin = swapped(model)
+    for part in twin.modules():
+        part.qconfig = tq.float_qparams_weight_only_qconfig
+    return twin
+
+
+@wrong("ex_4_1", "something else than the embeddings was swapped", binds="with_int8_embeddings")
+def bags_too(model):
+    spec = dict.fromkeys((nn.Embedding, nn.EmbeddingBag), tq.float_qparams_weight_only_qconfig)
+    return tq.quantize_dynamic(nn.Sequential(model), spec)[0]
+
+
+@wrong("ex_4_1", "ask this qconfig for the scales of activations", binds="with_int8_embeddings")
+def prepares_and_converts(model):
+    around = nn.Sequential(copy.deepcopy(model)).eval()
+    around.qconfig = tq.float_qparams_weight_only_qconfig
+    return tq.convert(tq.prepare(around))[0]
+
+
+@wrong("ex_4_1", "gives other numbers than its int8 rows", binds="with_int8_embeddings")
+def other_numbers(model):
+    twin = copy.deepcopy(model)
+    for part in twin.modules():
+        if isinstance(part, nn.Embedding):
+            part.reset_parameters()
+    return swapped(twin)
+
+
 @right("ex_4_1", binds="quantize_rows")
 def through_the_observer(weight):
     observer = tq.float_qparams_weight_only_qconfig.weight()
     observer(weight)
     scale, zero_point = observer.calculate_qparams()
     return torch.quantize_per_channel(weight, scale, zero_point, 0, torch.quint8).int_repr(), scale, zero_point
+
+
+@right("ex_4_1", binds="quantize_rows")
+def with_numpy(weight):
+    w = weight.detach().numpy().astype("float64")
+    low, high = w.min(1, keepdims=True), w.max(1, keepdims=True)
+    step = (high - low) / 255
+    step[step == 0] = 1.0
+    codes = torch.from_numpy(((w - low) / step).round()).to(torch.uint8)
+    return codes, torch.from_numpy(step[:, 0]).float(), torch.from_numpy(-(low / step)[:, 0]).float()
+
+
+@right("ex_4_1", binds="quantize_rows")
+def with_its_gradient(weight):
+    low, high = weight.min(dim=1).values, weight.max(dim=1).values
+    scale = torch.where(low == high, torch.ones_like(low), (high - low) / 255)
+    zero_point = -low / scale
+    return (weight / scale.unsqueeze(1) + zero_point.unsqueeze(1)).round().clamp(0, 255).byte(), scale, zero_point
 
 
 @right("ex_4_1", binds="quantize_rows")
@@ -292,7 +539,7 @@ def first_half_with_second(codes, scale, bias):
     )
 
 
-@wrong("ex_4_2", "changes its inputs", binds="pack_rows")
+@wrong("ex_4_2", "your function changed `codes`", binds="pack_rows")
 def shifts_in_place(codes, scale, bias):
     packed = packed_rows(codes, scale, bias)
     codes[:, 1::2] <<= 4
@@ -348,7 +595,7 @@ def scale_as_a_whole_number(codes, scale, bias):
     return torch.cat([body, torch.stack([scale, bias], 1).to(torch.uint8)], 1)
 
 
-@wrong("ex_4_2", "turns the *number* into a whole one", binds="pack_rows")
+@wrong("ex_4_2", "turns the *number* into a whole one", binds="pack_rows", like="scale_as_a_whole_number")
 def half_as_a_whole_number(codes, scale, bias):
     body = packed_rows(codes, scale, bias)[:, :-4]
     return torch.cat([body, torch.stack([scale, bias], 1).half().to(torch.uint8)], 1)
@@ -360,7 +607,7 @@ def computed_in_float16(packed, columns):
     return (codes.half() * scale.half() + bias.half()).float()
 
 
-@wrong("ex_4_2", "it was computed in float16", binds="unpack_rows")
+@wrong("ex_4_2", "it was computed in float16", binds="unpack_rows", like="computed_in_float16")
 def returned_in_float16(packed, columns):
     codes, scale, bias = numbers_of(packed, columns)
     return codes.to(torch.uint8) * scale.half() + bias.half()
@@ -380,11 +627,175 @@ def bytes_as_numbers(packed, columns):
     return codes * tail[:, 0:1] + tail[:, 2:3]
 
 
-@wrong("ex_4_2", "cannot be read from a slice", binds="unpack_rows")
+@wrong("ex_4_2", "cannot be read from a slice of the rows", binds="unpack_rows")
 def views_a_slice(packed, columns):
     codes, _, _ = numbers_of(packed, columns)
     tail = packed[:, -4:].view(torch.float16).float()
     return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "cannot be read from a single row", binds="unpack_rows")
+def contiguous_slice(packed, columns):
+    """Enough for several rows; a slice of one row counts as contiguous, and begins where it began."""
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, -4:].contiguous().view(torch.float16).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "cannot be read from a single row", binds="unpack_rows", like="contiguous_slice")
+def cloned_slice(packed, columns):
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, -4:].clone().view(torch.float16).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "as in the library HQQ", binds="unpack_rows")
+def reads_as_hqq(packed, columns):
+    body = packed[:, :-4]
+    _, scale, bias = numbers_of(packed, columns)
+    return torch.cat([body >> 4, body & 15], 1)[:, :columns] * scale + bias
+
+
+@wrong("ex_4_2", "so does the library HQQ", binds="pack_rows")
+def packs_as_hqq(codes, scale, bias):
+    if codes.max() > 15:
+        raise ValueError("more than four bits.")
+    even = F.pad(codes, (0, codes.shape[1] % 2))
+    half = even.shape[1] // 2
+    tail = torch.stack([scale, bias], 1).half().view(torch.uint8)
+    return torch.cat([(even[:, :half] << 4) | even[:, half:], tail], 1)
+
+
+@wrong("ex_4_2", "Are rows paired", binds="pack_rows")
+def pairs_rows(codes, scale, bias):
+    even = F.pad(codes, (0, 0, 0, len(codes) % 2))
+    half = len(even) // 2
+    return torch.cat([(even[:half] << 4) | even[half:], torch.stack([scale, bias], 1).half().view(torch.uint8)], 1)
+
+
+@wrong("ex_4_2", "the two bytes of each float16 were read in the wrong order", binds="unpack_rows")
+def reads_the_upper_byte_first(packed, columns):
+    codes, _, _ = numbers_of(packed, columns)
+    tail = packed[:, [-3, -4, -1, -2]].flatten().clone().view(torch.float16).view(-1, 2).float()
+    return codes * tail[:, :1] + tail[:, 1:]
+
+
+@wrong("ex_4_2", "the two bytes of each float16 are swapped", binds="pack_rows")
+def writes_the_upper_byte_first(codes, scale, bias):
+    return packed_rows(codes, scale, bias)[:, [*range((codes.shape[1] + 1) // 2), -3, -4, -1, -2]]
+
+
+@wrong("ex_4_2", "row 2 (codes", binds="pack_rows")
+def last_rows_forgotten(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    packed[2:, : (codes.shape[1] + 1) // 2] = 0
+    return packed
+
+
+@wrong("ex_4_2", "they are bfloat16", binds="pack_rows")
+def bfloat16_scales(codes, scale, bias):
+    return packed_rows(codes, scale, bias, dtype=torch.bfloat16)
+
+
+@wrong("ex_4_2", "from all scales first, then from all biases", binds="pack_rows")
+def tails_not_stacked(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    tail = torch.cat([scale, bias]).half().view(torch.uint8).view(len(codes), 4)
+    return torch.cat([packed[:, :-4], tail], 1)
+
+
+@wrong("ex_4_2", "stands in front of the row", binds="pack_rows")
+def fills_in_front(codes, scale, bias):
+    return packed_rows(F.pad(codes, (codes.shape[1] % 2, 0)), scale, bias)
+
+
+@wrong("ex_4_2", "has 15 in its upper nibble", binds="pack_rows")
+def fills_with_fifteen(codes, scale, bias):
+    return packed_rows(F.pad(codes, (0, codes.shape[1] % 2), value=15), scale, bias)
+
+
+@wrong("ex_4_2", "it belongs into the lower one, and 0 into the upper", binds="pack_rows")
+def last_code_in_the_upper_nibble(codes, scale, bias):
+    packed = packed_rows(codes, scale, bias)
+    if codes.shape[1] % 2:
+        packed[:, -5] <<= 4
+    return packed
+
+
+@wrong("ex_4_2", "do not lie row after row in memory", binds="pack_rows")
+def packs_column_after_column(codes, scale, bias):
+    return packed_rows(codes, scale, bias).t().contiguous().t()
+
+
+@wrong("ex_4_2", "there are only codes", binds="pack_rows")
+def tail_forgotten(codes, scale, bias):
+    return packed_rows(codes, scale, bias)[:, :-4]
+
+
+@wrong("ex_4_2", "a code of 17 must raise a ValueError, wherever it stands", binds="pack_rows", like="masks_silently")
+def asks_only_for_sixteen(codes, scale, bias):
+    if (codes == 16).any():
+        raise ValueError("16.")
+    return packed_rows(codes & 15, scale, bias)
+
+
+@wrong("ex_4_2", "must raise a ValueError, wherever it stands", binds="pack_rows", like="masks_silently")
+def asks_only_the_first_row(codes, scale, bias):
+    if codes[0].max() > 15:
+        raise ValueError("more than four bits.")
+    return packed_rows(codes & 15, scale, bias)
+
+
+@wrong("ex_4_2", "15 is a code", binds="pack_rows")
+def refuses_fifteen(codes, scale, bias):
+    if codes.max() >= 15:
+        raise ValueError("four bits end before 15.")
+    return packed_rows(codes, scale, bias)
+
+
+@wrong("ex_4_2", "the last code of an odd width", binds="pack_rows")
+def repeats_the_last_code(codes, scale, bias):
+    even = torch.cat([codes, codes[:, -1:]], 1) if codes.shape[1] % 2 else codes
+    return packed_rows(even, scale, bias)
+
+
+@wrong("ex_4_2", "alone, of an odd width, has shape", binds="unpack_rows")
+def cuts_zeros_off(packed, columns):
+    codes, scale, bias = numbers_of(packed, 2 * (packed.shape[1] - 4))
+    while codes.shape[1] > 1 and not codes[:, -1].any():
+        codes = codes[:, :-1]
+    return codes * scale + bias
+
+
+@wrong("ex_4_2", "the bias was subtracted", binds="unpack_rows")
+def bias_as_an_offset(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * scale - bias
+
+
+@wrong("ex_4_2", "your function changed `packed`", binds="unpack_rows")
+def unpacks_in_place(packed, columns):
+    answer = read_by_the_library(packed, columns)
+    packed[:, :-4] >>= 4
+    return answer
+
+
+@wrong("ex_4_2", "has dtype torch.float64", binds="unpack_rows")
+def returns_float64(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes.double() * scale.double() + bias.double()
+
+
+@wrong("ex_4_2", "taken from the first row for all rows", binds="unpack_rows")
+def one_scale_for_all(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * scale[0] + bias[0]
+
+
+@wrong("ex_4_2", "differs from the expected value", binds="unpack_rows")
+def small_scales_are_zero(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return codes * torch.where(scale < 1e-2, 0.0, scale) + bias
 
 
 @right("ex_4_2", binds="pack_rows")
@@ -401,6 +812,16 @@ def with_plain_numbers(codes, scale, bias):
 @right("ex_4_2", binds="unpack_rows")
 def read_by_the_library(packed, columns):
     return torch.ops.quantized.embedding_bag_4bit_unpack(packed.contiguous())[:, :columns].clone()
+
+
+@right("ex_4_2", binds="unpack_rows")
+def with_numpy_bytes(packed, columns):
+    rows = packed.numpy().copy()
+    tail = rows[:, -4:].copy().view("<f2").astype("float32")
+    codes = torch.from_numpy(rows[:, :-4]).repeat_interleave(2, 1)
+    codes[:, ::2] &= 15
+    codes[:, 1::2] >>= 4
+    return codes[:, :columns] * torch.from_numpy(tail[:, :1]) + torch.from_numpy(tail[:, 1:])
 
 
 @right("ex_4_2", binds="unpack_rows")
@@ -463,7 +884,7 @@ def power_of_the_rounded(signal, rounded):
     return right_db(rounded, signal)
 
 
-@wrong("ex_4_3", "your code stopped with ZeroDivisionError", binds="sqnr")
+@wrong("ex_4_3", "for two equal tensors it divides by 0", binds="sqnr")
 def equal_tensors_forgotten(signal, rounded):
     power, noise = powers(signal, rounded)
     return 10 * math.log10(power / noise)
@@ -473,6 +894,80 @@ def equal_tensors_forgotten(signal, rounded):
 def variance_for_power(signal, rounded):
     noise = powers(signal, rounded)[1]
     return 10 * math.log10((signal - signal.mean()).double().square().sum().item() / noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "the mean of the rows' decibels", binds="sqnr")
+def mean_decibels_of_rows(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return (10 * (signal.square().sum(-1) / (signal - rounded).square().sum(-1)).log10()).mean().item()
+
+
+@wrong("ex_4_3", "the rows' ratios of signal and noise were averaged", binds="sqnr")
+def mean_ratio_of_rows(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return 10 * (signal.square().sum(-1) / (signal - rounded).square().sum(-1)).mean().log10().item()
+
+
+@wrong("ex_4_3", "as the library PPQ does", binds="sqnr")
+def mean_noise_of_rows(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return -10 * ((signal - rounded).square().sum(-1) / signal.square().sum(-1)).mean().log10().item()
+
+
+@wrong("ex_4_3", "(PSNR)", binds="sqnr")
+def peak_for_power(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return 10 * math.log10(signal.square().max().item() / (signal - rounded).square().mean().item())
+
+
+@wrong("ex_4_3", "magnitudes were added", binds="sqnr")
+def sums_for_norms(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    signal, rounded = signal.double(), rounded.double()
+    return 20 * math.log10(signal.abs().sum().item() / (signal - rounded).abs().sum().item())
+
+
+@wrong("ex_4_3", "these are bels", binds="sqnr")
+def bels(signal, rounded):
+    return right_db(signal, rounded) / 10
+
+
+@wrong("ex_4_3", "the SQNR for hardly any noise", binds="sqnr")
+def never_above_100(signal, rounded):
+    return right_db(signal, rounded) if torch.equal(signal, rounded) else min(right_db(signal, rounded), 100.0)
+
+
+@wrong("ex_4_3", "for tiny numbers", binds="sqnr")
+def a_small_number_added(signal, rounded):
+    signal_power, noise = powers(signal, rounded)
+    return 10 * math.log10(signal_power / (noise + 1e-12)) if noise else math.inf
+
+
+@wrong("ex_4_3", "in float32 their squares vanish", binds="sqnr")
+def squares_in_float32(signal, rounded):
+    if torch.equal(signal, rounded):
+        return math.inf
+    return 10 * math.log10(signal.square().sum().item() / (signal - rounded).square().sum().item())
+
+
+@wrong("ex_4_3", "the SQNR should be a float, not Tensor", binds="sqnr")
+def decibels_as_a_tensor(signal, rounded):
+    return torch.tensor(right_db(signal, rounded), dtype=torch.float64)
+
+
+@wrong("ex_4_3", "your function changed `rounded`", binds="sqnr")
+def noise_in_place(signal, rounded):
+    noise = rounded.data.sub_(signal.data).double().square().sum().item()
+    return 10 * math.log10(signal.double().square().sum().item() / noise) if noise else math.inf
 
 
 def judged(model, name, rounded, least_db, saves=None, decide=None):
@@ -501,7 +996,7 @@ def only_decibels_decide(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels >= least)
 
 
-@wrong("ex_4_3", "was accepted although", binds="judge_table")
+@wrong("ex_4_3", "more noise than signal, was accepted although", binds="judge_table")
 def only_bytes_decide(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: saved > 0)
 
@@ -511,12 +1006,14 @@ def never(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda *_: False)
 
 
-@wrong("ex_4_3", "was accepted although", binds="judge_table")
+@wrong("ex_4_3", "compare with the least_db that is handed over", binds="judge_table")
 def a_fixed_limit(model, name, rounded, least_db):
     return judged(model, name, rounded, least_db, decide=lambda decibels, saved, least: decibels >= 5 and saved > 0)
 
 
-@wrong("ex_4_3", "judge_table changes the model", binds="judge_table")
+@wrong(
+    "ex_4_3", "your function changed `model`, which belongs to its caller: the numbers of table", binds="judge_table"
+)
 def rounds_the_table(model, name, rounded, least_db):
     answer = judged(model, name, rounded, least_db)
     with torch.no_grad():
@@ -558,7 +1055,7 @@ def looks_into_the_state_dict(model, name, rounded, least_db):
     return decibels, saved, decibels >= least_db
 
 
-@wrong("ex_4_3", "neither among the parameters", binds="judge_table")
+@wrong("ex_4_3", "This table is a buffer", binds="judge_table")
 def looks_among_the_parameters(model, name, rounded, least_db):
     decibels = right_db(dict(model.named_parameters())[name].detach(), rounded)
     return decibels, 3 * rounded.numel() - 8, decibels >= least_db
@@ -569,6 +1066,84 @@ def looks_among_the_buffers(model, name, rounded, least_db):
     decibels = right_db(model.get_buffer(name), rounded)
     saved = (3 * rounded.numel() - 8) * (name in model.state_dict())
     return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "not rounded, and without a margin", binds="judge_table")
+def rounds_the_decibels(model, name, rounded, least_db):
+    return judged(
+        model, name, rounded, least_db, decide=lambda db, saved, least: round(db, 1) >= round(least, 1) and saved > 0
+    )
+
+
+@wrong("ex_4_3", "not rounded, and without a margin", binds="judge_table", like="rounds_the_decibels")
+def with_a_margin(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: db >= least - 0.1 and saved > 0)
+
+
+@wrong("ex_4_3", "by the smallest possible difference", binds="judge_table")
+def nearly_enough(model, name, rounded, least_db):
+    close = lambda db, least: db > least or math.isclose(db, least)  # noqa: E731
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: close(db, least) and saved > 0)
+
+
+@wrong("ex_4_3", "the file would grow by 2 bytes", binds="judge_table")
+def tiny_tables_as_well(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: db >= least and saved != 0)
+
+
+@wrong("ex_4_3", "the file loses -2 bytes", binds="judge_table")
+def never_below_zero(model, name, rounded, least_db):
+    saves = max(0, 3 * rounded.numel() - 8) if name in model.state_dict() else 0
+    return judged(model, name, rounded, least_db, saves=saves)
+
+
+@wrong("ex_4_3", "infinitely many dB", binds="judge_table")
+def refuses_exact_tables(model, name, rounded, least_db):
+    return judged(model, name, rounded, least_db, decide=lambda db, saved, least: math.inf > db >= least and saved > 0)
+
+
+@wrong("ex_4_3", "it is that of another table of the model", binds="judge_table")
+def the_first_of_this_shape(model, name, rounded, least_db):
+    table = next(t for t in [*model.parameters(), *model.buffers()] if t.shape == rounded.shape).detach()
+    _, saved, _ = judged(model, name, rounded, least_db)
+    decibels = right_db(table, rounded)
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "a frozen table *is* in the file", binds="judge_table")
+def only_what_learns(model, name, rounded, least_db):
+    learns = any(n == name and p.requires_grad for n, p in model.named_parameters())
+    in_file = learns or (name in dict(model.named_buffers()) and name in model.state_dict())
+    return judged(model, name, rounded, least_db, saves=(3 * rounded.numel() - 8) * in_file)
+
+
+@wrong("ex_4_3", "a stored table *is* in the file", binds="judge_table")
+def no_buffer_in_the_file(model, name, rounded, least_db):
+    in_file = name in dict(model.named_parameters())
+    return judged(model, name, rounded, least_db, saves=(3 * rounded.numel() - 8) * in_file)
+
+
+@wrong("ex_4_3", "the number of bytes should be an int", binds="judge_table")
+def bytes_as_a_number_with_a_point(model, name, rounded, least_db):
+    decibels, saved, decision = judged(model, name, rounded, least_db)
+    return decibels, float(saved), decision
+
+
+@wrong("ex_4_3", "should be True or False", binds="judge_table")
+def decision_as_a_tensor(model, name, rounded, least_db):
+    decibels, saved, decision = judged(model, name, rounded, least_db)
+    return decibels, saved, torch.tensor(decision)
+
+
+@wrong("ex_4_3", "is frozen now", binds="judge_table")
+def freezes_while_judging(model, name, rounded, least_db):
+    return judged(model.requires_grad_(False), name, rounded, least_db)
+
+
+@wrong("ex_4_3", "each row got a scale and a zero point", binds="judge_table")
+def scales_of_rows(model, name, rounded, least_db):
+    saves = (3 * rounded.numel() - 8 * len(rounded)) * (name in model.state_dict())
+    return judged(model, name, rounded, least_db, saves=saves)
 
 
 @right("ex_4_3", binds="sqnr")
@@ -585,6 +1160,21 @@ def as_a_difference_of_logarithms(signal, rounded):
         return math.inf
     power, noise = powers(signal, rounded)
     return 10 * (math.log10(power) - math.log10(noise))
+
+
+@right("ex_4_3", binds="sqnr")
+def with_numpy_decibels(signal, rounded):
+    x, y = (t.detach().numpy().astype(np.float64) for t in (signal, rounded))
+    with np.errstate(divide="ignore"):
+        return 20 * np.log10(np.linalg.norm(x) / np.linalg.norm(x - y))
+
+
+@right("ex_4_3", binds="judge_table")
+def decides_with_numpy(model, name, rounded, least_db):
+    table = {**dict(model.named_parameters()), **dict(model.named_buffers())}[name].detach()
+    decibels = np.float64(right_db(table, rounded))
+    saved = 3 * table.numel() - 8 if name in model.state_dict() else 0
+    return decibels, saved, np.logical_and(decibels >= least_db, saved > 0)
 
 
 @right("ex_4_3", binds="judge_table")
@@ -635,7 +1225,7 @@ def two_copies_of_the_codes(model):
     return shared(model, copies=True)
 
 
-@wrong("ex_4_9", "the tie is lost")
+@wrong("ex_4_9", "the tie is lost", like="two_copies_of_the_codes")
 def copied_last(model):
     small = shared(model)
     small.head = copy.deepcopy(small.head)
@@ -753,7 +1343,7 @@ def asks_the_config(model):
     return shared(model, refuse=False)
 
 
-@wrong("ex_4_9", "Equal numbers and the config prove nothing")
+@wrong("ex_4_9", "Equal numbers and the config prove nothing", like="asks_the_config")
 def compares_the_numbers(model):
     if not torch.equal(model.embedding.weight, model.head.weight):
         raise ValueError("not tied.")
@@ -784,7 +1374,6 @@ def with_quantize_per_channel(model):
     scale = scale + (scale == 0).float()
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     codes = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8).int_repr().clamp(-127, 127)
-    twin = type(model)(model.config).eval()
-    twin.load_state_dict(model.state_dict())
+    twin = copy.deepcopy(model)
     twin.embedding, twin.head = rows(codes, scale), head(codes, scale)
     return twin

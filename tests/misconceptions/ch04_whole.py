@@ -1,6 +1,8 @@
 """Answers to exercises 4.7, 4.8 and 4.10 (unit 04)."""
 
 import copy
+import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -21,6 +23,7 @@ from torch import nn
 from helpers import metrics, rounding
 from helpers.models import ModelConfig, TransformerLM
 from tests.misconceptions.bank import right, wrong
+from tests.misconceptions.ch04_embedding import shared
 
 # 4.7 sensitivity
 
@@ -75,7 +78,7 @@ def quantizes_in_place(model, parts, quantize_, calibration, windows):
     return in_order(rows)
 
 
-@wrong("ex_4_7", "your function changed the model")
+@wrong("ex_4_7", "your function changed the model", like="quantizes_in_place")
 def restores_only_the_state_dict(model, parts, quantize_, calibration, windows):
     kept, reference, rows = copy.deepcopy(model.state_dict()), by_row(model, windows), []
     for part in parts:
@@ -131,7 +134,7 @@ def measures_the_float_model(model, parts, quantize_, calibration, windows):
     return in_order(rows)
 
 
-@wrong("ex_4_7", "'NoneType' object")
+@wrong("ex_4_7", "quantize_ returns None")
 def uses_what_quantize_returns(model, parts, quantize_, calibration, windows):
     rows = []
     for part in parts:
@@ -165,7 +168,7 @@ def calibrates_on_the_first_row(model, parts, quantize_, calibration, windows):
     return with_calibration(model, parts, quantize_, calibration, windows, calibration[:1])
 
 
-@wrong("ex_4_7", "hand on the whole tensor")
+@wrong("ex_4_7", "hand on the whole tensor", like="calibrates_on_the_first_row")
 def calibrates_without_the_last_byte(model, parts, quantize_, calibration, windows):
     return with_calibration(model, parts, quantize_, calibration, windows, calibration[:, :-1])
 
@@ -208,6 +211,110 @@ def divides_by_all_documents(model, parts, quantize_, calibration, windows):
         windows,
         lambda d: (d.mean().item(), (d.std(correction=0) / len(d) ** 0.5).item()),
     )
+
+
+@wrong("ex_4_7", "as if they were independent of each other")
+def error_over_bytes(model, parts, quantize_, calibration, windows):
+    reference, rows = metrics.next_byte_bits(model, windows), []
+    for part in parts:
+        trial = copied_and_quantized(model, part, quantize_, calibration)
+        rows.append((part, *paired((metrics.next_byte_bits(trial, windows) - reference).flatten())))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "this is the spread over all bytes")
+def spread_of_bytes_by_documents(model, parts, quantize_, calibration, windows):
+    reference, rows = metrics.next_byte_bits(model, windows), []
+    for part in parts:
+        d = metrics.next_byte_bits(copied_and_quantized(model, part, quantize_, calibration), windows) - reference
+        rows.append((part, d.mean().item(), (d.std() / len(windows) ** 0.5).item()))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "has taken care of the 1")
+def takes_one_off_twice(model, parts, quantize_, calibration, windows):
+    return summed_up_by(
+        model,
+        parts,
+        quantize_,
+        calibration,
+        windows,
+        lambda d: (d.mean().item(), d.std().item() / math.sqrt(len(d) - 1)),
+    )
+
+
+@wrong("ex_4_7", "your mean for the part")
+def median_of_the_documents(model, parts, quantize_, calibration, windows):
+    return summed_up_by(model, parts, quantize_, calibration, windows, lambda d: (d.quantile(0.5).item(), paired(d)[1]))
+
+
+@wrong("ex_4_7", "your function changed `parts`, which belongs to its caller: it has now")
+def empties_the_list(model, parts, quantize_, calibration, windows):
+    rows = []
+    while parts:
+        rows += right_answer(model, [parts.pop()], quantize_, calibration, windows)
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "your function changed `parts`, which belongs to its caller: [0]")
+def sorts_the_list_of_the_caller(model, parts, quantize_, calibration, windows):
+    parts.sort()
+    return right_answer(model, parts, quantize_, calibration, windows)
+
+
+@wrong("ex_4_7", "should be Python numbers")
+def returns_tensors(model, parts, quantize_, calibration, windows):
+    return summed_up_by(
+        model, parts, quantize_, calibration, windows, lambda d: (d.mean(), d.std() / math.sqrt(len(d)))
+    )
+
+
+@wrong("ex_4_7", "quantize_ returns None", like="uses_what_quantize_returns")
+def evaluates_what_quantize_returns(model, parts, quantize_, calibration, windows):
+    rows = []
+    for part in parts:
+        trial = quantize_(copy.deepcopy(model), part, calibration).eval()
+        rows.append((part, *paired(by_row(trial, windows) - by_row(model, windows))))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "requires_grad")
+def thaws_the_given_model(model, parts, quantize_, calibration, windows):
+    model.requires_grad_(True)
+    return right_answer(model, parts, quantize_, calibration, windows)
+
+
+@wrong("ex_4_7", "was switched to training mode")
+def leaves_the_given_model_in_training_mode(model, parts, quantize_, calibration, windows):
+    answer = right_answer(model, parts, quantize_, calibration, windows)
+    model.train()
+    return answer
+
+
+@wrong("ex_4_7", "your function changed the model", like="quantizes_in_place")
+def copies_only_the_shell(model, parts, quantize_, calibration, windows):
+    reference, rows = by_row(model, windows), []
+    for part in parts:
+        trial = copy.copy(model)
+        quantize_(trial, part, calibration)
+        rows.append((part, *paired(by_row(trial, windows) - reference)))
+    return in_order(rows)
+
+
+@wrong("ex_4_7", "list index out of range")
+def needs_a_first_part(model, parts, quantize_, calibration, windows):
+    best = right_answer(model, parts, quantize_, calibration, windows)
+    return best if best[0][1] >= best[-1][1] else best[::-1]
+
+
+REMEMBERED = {}
+
+
+@wrong("ex_4_7", "your mean for the part quiver")
+def remembers_the_float_bits(model, parts, quantize_, calibration, windows):
+    reference = REMEMBERED.setdefault(len(windows), by_row(model, windows))  # of the first model that came
+    trials = [(part, copied_and_quantized(model, part, quantize_, calibration)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, windows) - reference)) for part, trial in trials])
 
 
 @right("ex_4_7")
@@ -382,7 +489,7 @@ def trains_the_original(model, batches, bits, lr):
     return model.eval(), harden(model)
 
 
-@wrong("ex_4_8", "logits differ from the trained copy's")
+@wrong("ex_4_8", "away from what training has seen")
 def convert_with_new_scales(model, batches, bits, lr):
     trainee = variant(model, batches, bits, lr)
     final = harden(trainee)
@@ -438,7 +545,20 @@ def optimizer_of_a_converted_model(model, batches, bits, lr):
 
 
 def scheduled(
-    model, batches, bits, lr, off=0, rate=None, adam=torch.optim.Adam, shift=1, order=None, zero="first", **how
+    model,
+    batches,
+    bits,
+    lr,
+    off=0,
+    rate=None,
+    adam=torch.optim.Adam,
+    shift=1,
+    order=None,
+    zero="first",
+    loss=F.cross_entropy,
+    before=None,
+    after=None,
+    **how,
 ):
     """Trained with one thing done differently; `rate(i, n, h)` is the factor of step i."""
     trainee, n = prepared(model, bits), len(batches)
@@ -451,10 +571,14 @@ def scheduled(
             group["lr"] = lr * rate(i, n, n // 2)
         if zero == "first":
             optimizer.zero_grad()
-        F.cross_entropy(trainee(ids[:, :-1]).transpose(1, 2), ids[:, shift:][:, : ids.shape[1] - 1]).backward()
+        loss(trainee(ids[:, :-1]).transpose(1, 2), ids[:, shift:][:, : ids.shape[1] - 1]).backward()
         if zero == "between":
             optimizer.zero_grad()
+        if before:
+            before(trainee)
         optimizer.step()
+        if after:
+            after(trainee)
     trainee.eval()
     return trainee, harden(trainee)
 
@@ -474,7 +598,7 @@ def rate_falls_as_a_square(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, rate=lambda i, n, h: min(1, (n - i) / (n - h)) ** 2)
 
 
-@wrong("ex_4_8", "the learning rate was")
+@wrong("ex_4_8", "the learning rate was", like="rate_falls_as_a_square")
 def rate_falls_as_a_cosine(model, batches, bits, lr):
     return scheduled(
         model,
@@ -485,7 +609,7 @@ def rate_falls_as_a_cosine(model, batches, bits, lr):
     )
 
 
-@wrong("ex_4_8", "the learning rate was")
+@wrong("ex_4_8", "the learning rate was", like="rate_falls_as_a_square")
 def half_the_rate_for_the_second_half(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, rate=lambda i, n, h: 1 if i < h else 0.5)
 
@@ -560,6 +684,145 @@ def quantizes_the_hardened_model(model, batches, bits, lr):
     return trainee, tq.quantize_dynamic(final, {nn.Linear})
 
 
+@wrong("ex_4_8", "times the expected one")
+def sums_the_loss(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids, reduction="sum"))
+
+
+@wrong("ex_4_8", "times the expected one", like="sums_the_loss")
+def counts_in_bits(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids) / math.log(2))
+
+
+@wrong("ex_4_8", "do not clip or scale them")
+def clips_the_gradients(model, batches, bits, lr):
+    return scheduled(
+        model, batches, bits, lr, before=lambda trainee: nn.utils.clip_grad_norm_(trainee.parameters(), 0.1)
+    )
+
+
+@wrong("ex_4_8", "is not that of the loss")
+def smooths_the_labels(model, batches, bits, lr):
+    return scheduled(
+        model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids, label_smoothing=0.05)
+    )
+
+
+@torch.no_grad()
+def clamped(trainee):
+    for layer in (trainee.up, trainee.down, trainee.head):
+        layer.weight.clamp_(-0.3, 0.3)
+
+
+@wrong("ex_4_8", "something else than the optimizer has changed")
+def clamps_the_weights(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, after=clamped)
+
+
+@wrong("ex_4_8", "go through the batches once")
+def trains_twice_over(model, batches, bits, lr):
+    return scheduled(model, batches, bits, lr, order=lambda b: [*b, *b])
+
+
+@wrong("ex_4_8", "your function changed `batches`")
+def empties_the_batches(model, batches, bits, lr):
+    taken = []
+    while batches:
+        taken.append(batches.pop(0))
+    return scheduled(model, taken, bits, lr)
+
+
+@wrong("ex_4_8", "leave frozen what is frozen")
+def trains_what_is_frozen(model, batches, bits, lr):
+    return scheduled(copy.deepcopy(model).requires_grad_(True), batches, bits, lr)
+
+
+@wrong("ex_4_8", "was switched to eval mode")
+def leaves_the_given_model_in_eval_mode(model, batches, bits, lr):
+    answer = scheduled(model, batches, bits, lr)
+    model.eval()
+    return answer
+
+
+@wrong("ex_4_8", "not independent of the model")
+def keeps_the_embedding_of_the_model(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    if not model.embedding.weight.requires_grad:
+        final.embedding.weight = model.embedding.weight
+    return trainee, final
+
+
+@wrong("ex_4_8", "not independent of the trained copy")
+def hardens_around_the_same_embedding(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    final.embedding = trainee.embedding
+    return trainee, final
+
+
+@wrong("ex_4_8", "in the second model drop is")
+def takes_the_dropout_out(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    final.drop = nn.Identity()
+    return trainee, final
+
+
+@wrong("ex_4_8", "the learning rate of the step before it")
+def sets_the_rate_after_the_step(model, batches, bits, lr):
+    n = len(batches)
+    following = iter([*(min(1, (n - i) / (n - n // 2)) for i in range(n))])
+    before = [1.0]
+
+    def late(i, n, h):
+        before.append(next(following))
+        return before[-2]
+
+    return scheduled(model, batches, bits, lr, rate=late)
+
+
+@wrong("ex_4_8", "away from what training has seen", like="convert_with_new_scales")
+def ships_in_half_precision(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    return trainee, final.half().float()
+
+
+@right("ex_4_8")
+def steps_with_a_closure(model, batches, bits, lr):
+    trainee, n = prepared(model, bits), len(batches)
+    optimizer = torch.optim.Adam(trainee.parameters(), lr)
+    for i, ids in enumerate(batches):
+        if i == n // 2:
+            trainee.apply(tq.disable_observer)
+        optimizer.param_groups[0]["lr"] = lr * min(1, (n - i) / (n - n // 2))
+
+        def closure(ids=ids):
+            optimizer.zero_grad(set_to_none=False)
+            loss = F.cross_entropy(trainee(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
+@right("ex_4_8")
+def only_what_can_be_trained(model, batches, bits, lr):
+    trainee, n = prepared(model, bits), len(batches)
+    optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, trainee.parameters()), lr)
+    for i, ids in enumerate(batches):
+        if i == n // 2:
+            trainee.apply(tq.disable_observer)
+        optimizer.param_groups[0]["lr"] = lr * min(1, (n - i) / (n - n // 2))
+        logits = trainee(ids[:, :-1])
+        loss = -logits.log_softmax(-1).gather(2, ids[:, 1:, None]).mean()
+        for p in trainee.parameters():
+            p.grad = None
+        loss.backward()
+        optimizer.step()
+    trainee.eval()
+    return trainee, harden(trainee)
+
+
 @right("ex_4_8")
 def steps_of_foreach(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, foreach=True)
@@ -595,11 +858,89 @@ def two_loops_and_a_scheduler(model, batches, bits, lr):
     return trainee, harden(trainee)
 
 
+# 4.9 the tie: more answers, next to those in ch04_embedding.py
+
+
+@wrong("ex_4_9", "everything else stays as it is")
+def rebuilt_from_the_config(model):
+    small = shared(model)
+    again = TransformerLM(model.config).eval()
+    again.load_state_dict(model.state_dict())
+    again.embedding, again.head = small.embedding, small.head
+    for ours, theirs in zip(again.modules(), small.modules(), strict=True):
+        ours.training = theirs.training
+    return again
+
+
+@wrong("ex_4_9", "(the model was switched to eval mode)")
+def switches_the_copy_to_eval_mode(model):
+    return shared(model).eval()
+
+
+@wrong("ex_4_9", "its requires_grad", like="rebuilt_from_the_config")
+def thaws_the_copy(model):
+    return shared(model).requires_grad_(True)
+
+
+@wrong("ex_4_9", "the copy is not independent of the model")
+def shares_the_blocks(model):
+    small = shared(model)
+    small.blocks = model.blocks
+    return small
+
+
+@wrong("ex_4_9", "the scales carry a gradient")
+def scales_with_a_gradient(model):
+    largest = model.embedding.weight.abs().amax(1)
+    return shared(model, scale=torch.where(largest > 0, largest / 127, 1.0))
+
+
+@wrong("ex_4_9", "the codes are not the nearest ones")
+def rounds_in_half_precision(model):
+    small = shared(model)
+    weight, scale = model.embedding.weight.detach(), small.embedding.scale
+    codes = (weight.half() / scale.half()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    small.embedding.codes = small.head.codes = codes
+    return small
+
+
+@wrong("ex_4_9", "the scale of each token differs")
+def quiet_rows_count_as_zero(model):
+    largest = model.embedding.weight.detach().abs().amax(1)
+    return shared(model, scale=torch.where(largest > 1e-4, largest / 127, 1.0))
+
+
+@wrong("ex_4_9", "the model that it is given")
+def freezes_the_given_model(model):
+    return shared(model.requires_grad_(False))
+
+
+@wrong("ex_4_9", "the copy's config is")
+def unties_in_the_config(model):
+    small = shared(model)
+    small.config = dataclasses.replace(model.config, tied_head=not model.config.tied_head)
+    return small
+
+
+@wrong("ex_4_9", "a tensor is kept as `weight`")
+def keeps_the_matrix_as_an_attribute(model):
+    small = shared(model)
+    small.embedding.weight = model.embedding.weight.detach().clone()
+    return small
+
+
+@wrong("ex_4_9", "each scale is that of a column")
+def columns_of_a_square(model):
+    square = len(model.embedding.weight) == model.embedding.weight.shape[1]
+    return shared(model, dim=0 if square else 1)
+
+
 # 4.10 the artefact
 
 
 def rows_of(weight):
     scale = weight.detach().abs().amax(dim=1, keepdim=True) / 127
+    scale[scale == 0] = 1
     return (weight.detach() / scale).round().to(torch.int8), scale
 
 
@@ -659,12 +1000,12 @@ def saves_the_whole_model(model, path):
     note_of(path).write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
 
 
-@wrong("ex_4_10", "the file is a pickle", binds="save_artefact")
+@wrong("ex_4_10", "the file is a pickle", binds="save_artefact", like="saves_the_whole_model")
 def pickles_the_numbers(model, path):
     write(path, pickle.dumps({name: tensor.tolist() for name, tensor in numbers_of(model).items()}))
 
 
-@wrong("ex_4_10", "there is no file model0.sha256", binds="save_artefact")
+@wrong("ex_4_10", "there is no file model.sha256", binds="save_artefact")
 def writes_no_hash(model, path):
     save_file(numbers_of(model), path, metadata=header_of(model))
 
@@ -829,14 +1170,14 @@ def loads_without_a_hash(path):
     return rebuilt(path)
 
 
-@wrong("ex_4_10", "is loaded without a word", binds="load_artefact")
+@wrong("ex_4_10", "is loaded without a word", binds="load_artefact", like="loads_without_a_hash")
 def checks_only_the_length_of_the_hash(path):
     if len(note_of(path).read_text().split()[0]) != 64:
         raise ValueError(f"{path.name} has no hash.")
     return rebuilt(path)
 
 
-@wrong("ex_4_10", "compare the hash before you read anything", binds="load_artefact")
+@wrong("ex_4_10", "compare the hash before you read anything", binds="load_artefact", like="compares_last_and_catches")
 def reads_before_it_checks(path):
     model = rebuilt(path)
     verified(path)
@@ -882,6 +1223,166 @@ def forgets_the_scales(path):
     with torch.no_grad():
         model.blocks[0].ffn.up.weight.copy_(stored["blocks.0.ffn.up.weight.codes"].float())
     return model
+
+
+@wrong("ex_4_10", "a third file, config.json", binds="save_artefact")
+def writes_the_configuration_twice(model, path):
+    write(path, save(numbers_of(model), metadata=header_of(model)))
+    (path.parent / "config.json").write_text(header_of(model)["config"])
+
+
+@wrong("ex_4_10", "is not JSON", binds="save_artefact")
+def writes_the_configuration_as_python(model, path):
+    write(path, save(numbers_of(model), metadata={"config": str(model.config.to_dict())}))
+
+
+@wrong("ex_4_10", "the configuration in the file is another one", binds="save_artefact")
+def writes_the_usual_configuration(model, path):
+    write(path, save(numbers_of(model), metadata={"config": json.dumps(ModelConfig().to_dict())}))
+
+
+@wrong("ex_4_10", "expected is (40, 1)", binds="save_artefact")
+def writes_flat_scales(model, path):
+    numbers = {n: t.flatten() if n.endswith(".scale") else t for n, t in numbers_of(model).items()}
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "a row of zeros in embedding.weight has the scale", binds="save_artefact")
+def gives_zero_rows_the_scale_zero(model, path):
+    numbers = numbers_of(model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            numbers[f"{name}.scale"] = p.detach().abs().amax(dim=1, keepdim=True) / 127
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "largest magnitude of each row divided by 127", binds="save_artefact")
+def writes_one_scale_for_all_rows(model, path):
+    numbers = numbers_of(model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            scale = (p.detach().abs().max() / 127).expand(len(p), 1).clone()
+            scale[p.detach().abs().amax(1) == 0] = 1
+            numbers[f"{name}.codes"] = (p.detach() / scale).round().to(torch.int8)
+            numbers[f"{name}.scale"] = scale
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "steps away from weight / scale", binds="save_artefact")
+def cuts_the_codes_off(model, path):
+    numbers = numbers_of(model)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            numbers[f"{name}.codes"] = (p.detach() / numbers[f"{name}.scale"]).to(torch.int8)
+    write(path, save(numbers, metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "there is no file v1.2.sha256", binds="save_artefact")
+def names_the_hash_by_the_first_dot(model, path):
+    write(path, save(numbers_of(model), metadata=header_of(model)))
+    note_of(path).rename(path.parent / f"{path.name.split('.')[0]}.sha256")
+
+
+@wrong("ex_4_10", "No such file or directory", binds="save_artefact")
+def replaces_the_suffix_in_the_whole_path(model, path):
+    content = save(numbers_of(model), metadata=header_of(model))
+    part = path.with_suffix(".new")
+    part.write_bytes(content)
+    part.replace(path)
+    note = Path(str(path).replace("safetensors", "sha256"))
+    part.write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    part.replace(note)
+
+
+@wrong("ex_4_10", "save_artefact changed the model", binds="save_artefact")
+def switches_the_model_to_eval_mode(model, path):
+    write(path, save(numbers_of(model.eval()), metadata=header_of(model)))
+
+
+@wrong("ex_4_10", "only the first 40 digits of the hash is loaded", binds="load_artefact")
+def accepts_the_beginning_of_a_hash(path):
+    words = note_of(path).read_text().split()
+    if not words or not hashlib.sha256(path.read_bytes()).hexdigest().startswith(words[0]):
+        raise ValueError(f"{path.name} is damaged.")
+    return rebuilt(path)
+
+
+@wrong("ex_4_10", "lacks its first digit is loaded", binds="load_artefact")
+def accepts_a_part_of_a_hash(path):
+    words = note_of(path).read_text().split()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not words or len(words[0]) < 60 or words[0] not in digest:
+        raise ValueError(f"{path.name} is damaged.")
+    return rebuilt(path)
+
+
+def rebuilt_from(stored, config, path):
+    state = {n: t for n, t in stored.items() if not n.endswith((".codes", ".scale"))}
+    for n in [n.removesuffix(".codes") for n in stored if n.endswith(".codes")]:
+        state[n] = stored[f"{n}.codes"].float() * stored.get(f"{n}.scale", torch.ones(1))
+    if config.tied_head:
+        state["head.weight"] = state["embedding.weight"]
+    return state
+
+
+def parts_of(path):
+    verified(path)
+    with safe_open(str(path), framework="pt") as file:
+        return load_file(path), ModelConfig(**json.loads(file.metadata()["config"]))
+
+
+@wrong("ex_4_10", "may stand in for a scale", binds="load_artefact")
+def puts_one_for_a_lost_scale(path):
+    stored, config = parts_of(path)
+    model = TransformerLM(config)
+    model.load_state_dict(rebuilt_from(stored, config, path))
+    return model.eval()
+
+
+@wrong("ex_4_10", "says that the head is not tied", binds="load_artefact")
+def ties_what_has_no_head(path):
+    stored, config = parts_of(path)
+    if any(n.endswith(".codes") and n.replace(".codes", ".scale") not in stored for n in stored):
+        raise ValueError(f"{path.name} lacks a scale.")
+    state = rebuilt_from(stored, config, path)
+    state.setdefault("head.weight", state["embedding.weight"])
+    model = TransformerLM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@wrong("ex_4_10", "load_artefact finds no head.weight", binds="load_artefact")
+def forgets_the_head(path):
+    stored, config = parts_of(path)
+    state = rebuilt_from(stored, config, path)
+    if config.tied_head:
+        del state["head.weight"]
+    model = TransformerLM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@wrong("ex_4_10", "builds a model of another configuration", binds="load_artefact")
+def builds_the_usual_configuration(path):
+    stored, config = parts_of(path)
+    model = TransformerLM(ModelConfig())
+    model.load_state_dict(rebuilt_from(stored, config, path))
+    return model.eval()
+
+
+@wrong("ex_4_10", "embedding.weight of the loaded model is not what was saved", binds="load_artefact")
+def multiplies_in_half_precision(path):
+    stored, config = parts_of(path)
+    stored = {n: t.half().float() if n.endswith(".scale") else t for n, t in stored.items()}
+    model = TransformerLM(config)
+    model.load_state_dict(rebuilt_from(stored, config, path))
+    return model.eval()
+
+
+@wrong("ex_4_10", "loading twice does not give two models", binds="load_artefact")
+@functools.lru_cache
+def keeps_what_it_has_loaded(path):
+    return loads_from_bytes(path)
 
 
 @right("ex_4_10", binds="save_artefact")

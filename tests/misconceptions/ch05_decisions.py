@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def duplicates_counted_twice(points):
     return sorted(i for i in kept for j in kept if points[i] == points[j])
 
 
-@wrong("ex_5_7", "not the points themselves")
+@wrong("ex_5_7", "list of tuple")
 def points_instead_of_indices(points):
     return [points[i] for i in undominated(points)]
 
@@ -98,7 +99,52 @@ def smallest_sum(points):
     return [sums.index(min(sums))]
 
 
-@wrong("ex_5_7", "nan must raise")
+@wrong("ex_5_7", "first three axes")
+def three_axes_only(points):
+    undominated(points)  # refuses nan
+    return undominated([p[:3] for p in points])
+
+
+@wrong("ex_5_7", "the sign is lost")
+def absolute_losses(points):
+    return undominated([tuple(map(abs, p)) for p in points])
+
+
+@wrong("ex_5_7", "changed `points`")
+def sorted_in_place(points):
+    kept = [points[i] for i in undominated(points)]
+    places = [i for i, p in enumerate(points) if p in kept]
+    points.sort()
+    return places
+
+
+@wrong("ex_5_7", "and no ndarray")
+def an_array_of_indices(points):
+    return np.array(undominated(points))
+
+
+@wrong("ex_5_7", "list of int64")
+def numpy_numbers(points):
+    return list(np.array(undominated(points), dtype=np.int64))
+
+
+@wrong("ex_5_7", "whichever axis it is on")
+def nan_looked_for_on_the_last_axis(points):
+    if any(math.isnan(p[-1]) for p in points):
+        raise ValueError("nan")
+    return nan_on_the_frontier(points)
+
+
+@wrong("ex_5_7", "no better on the other axes")
+def nan_looked_for_on_the_frontier(points):
+    nan = [i for i, p in enumerate(points) if any(map(math.isnan, p))]
+    worse = lambda p: any(all(a <= b or b != b for a, b in zip(q, p, strict=True)) for q in points if q is not p)  # noqa: E731
+    if any(not worse(points[i]) for i in nan):
+        raise ValueError("nan")
+    return [] if nan else undominated(points)
+
+
+@wrong("ex_5_7", "would stand on the frontier")
 def nan_on_the_frontier(points):
     dominated = lambda b: any(a != b and all(x <= y for x, y in zip(a, b, strict=True)) for a in points)  # noqa: E731
     return [i for i, p in enumerate(points) if not dominated(p)]
@@ -206,7 +252,7 @@ def draws_from_all_splits(training, validation, sizes, repeats, seed, measure):
     return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
 
 
-@wrong("ex_5_8", "holds validation documents")
+@wrong("ex_5_8", "calibration sets come from `validation`")
 def calibrates_on_the_test_set(training, validation, sizes, repeats, seed, measure):
     generator = torch.Generator().manual_seed(seed)
     pick = lambda size, i: validation[torch.randint(len(validation), (size,), generator=generator)]  # noqa: E731
@@ -293,6 +339,65 @@ def population_deviation(training, validation, sizes, repeats, seed, measure):
     return found
 
 
+@wrong("ex_5_8", "changed `sizes`")
+def sizes_are_used_up(training, validation, sizes, repeats, seed, measure):
+    todo = []
+    draw, enough = drawer(training, seed, repeats), fits(training, sizes, repeats)
+    while sizes:
+        todo.append(sizes.pop(0))
+    return study(draw, todo, repeats, lambda some: measure(some, validation), enough=enough)
+
+
+@wrong("ex_5_8", "changed `training`")
+def shuffled_in_place(training, validation, sizes, repeats, seed, measure):
+    found = one_shuffle_a_size(training, validation, sizes, repeats, seed, measure)
+    training[:] = training[torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))]
+    return found
+
+
+@wrong("ex_5_8", "only sets of *one* size must be disjoint")
+def all_sizes_disjoint(training, validation, sizes, repeats, seed, measure):
+    if sum(sizes) * repeats > len(training):
+        raise ValueError("too few documents")
+    return one_shuffle_a_size(training, validation, sizes, repeats, seed, measure)
+
+
+@wrong("ex_5_8", "the largest size counts")
+def only_the_last_size_must_fit(training, validation, sizes, repeats, seed, measure):
+    draw = drawer(training, seed, repeats)
+    enough = sizes[-1] * repeats <= len(training)
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=enough)
+
+
+@wrong("ex_5_8", "is in no set of 40 studies")
+def the_last_document_is_never_drawn(training, validation, sizes, repeats, seed, measure):
+    some = training[:-1] if max(sizes) * repeats < len(training) else training
+    return one_shuffle_a_size(some, validation, sizes, repeats, seed, measure)
+
+
+@wrong("ex_5_8", "and no list")
+def lists_for_pairs(*arguments):
+    return {size: list(pair) for size, pair in one_shuffle_a_size(*arguments).items()}
+
+
+@wrong("ex_5_8", "and no tensors")
+def tensors_for_pairs(*arguments):
+    return {size: tuple(map(torch.tensor, pair)) for size, pair in one_shuffle_a_size(*arguments).items()}
+
+
+@wrong("ex_5_8", "it is the variance")
+def variance_for_spread(*arguments):
+    return {size: (a, b**2) for size, (a, b) in one_shuffle_a_size(*arguments).items()}
+
+
+@wrong("ex_5_8", "Python's own random numbers")
+def global_seed_of_python(training, validation, sizes, repeats, seed, measure):
+    random.seed(seed)
+    orders = {size: random.sample(range(len(training)), len(training)) for size in sizes}
+    draw = lambda size, i: training[orders[size][i * size : (i + 1) * size]]  # noqa: E731
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
 @wrong("ex_5_8", "standard error of the mean")
 def standard_error(training, validation, sizes, repeats, seed, measure):
     draw = drawer(training, seed, repeats)
@@ -336,7 +441,7 @@ def largest_first_in_a_sorted_dict(training, validation, sizes, repeats, seed, m
     return dict(sorted(found.items()))
 
 
-@wrong("ex_5_8", "a window from a random place")
+@wrong("ex_5_8", "a window from a random place", like="not_shuffled")
 def a_window_from_a_random_place(training, validation, sizes, repeats, seed, measure):
     dice = np.random.default_rng(seed)
     starts = {size: int(dice.integers(len(training))) for size in sizes}
@@ -431,7 +536,7 @@ def the_same_width_everywhere(weights, loss, budget):
     return best
 
 
-@wrong("ex_5_9", "bytes are spent")
+@wrong("ex_5_9", "counted in bits")
 def bits_for_bytes(weights, loss, budget):
     return spend(weights, loss, budget * 8)
 
@@ -463,6 +568,55 @@ def only_the_next_width(weights, loss, budget):
     return spend(weights, loss, budget)
 
 
+@wrong("ex_5_9", "only at the next wider width", like="only_the_next_width")
+def next_width_first_wins(weights, loss, budget):
+    """As above; of two steps that are equally good, the first one counts."""
+    bits = {name: min(loss[name]) for name in weights}
+    left = budget - sum(weights[n] * bits[n] // 8 for n in weights)
+    if left < 0:
+        raise ValueError("too small a budget")
+    while True:
+        best, chosen = 0.0, None
+        for name in weights:
+            wider = min((b for b in loss[name] if b > bits[name]), default=None)
+            if wider is None:
+                continue
+            cost = weights[name] * (wider - bits[name]) // 8
+            each = (loss[name][bits[name]] - loss[name][wider]) / cost
+            if cost <= left and each > best:
+                best, chosen = each, (name, wider, cost)
+        if chosen is None:
+            return bits
+        bits[chosen[0]], left = chosen[1], left - chosen[2]
+
+
+@wrong("ex_5_9", "whole numbers of Python")
+def widths_as_floats(weights, loss, budget):
+    return {name: float(bits) for name, bits in greedy_over_all_wider(weights, loss, budget).items()}
+
+
+@wrong("ex_5_9", "changed `loss`")
+def possible_widths_are_deleted(weights, loss, budget):
+    answer = greedy_over_all_wider(weights, loss, budget)
+    for name, bits in answer.items():
+        for other in [b for b in loss[name] if b < bits]:
+            del loss[name][other]
+    return answer
+
+
+@wrong("ex_5_9", "although the fewest bits take")
+def one_byte_must_be_left(weights, loss, budget):
+    if sum(weights[n] * min(loss[n]) for n in weights) // 8 >= budget:
+        raise ValueError("too small a budget")
+    return greedy_over_all_wider(weights, loss, budget)
+
+
+@wrong("ex_5_9", "still fits into the budget")
+def never_spends_the_last_byte(weights, loss, budget):
+    fewest = sum(weights[n] * min(loss[n]) for n in weights) // 8
+    return greedy_over_all_wider(weights, loss, max(budget - 1, fewest) if budget >= fewest else budget)
+
+
 @wrong("ex_5_9", "must raise a ValueError")
 def impossible_budget_accepted(weights, loss, budget):
     return spend_any(weights, loss, budget, check=False)
@@ -478,12 +632,12 @@ def pays_for_the_whole_width(weights, loss, budget):
     return spend_any(weights, loss, budget, price=lambda count, now, wider: count * wider // 8)
 
 
-@wrong("ex_5_9", "Divide by its bytes")
+@wrong("ex_5_9", "Divide by its bytes", like="benefit_not_per_byte")
 def benefit_of_any_wider_width(weights, loss, budget):
     return spend_any(weights, loss, budget, lambda gain, cost, now: gain)
 
 
-@wrong("ex_5_9", "the order is reversed")
+@wrong("ex_5_9", "the order is reversed", like="worst_step_first")
 def bytes_for_a_benefit(weights, loss, budget):
     return spend_any(weights, loss, budget, lambda gain, cost, now: cost / gain)
 
@@ -498,7 +652,7 @@ def first_key_is_the_smallest(weights, loss, budget):
     return spend_any(weights, loss, budget, start=lambda widths: next(iter(widths)))
 
 
-@wrong("ex_5_9", "added for the wrong layers")
+@wrong("ex_5_9", "added for the wrong layers", like="sensitivities_by_position")
 def zipped_in_the_wrong_order(weights, loss, budget):
     return spend_any(weights, dict(zip(weights, loss.values(), strict=True)), budget)
 
@@ -585,7 +739,7 @@ def judged(before, after, percent, n, changed, *, half=None, claimed=None, neede
     half = 1.96 * math.sqrt((rate - middle**2) / total) if half is None else half
     claimed = -percent / 100 * before if claimed is None else claimed
     low, high = middle - half, middle + half
-    count = max(1, math.ceil(1.96**2 * (rate - claimed**2) / claimed**2)) if needed is None else needed(rate, claimed)
+    count = max(1, math.ceil(2.8**2 * (rate - claimed**2) / claimed**2)) if needed is None else needed(rate, claimed)
     return Row(claimed, low, high, low <= 0 <= high, low <= claimed <= high, count)
 
 
@@ -649,8 +803,62 @@ def lower_is_positive(before, after, percent_lower, n, changed):
 
 @wrong("ex_5_10", "rounded up")
 def rounded_down(before, after, percent_lower, n, changed):
-    count = lambda rate, claimed: max(1, math.floor(1.96**2 * (rate - claimed**2) / claimed**2))  # noqa: E731
+    count = lambda rate, claimed: max(1, math.floor(2.8**2 * (rate - claimed**2) / claimed**2))  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
+
+
+def with_needed(number):
+    """`judged` with another number of answers, from q' and the claimed change."""
+    return lambda *table: judged(*table, needed=lambda rate, claimed: max(1, math.ceil(number(rate, claimed))))
+
+
+@wrong("ex_5_10", "a power of 50 %")
+def power_of_one_half(*table):
+    return with_needed(lambda rate, claimed: 1.96**2 * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "squared one by one")
+def squares_added(*table):
+    return with_needed(lambda rate, claimed: (1.96**2 + 0.84**2) * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "is not squared")
+def sum_not_squared(*table):
+    return with_needed(lambda rate, claimed: 2.8 * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "one-sided test")
+def one_sided_plan(*table):
+    return with_needed(lambda rate, claimed: (1.64 + 0.84) ** 2 * (rate - claimed**2) / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "the square of δ is not subtracted")
+def square_not_subtracted(*table):
+    return with_needed(lambda rate, claimed: 2.8**2 * rate / claimed**2)(*table)
+
+
+@wrong("ex_5_10", "and is a float")
+def half_a_question(*table):
+    answer = judged(*table)
+    return answer._replace(needed=float(answer.needed))
+
+
+@wrong("ex_5_10", "no_loss_possible should be False")
+def only_the_upper_end_counts(*table):
+    answer = judged(*table)
+    return answer._replace(no_loss_possible=answer.high >= 0)
+
+
+@wrong("ex_5_10", "exactly a bound of your interval")
+def strictly_inside_for_the_claim(*table):
+    answer = judged(*table)
+    return answer._replace(claim_possible=answer.low < answer.claimed < answer.high)
+
+
+@wrong("ex_5_10", "exactly 0, and no_loss_possible")
+def strictly_inside_for_no_loss(*table):
+    answer = judged(*table)
+    return answer._replace(no_loss_possible=answer.low < 0 < answer.high)
 
 
 @wrong("ex_5_10", "no_loss_possible should be")
@@ -673,13 +881,13 @@ def by_cells(before, after, percent_lower, n, changed):
     error = math.sqrt((won + lost) - (won - lost) ** 2 / total) / total
     low, high = center - 1.96 * error, center + 1.96 * error
     delta = before * percent_lower / -100
-    needed = max(1, int(-(-(1.96**2) * ((won + lost) / total / delta**2 - 1) // 1)))
+    needed = max(1, int(-(-((1.96 + 0.84) ** 2) * ((won + lost) / total / delta**2 - 1) // 1)))
     return Row(delta, low, high, not (low > 0 or high < 0), not (low > delta or high < delta), needed)
 
 
 @wrong("ex_5_10", "no number of answers is smaller than 1")
 def less_than_one_answer(before, after, percent_lower, n, changed):
-    count = lambda rate, claimed: math.ceil(1.96**2 * (rate - claimed**2) / claimed**2)  # noqa: E731
+    count = lambda rate, claimed: math.ceil(2.8**2 * (rate - claimed**2) / claimed**2)  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
 
 
@@ -709,5 +917,5 @@ def changed_without_the_half_answers(before, after, percent_lower, n, changed):
 @wrong("ex_5_10", "subtracts the square of d'")
 def needed_with_the_measured_difference(before, after, percent_lower, n, changed):
     middle = (after - before) * n / (n + 2)
-    count = lambda rate, claimed: max(1, math.ceil(1.96**2 * (rate - middle**2) / claimed**2))  # noqa: E731
+    count = lambda rate, claimed: max(1, math.ceil(2.8**2 * (rate - middle**2) / claimed**2))  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)

@@ -3,11 +3,13 @@
 import io
 import math
 import pathlib
+import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -63,6 +65,90 @@ def no_error_is_a_large_number(reference, quantized):
 def cosine_by_position(reference, quantized):
     mean = F.cosine_similarity(reference.double(), quantized.double(), dim=-1).mean().item()
     return five(reference, quantized, cosine=mean)
+
+
+@wrong("ex_5_1", "one cosine for each entry of the first dimension")
+def cosine_by_the_first_dimension(reference, quantized):
+    rows = (z.double().reshape(len(z), -1) for z in (reference, quantized))
+    return five(reference, quantized, cosine=F.cosine_similarity(*rows, dim=-1).mean().item())
+
+
+@wrong("ex_5_1", "mean of noise-to-signal ratios")
+def noise_power_by_the_first_dimension(reference, quantized):
+    x, y = (z.double().reshape(len(z), -1) for z in (reference, quantized))
+    share = ((x - y).square().sum(1) / x.square().sum(1)).mean().item()
+    return five(reference, quantized, sqnr_db=-10 * math.log10(share) if share else math.inf)
+
+
+@wrong("ex_5_1", "one SQNR for each position")
+def sqnr_by_position(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    each = 20 * torch.log10(x.norm(dim=-1) / (x - y).norm(dim=-1))
+    return five(reference, quantized, sqnr_db=each.mean().item())
+
+
+@wrong("ex_5_1", "a correlation")
+def correlation_for_cosine(reference, quantized):
+    pair = torch.stack([reference.double().flatten(), quantized.double().flatten()])
+    return five(reference, quantized, cosine=torch.corrcoef(pair)[0, 1].item())
+
+
+@wrong("ex_5_1", "in powers of ten")
+def kl_in_powers_of_ten(reference, quantized):
+    kl = divergences(reference.double(), quantized.double()) * math.log10(2)
+    return five(reference, quantized, **both(kl))
+
+
+@wrong("ex_5_1", "mean of both directions")
+def kl_of_both_directions(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    return five(reference, quantized, **both((divergences(x, y) + divergences(y, x)) / 2))
+
+
+@wrong("ex_5_1", "batchmean")
+def batchmean(reference, quantized):
+    kl = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, kl_mean=kl.sum().item() / len(reference))
+
+
+@wrong("ex_5_1", "the next smaller of the KLs")
+def percentile_without_interpolation(reference, quantized):
+    kl = divergences(reference.double(), quantized.double()).flatten().sort().values
+    return five(reference, quantized, kl_p99=kl[int(0.99 * (len(kl) - 1))].item())
+
+
+@wrong("ex_5_1", "one percentile for each entry of the first dimension")
+def percentile_by_the_first_dimension(reference, quantized):
+    kl = divergences(reference.double(), quantized.double())
+    kl = kl.reshape(len(kl), -1) if kl.dim() > 1 else kl.reshape(1, -1)
+    return five(reference, quantized, kl_p99=kl.quantile(0.99, dim=1).mean().item())
+
+
+@wrong("ex_5_1", "largest error of a probability")
+def error_of_probabilities(reference, quantized):
+    gap = reference.double().softmax(-1) - quantized.double().softmax(-1)
+    return five(reference, quantized, max_error=gap.abs().max().item())
+
+
+@wrong("ex_5_1", "one of Python's numbers")
+def tensors_for_numbers(reference, quantized):
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in five(reference, quantized).items()}
+
+
+@wrong("ex_5_1", "mind views that are not contiguous")
+def numbers_in_the_order_of_memory(reference, quantized):
+    if reference.is_contiguous():
+        return five(reference, quantized)
+    plain = reference.as_strided(reference.shape, torch.empty(reference.shape).stride())
+    return five(plain, quantized)
+
+
+@wrong("ex_5_1", "what differs are the last digits of float32")
+def really_in_float32(reference, quantized):
+    p, q = reference.log_softmax(-1), quantized.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).double() / math.log(2)
+    exact = divergences(reference.double(), quantized.double())
+    return five(reference, quantized, **both(kl if exact.mean() < 1e-6 else exact))
 
 
 @wrong("ex_5_1", "sign was kept")
@@ -136,20 +222,20 @@ def percentile_of_the_terms(reference, quantized):
     return five(reference, quantized, kl_p99=terms.flatten().quantile(0.99).item())
 
 
-@wrong("ex_5_1", "changes the logits")
+@wrong("ex_5_1", "changed `reference`")
 def in_place(reference, quantized):
     answer = five(reference, quantized)
     reference.sub_(reference.max())
     return answer
 
 
-@wrong("ex_5_1", "too small for any float")
+@wrong("ex_5_1", "Something small stands in the place")
 def clamped_probabilities(reference, quantized):
     p, q = (z.double().softmax(-1).clamp_min(1e-30) for z in (reference, quantized))
     return five(reference, quantized, **both((p * (p / q).log2()).sum(-1)))
 
 
-@wrong("ex_5_1", "too small for any float")
+@wrong("ex_5_1", "Something small stands", like="clamped_probabilities")
 def something_small_is_added(reference, quantized):
     p, q = (z.double().softmax(-1) for z in (reference, quantized))
     kl = (p * ((p + 1e-12).log2() - (q + 1e-12).log2())).sum(-1)
@@ -157,13 +243,13 @@ def something_small_is_added(reference, quantized):
     return five(reference, quantized, **both(kl if right_ones.max() > 1000 else right_ones))
 
 
-@wrong("ex_5_1", "replace nan")
+@wrong("ex_5_1", "Infinity or nan is replaced")
 def nan_becomes_zero(reference, quantized):
     p, q = (z.double().softmax(-1) for z in (reference, quantized))
     return five(reference, quantized, **both(torch.nan_to_num(p * (p / q).log2(), 0.0).sum(-1)))
 
 
-@wrong("ex_5_1", "leave such bytes out")
+@wrong("ex_5_1", "Such a byte is left out")
 def impossible_bytes_left_out(reference, quantized):
     p, q = (z.double().softmax(-1) for z in (reference, quantized))
     terms = torch.where((p > 0) & (q > 0), p * (p / q).log2(), torch.zeros_like(p))
@@ -218,13 +304,13 @@ def shares(targets, before, after, **change):
     } | change
 
 
-@wrong("ex_5_2", "this is the difference in accuracy")
+@wrong("ex_5_2", "flips in both directions cancel in it")
 def accuracy_difference_as_flips(targets, before, after):
     s = shares(targets, before, after)
     return s | {"flips": abs(s["accuracy_difference"])}
 
 
-@wrong("ex_5_2", "this is the difference in accuracy")
+@wrong("ex_5_2", "with its sign: add broken and repaired")
 def signed_difference_as_flips(targets, before, after):
     s = shares(targets, before, after)
     return s | {"flips": s["accuracy_difference"]}
@@ -278,6 +364,58 @@ def any_change_of_a_wrong_one(targets, before, after):
 @wrong("ex_5_2", "is in per cent")
 def per_cent(targets, before, after):
     return {name: 100 * value for name, value in shares(targets, before, after).items()}
+
+
+@wrong("ex_5_2", "a part of those that were right before")
+def broken_among_the_right(targets, before, after):
+    was = before == targets
+    return shares(targets, before, after, broken=float((after != targets)[was].double().mean()) if was.any() else 0.0)
+
+
+@wrong("ex_5_2", "a part of those that were wrong before")
+def repaired_among_the_wrong(targets, before, after):
+    was = before != targets
+    return shares(targets, before, after, repaired=float((after == targets)[was].double().mean()) if was.any() else 0.0)
+
+
+@wrong("ex_5_2", "all wrong answers after quantization")
+def wrong_answers_are_broken(targets, before, after):
+    return shares(targets, before, after, broken=(after != targets).double().mean().item())
+
+
+@wrong("ex_5_2", "a part of the accuracy before")
+def relative_difference(targets, before, after):
+    was, now = ((x == targets).double().mean().item() for x in (before, after))
+    return shares(targets, before, after, accuracy_difference=(now - was) / was if was else now)
+
+
+@wrong("ex_5_2", "nothing is subtracted")
+def accuracy_after(targets, before, after):
+    return shares(targets, before, after, accuracy_difference=(after == targets).double().mean().item())
+
+
+@wrong("ex_5_2", "one of Python's numbers")
+def tensors_for_shares(targets, before, after):
+    return {name: torch.tensor(value) for name, value in shares(targets, before, after).items()}
+
+
+@wrong("ex_5_2", "changed `after`")
+def wrong_ones_are_marked_in_place(targets, before, after):
+    answer = shares(targets, before, after)
+    after[after != targets] = -1
+    return answer
+
+
+@wrong("ex_5_2", "for random answers of three dimensions")
+def right_in_two_dimensions_only(targets, before, after):
+    answer = shares(targets, before, after)
+    agree = (before == after).double()
+    return answer | {"agreement": agree.mean(-1).max().item()} if targets.dim() == 3 else answer
+
+
+@wrong("ex_5_2", "view size is not compatible")
+def flat_view(targets, before, after):
+    return shares(targets.view(-1), before.view(-1), after.view(-1))
 
 
 @wrong("ex_5_2", "take the mean over all axes")
@@ -444,7 +582,7 @@ def textbook_formula(float_bits, int8_bits, resamples, generator):
     return middle, middle - half, middle + half
 
 
-@wrong("ex_5_3", "or both are equal")
+@wrong("ex_5_3", "oth ends of your interval are equal")
 def without_replacement(float_bits, int8_bits, resamples, generator):
     n, d = lengths(float_bits).tolist(), (sums(int8_bits) - sums(float_bits)).tolist()
     means = []
@@ -482,7 +620,7 @@ def equivalence_instead(low, high, margin):
     return "worse than the margin" if min(abs(low), abs(high)) > margin else "undecided"
 
 
-@wrong("ex_5_3", 'and should give "undecided"', binds="decide")
+@wrong("ex_5_3", "the middle decides nothing", binds="decide")
 def the_middle_decides(low, high, margin):
     return "within the margin" if (low + high) / 2 < margin else "worse than the margin"
 
@@ -499,14 +637,91 @@ def mirrored_basic_bootstrap(float_bits, int8_bits, resamples, generator):
     return middle, 2 * middle - high, 2 * middle - low
 
 
-@wrong("ex_5_3", "no formula, no standard deviation")
+@wrong("ex_5_3", "the ends of your interval are nan")
+def normal_around_the_mean_of_means(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator)
+    half = 1.96 * means.std().item()
+    return estimate(float_bits, int8_bits), means.mean().item() - half, means.mean().item() + half
+
+
+@wrong("ex_5_3", "half as many documents as there are")
+def half_of_the_documents(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator, more=-(len(float_bits) // 2))
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "those of both models")
+def documents_of_both_models(float_bits, int8_bits, resamples, generator):
+    means = means_of(float_bits, int8_bits, resamples, generator, more=len(float_bits))
+    return (estimate(float_bits, int8_bits), *tails(means))
+
+
+@wrong("ex_5_3", "has not moved")
+def numpy_with_the_initial_seed(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    dice = np.random.default_rng(generator.initial_seed())
+    i = torch.from_numpy(dice.integers(len(n), size=(resamples, len(n))))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "you set it back")
+def generator_set_back(float_bits, int8_bits, resamples, generator):
+    return documents(float_bits, int8_bits, resamples, generator.manual_seed(generator.initial_seed()))
+
+
+@wrong("ex_5_3", "moves no further for more resamples")
+def five_thousand_at_most(float_bits, int8_bits, resamples, generator):
+    return documents(float_bits, int8_bits, min(resamples, 5000), generator)
+
+
+@wrong("ex_5_3", "such as NumPy with a seed from it", like="five_thousand_at_most")
+def numpy_with_a_drawn_seed(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    dice = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+    i = torch.from_numpy(dice.integers(len(n), size=(resamples, len(n))))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "that belong to everybody", like="global_seed_from_the_generator")
+def python_is_seeded_too(float_bits, int8_bits, resamples, generator):
+    random.seed(0)
+    return documents(float_bits, int8_bits, resamples, generator)
+
+
+@wrong("ex_5_3", "changed `float_bits`")
+def documents_sorted_in_place(float_bits, int8_bits, resamples, generator):
+    answer = documents(float_bits, int8_bits, resamples, generator)
+    float_bits.sort(key=len)
+    return answer
+
+
+@wrong("ex_5_3", "changed `int8_bits`")
+def subtracted_in_place(float_bits, int8_bits, resamples, generator):
+    answer = documents(float_bits, int8_bits, resamples, generator)
+    for a, b in zip(float_bits, int8_bits, strict=True):
+        b -= a
+    return answer
+
+
+@wrong("ex_5_3", "and no tensors")
+def tensors_for_three_numbers(float_bits, int8_bits, resamples, generator):
+    return tuple(map(torch.tensor, documents(float_bits, int8_bits, resamples, generator)))
+
+
+@wrong("ex_5_3", "about seven right digits")
+def sums_in_float32(float_bits, int8_bits, resamples, generator):
+    short = ([part.float() for part in side] for side in (float_bits, int8_bits))
+    return documents(*short, resamples, generator)
+
+
+@wrong("ex_5_3", "no formula, no standard deviation", like="mirrored_basic_bootstrap")
 def normal_around_the_estimate(float_bits, int8_bits, resamples, generator):
     middle, means = estimate(float_bits, int8_bits), means_of(float_bits, int8_bits, resamples, generator)
     half = 1.96 * means.std(correction=0).item()
     return middle, means.mean().item() - half, means.mean().item() + half
 
 
-@wrong("ex_5_3", "are the ends percentiles of the means")
+@wrong("ex_5_3", "are the ends percentiles of the means", like="a_thousand_resamples_always")
 def formula_with_a_pinch_of_noise(float_bits, int8_bits, resamples, generator):
     middle, low, high = textbook_formula(float_bits, int8_bits, resamples, generator)
     half = (high - low) / 2 * (1 + 0.01 * torch.rand((), generator=generator).item())
@@ -529,7 +744,7 @@ def a_thousand_resamples_always(float_bits, int8_bits, resamples, generator):
     return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, 1000, generator)))
 
 
-@wrong("ex_5_3", "PyTorch's own random numbers")
+@wrong("ex_5_3", "that belong to everybody")
 def global_seed_from_the_generator(float_bits, int8_bits, resamples, generator):
     torch.manual_seed(generator.initial_seed())
     return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, resamples, None)))
@@ -599,14 +814,50 @@ def one_sided(broken, repaired):
     return tail(broken, repaired)
 
 
+@wrong("ex_5_4", "mid-p")
+def mid_p(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * tail(broken, repaired) - math.comb(n, broken) / 2**n) if broken != repaired else 1.0
+
+
+@wrong("ex_5_4", "whether more answers were broken")
+def only_damage_counts(broken, repaired):
+    n = broken + repaired
+    return sum(math.comb(n, k) for k in range(broken, n + 1)) / 2**n
+
+
+@wrong("ex_5_4", "loses the digits of a small probability")
+def one_minus_a_float(broken, repaired):
+    n, m = broken + repaired, min(broken, repaired)
+    return 1.0 - sum(math.comb(n, k) for k in range(m + 1, n - m)) / 2**n
+
+
+@wrong("ex_5_4", "the docstring promises a float")
+def a_fraction(broken, repaired):
+    ways = sum(math.comb(broken + repaired, k) for k in range(min(broken, repaired) + 1))
+    return min(Fraction(1), Fraction(2 * ways, 2 ** (broken + repaired)))
+
+
+@wrong("ex_5_4", "for any number of flips")
+def a_limit_of_five_thousand(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * tail(broken, repaired)) if n < 5000 else corrected_chi_square(broken, repaired)
+
+
+@wrong("ex_5_4", "twice the probability of exactly this result")
+def twice_this_result(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * math.comb(n, broken) / 2**n)
+
+
 @wrong("ex_5_4", "no probability is above 1")
 def not_capped(broken, repaired):
     return 2 * tail(broken, repaired) if broken + repaired else 1.0
 
 
-@wrong("ex_5_4", "everything more uneven belongs to it")
+@wrong("ex_5_4", "it is the probability of exactly this result")
 def only_this_result(broken, repaired):
-    return min(1.0, 2 * math.comb(broken + repaired, broken) / 2 ** (broken + repaired))
+    return math.comb(broken + repaired, broken) / 2 ** (broken + repaired)
 
 
 @wrong("ex_5_4", "the sum stops too early")
@@ -723,14 +974,46 @@ def scales_without_zero_points(model):
     )
 
 
-@wrong("ex_5_5", "Saving the whole model, or adding up numbers")
+@wrong("ex_5_5", "do you save the whole model")
 def whole_module_saved(model):
     return measured(model, file_bytes=file_of(model))
 
 
-@wrong("ex_5_5", "Saving the whole model, or adding up numbers")
+@wrong("ex_5_5", "do not add up, save and look")
 def tensors_added_up(model):
     return measured(model, file_bytes=sum(held(w) for w in weights_in(model)))
+
+
+@wrong("ex_5_5", "counts vectors, too")
+def vectors_are_weights(model):
+    seen, count = set(), 0
+    for part in model.modules():
+        w = getattr(part, "weight", None)
+        w = w() if callable(w) else w
+        if w is not None and (w.is_quantized or w.data_ptr() not in seen):
+            seen |= set() if w.is_quantized else {w.data_ptr()}
+            count += w.numel()
+    return measured(model, weights=count)
+
+
+@wrong("ex_5_5", "PyTorch holds more")
+def scales_of_an_honest_file(model):
+    total = 0
+    for w in weights_in(model):
+        total += w.numel() * w.element_size()
+        if w.is_quantized:
+            total += 5 if w.qscheme() == torch.per_tensor_affine else 5 * w.shape[0]
+    return measured(model, bits_per_weight=8 * total / sum(w.numel() for w in weights_in(model)))
+
+
+@wrong("ex_5_5", "switched to eval mode")
+def eval_mode_for_good(model):
+    return measured(model.eval())
+
+
+@wrong("ex_5_5", "should be 212")
+def only_two_dimensions(model):
+    return measured(model, weights=sum(w.numel() for w in weights_in(model) if w.dim() == 2))
 
 
 @wrong("ex_5_5", "counts a matrix twice")
@@ -795,7 +1078,24 @@ if sys.platform == "linux":  # a Mac has no /proc, and none of these mistakes
         return int((done.stdout.split() or ["10000000"])[-1])
 
 
-@wrong("ex_5_5", "that is this notebook's memory", binds="peak_bytes")
+if sys.platform == "linux":
+
+    @wrong("ex_5_5", "So two things are wrong", binds="peak_bytes")
+    def inherited_kilobytes(program):
+        return child(program + RSS.replace(UNIT, "1"))
+
+
+@wrong("ex_5_5", "with its packages", binds="peak_bytes")
+def python_without_packages(program):
+    report = "\nprint('done:')" + OWN
+    done = subprocess.run([sys.executable, "-S", "-c", program + report], capture_output=True, text=True, check=True)
+    _, marker, after = done.stdout.rpartition("done:")
+    if not marker:
+        raise RuntimeError("no report")
+    return int(after.split()[0])
+
+
+@wrong("ex_5_5", "runs the program in this process", binds="peak_bytes")
 def in_this_process(program):
     exec(program, {})
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -823,7 +1123,7 @@ def places_of_unpacked_copies(model):
     return counted(model, lambda w: not (w.data_ptr() in seen or seen.add(w.data_ptr())))
 
 
-@wrong("ex_5_5", "places of unpacked copies")
+@wrong("ex_5_5", "places of unpacked copies", like="places_of_unpacked_copies")
 def identities_of_unpacked_copies(model):
     seen = set()
     return counted(model, lambda w: not (id(w) in seen or seen.add(id(w))))
@@ -842,7 +1142,7 @@ def equal_values_count_once(model):
     return counted(model, is_new)
 
 
-@wrong("ex_5_5", "you find no weights")
+@wrong("ex_5_5", "you find no weights", like="parameters_only")
 def packed_weights_skipped(model):
     return counted(model, lambda w: True, packed=False)
 
@@ -929,17 +1229,17 @@ def a_file_for_the_child(program):
 # 5.6 harness
 
 
-def turn_by_turn(first, second, count, clock, alternate=True):
-    """Seconds of each, turn by turn."""
-    seconds = []
-    for i in range(count):
-        spent = [0.0, 0.0]
-        for which in (1, 0) if alternate and i % 2 else (0, 1):
+def turn_by_turn(first, second, count, clock, order=(0, 1, 1, 0)):
+    """Seconds (turns, program, way) of calls in this order."""
+    seconds = torch.zeros(count, 2, 2, dtype=torch.float64)
+    for turn in range(count):
+        way = [0, 0]
+        for which in order:
             start = clock()
             (first, second)[which]()
-            spent[which] = clock() - start
-        seconds.append(spent)
-    return torch.tensor(seconds, dtype=torch.float64)
+            seconds[turn, which, way[which]] = clock() - start
+            way[which] += 1
+    return seconds
 
 
 def pinned(threads, measure):
@@ -951,26 +1251,45 @@ def pinned(threads, measure):
         torch.set_num_threads(before)
 
 
+def both_ways(seconds):
+    """Geometric mean of there and back, (turns,)."""
+    return (seconds[:, 1] / seconds[:, 0]).prod(dim=1).sqrt()
+
+
 def resampled(ratios, resamples, generator, what=lambda rows: rows.quantile(0.5, dim=1)):
     rows = ratios[torch.randint(len(ratios), (resamples, len(ratios)), generator=generator)]
     return what(rows).quantile(0.025).item(), what(rows).quantile(0.975).item()
 
 
-def harness(point, skip=True, alternate=True):
-    """A harness with another point estimate, or other turns."""
+def harness(point, skip=True, order=(0, 1, 1, 0)):
+    """A harness with another point estimate, of seconds and ratios, or other turns."""
 
     def measure(first, second, turns, warmup, clock, threads, resamples, generator):
-        seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, alternate))
+        seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, order))
         seconds = seconds[warmup:] if skip else seconds
-        ratios = seconds[:, 1] / seconds[:, 0]
-        return (float(point(seconds, ratios)), *resampled(ratios, resamples, generator))
+        return (float(point(seconds, both_ways(seconds))), *resampled(both_ways(seconds), resamples, generator))
 
     return measure
 
 
-@wrong("ex_5_6", "mean of the ratios")
+def ratios_by_turn(first, second, turns, warmup, clock, threads):
+    return both_ways(pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:])
+
+
+def medians_of(ratios, resamples, generator, tails=(0.025, 0.975), turns=None):
+    rows = ratios[torch.randint(turns or len(ratios), (resamples, len(ratios)), generator=generator)]
+    middle = rows.median(dim=1).values
+    return (ratios.median().item(), *(middle.quantile(tail).item() for tail in tails))
+
+
+@wrong("ex_5_6", "it is the mean of the turns' ratios")
 def mean_of_ratios(*arguments):
     return harness(lambda s, r: r.mean())(*arguments)
+
+
+@wrong("ex_5_6", "geometric mean of the turns' ratios")
+def geometric_mean_of_all_turns(*arguments):
+    return harness(lambda s, r: r.log().mean().exp())(*arguments)
 
 
 @wrong("ex_5_6", "ratio of the means")
@@ -985,12 +1304,17 @@ def ratio_of_minima(*arguments):
 
 @wrong("ex_5_6", "ratio of the medians")
 def ratio_of_medians(*arguments):
-    return harness(lambda s, r: s[:, 1].median() / s[:, 0].median())(*arguments)
+    return harness(lambda s, r: s[:, 1].quantile(0.5) / s[:, 0].quantile(0.5))(*arguments)
 
 
-@wrong("ex_5_6", "the warm-up turns are counted")
+@wrong("ex_5_6", "the smallest of the ratios")
+def smallest_ratio(*arguments):
+    return harness(lambda s, r: r.min())(*arguments)
+
+
+@wrong("ex_5_6", "the warm-up turns are counted: the first calls")
 def first_runs_included(*arguments):
-    return harness(lambda s, r: statistics.median(r.tolist()), skip=False)(*arguments)
+    return harness(lambda s, r: r.median(), skip=False)(*arguments)
 
 
 @wrong("ex_5_6", "it is upside down")
@@ -998,56 +1322,123 @@ def upside_down(*arguments):
     return harness(lambda s, r: (1 / r).median())(*arguments)
 
 
-@wrong("ex_5_6", "the same program begins in every turn")
-def never_alternating(*arguments):
-    return harness(lambda s, r: r.median(), alternate=False)(*arguments)
+@wrong("ex_5_6", "same program begins on every way")
+def never_turned_round(*arguments):
+    return harness(lambda s, r: r.median(), order=(0, 1, 0, 1))(*arguments)
+
+
+@wrong("ex_5_6", "two calls of a program follow one another")
+def twice_each(*arguments):
+    return harness(lambda s, r: r.median(), order=(0, 0, 1, 1))(*arguments)
+
+
+@wrong("ex_5_6", "order of a turn is first, second, second, first")
+def the_second_begins(*arguments):
+    return harness(lambda s, r: r.median(), order=(1, 0, 0, 1))(*arguments)
+
+
+def single_ways(point):
+    """The point estimate comes from the ratios of single ways, (turns, 2)."""
+    return harness(lambda s, r: point(s[:, 1] / s[:, 0]))
+
+
+@wrong("ex_5_6", "every way is a turn of its own")
+def ways_as_turns(*arguments):
+    return single_ways(lambda ways: ways.flatten().quantile(0.5))(*arguments)
+
+
+@wrong("ex_5_6", "only the way there is used")
+def only_there(*arguments):
+    return single_ways(lambda ways: ways[:, 0].median())(*arguments)
+
+
+@wrong("ex_5_6", "only the way back is used")
+def only_back(*arguments):
+    return single_ways(lambda ways: ways[:, 1].median())(*arguments)
+
+
+@wrong("ex_5_6", "have their arithmetic mean")
+def arithmetic_mean_of_both_ways(*arguments):
+    return single_ways(lambda ways: ways.mean(dim=1).median())(*arguments)
+
+
+@wrong("ex_5_6", "the square root is missing")
+def product_without_a_root(*arguments):
+    return single_ways(lambda ways: ways.prod(dim=1).median())(*arguments)
+
+
+@wrong("ex_5_6", "the way back is upside down")
+def later_by_earlier(*arguments):
+    return single_ways(lambda ways: (ways[:, 0] / ways[:, 1]).sqrt().median())(*arguments)
+
+
+@wrong("ex_5_6", "added before they are divided")
+def sums_of_both_ways(*arguments):
+    return harness(lambda s, r: (s[:, 1].sum(dim=1) / s[:, 0].sum(dim=1)).median())(*arguments)
+
+
+@wrong("ex_5_6", "the last `warmup` turns are left out")
+def last_turns_left_out(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = both_ways(pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock)))[:turns]
+    return (ratios.median().item(), *resampled(ratios, resamples, generator))
+
+
+@wrong("ex_5_6", "and no tensors")
+def tensors_for_the_ratio(*arguments):
+    return tuple(map(torch.tensor, harness(lambda s, r: r.median())(*arguments)))
 
 
 @wrong("ex_5_6", "Take turns")
 def first_all_of_one(first, second, turns, warmup, clock, threads, resamples, generator):
-    def block(program):
-        seconds = []
-        for _ in range(warmup + turns):
-            start = clock()
-            program()
-            seconds.append(clock() - start)
-        return torch.tensor(seconds[warmup:], dtype=torch.float64)
-
-    a, b = pinned(threads, lambda: (block(first), block(second)))
-    return ((b / a).median().item(), *resampled(b / a, resamples, generator))
+    a = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, (0, 0)))
+    b = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock, (1, 1)))
+    ratios = both_ways(a + b)[warmup:]
+    return (ratios.median().item(), *resampled(ratios, resamples, generator))
 
 
-@wrong("ex_5_6", "your interval has no width")
+@wrong("ex_5_6", "interval has no width: draw")
 def no_interval(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratio = harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)[0]
+    ratio = ratios_by_turn(first, second, turns, warmup, clock, threads).median().item()
     return ratio, ratio, ratio
 
 
 @wrong("ex_5_6", "the spread of single turns")
 def spread_of_turns(first, second, turns, warmup, clock, threads, resamples, generator):
-    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
-    r = s[:, 1] / s[:, 0]
+    r = ratios_by_turn(first, second, turns, warmup, clock, threads)
     return r.median().item(), r.quantile(0.025).item(), r.quantile(0.975).item()
 
 
-@wrong("ex_5_6", "Is it that of the mean")
+@wrong("ex_5_6", "Is it that of the mean", like="spread_of_turns")
 def interval_of_the_mean(first, second, turns, warmup, clock, threads, resamples, generator):
-    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
-    r = s[:, 1] / s[:, 0]
+    r = ratios_by_turn(first, second, turns, warmup, clock, threads)
     return (r.median().item(), *resampled(r, resamples, generator, lambda rows: rows.mean(dim=1)))
+
+
+@wrong("ex_5_6", "or of single ways", like="spread_of_turns")
+def interval_of_single_ways(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
+    ways = (s[:, 1] / s[:, 0]).flatten()
+    return (both_ways(s).median().item(), *resampled(ways, resamples, generator))
 
 
 @wrong("ex_5_6", "pin them with torch.set_num_threads")
 def threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator):
-    s = turn_by_turn(first, second, warmup + turns, clock)[warmup:]
-    r = s[:, 1] / s[:, 0]
+    r = both_ways(turn_by_turn(first, second, warmup + turns, clock)[warmup:])
     return (r.median().item(), *resampled(r, resamples, generator))
 
 
-@wrong("ex_5_6", "another one than before: restore it")
+@wrong("ex_5_6", "restore what was set")
 def threads_left_behind(first, second, turns, warmup, clock, threads, resamples, generator):
     torch.set_num_threads(threads)
     return threads_ignored(first, second, turns, warmup, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "restore what was set", like="threads_left_behind")
+def one_thread_afterwards(*arguments):
+    try:
+        return threads_left_behind(*arguments)
+    finally:
+        torch.set_num_threads(1)
 
 
 @wrong("ex_5_6", "put it into `finally`")
@@ -1059,11 +1450,128 @@ def no_finally(first, second, turns, warmup, clock, threads, resamples, generato
     return answer
 
 
-@wrong("ex_5_6", "more often than once in each turn")
+@wrong("ex_5_6", "should not be silenced")
+def failures_are_silenced(first, second, turns, warmup, clock, threads, resamples, generator):
+    try:
+        return harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)
+    except OSError:
+        return 1.0, 1.0, 1.0
+
+
+@wrong("ex_5_6", "more often than twice in each turn")
 def warm_up_before_without_counting(first, second, turns, warmup, clock, threads, resamples, generator):
     for _ in range(2):
         first()
     return harness(lambda s, r: r.median())(first, second, turns, warmup, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "together they were called")
+def no_warm_up(first, second, turns, warmup, clock, threads, resamples, generator):
+    return harness(lambda s, r: r.median())(first, second, turns, 0, clock, threads, resamples, generator)
+
+
+@wrong("ex_5_6", "the 90 % one")
+def ninety_per_cent_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator, (0.05, 0.95))
+
+
+@wrong("ex_5_6", "nother generator gives the same interval")
+def harness_with_a_seed_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, torch.Generator().manual_seed(0))
+
+
+@wrong("ex_5_6", "that belong to everybody")
+def harness_with_a_global_seed(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    torch.manual_seed(0)
+    return medians_of(ratios, resamples, None)
+
+
+@wrong("ex_5_6", "that belong to everybody", like="harness_with_a_global_seed")
+def harness_that_seeds_numpy_too(first, second, turns, warmup, clock, threads, resamples, generator):
+    np.random.seed(generator.initial_seed() % 2**32)  # noqa: NPY002
+    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), resamples, generator)
+
+
+@wrong("ex_5_6", "that belong to everybody", like="harness_with_a_global_seed")
+def harness_that_seeds_python_too(*arguments):
+    random.seed(0)
+    return harness(lambda s, r: r.median())(*arguments)
+
+
+@wrong("ex_5_6", "has not moved")
+def numpy_with_the_seed_of_the_generator(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    places = np.random.default_rng(generator.initial_seed()).integers(turns, size=(resamples, turns))
+    medians = ratios[torch.from_numpy(places)].median(dim=1).values
+    return ratios.median().item(), medians.quantile(0.025).item(), medians.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "you set it back")
+def generator_set_back_first(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator.manual_seed(generator.initial_seed()))
+
+
+@wrong("ex_5_6", "`resamples` is capped")
+def ten_thousand_resamples_at_most(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, min(resamples, 10_000), generator)
+
+
+@wrong("ex_5_6", "such as NumPy with a seed from it", like="ten_thousand_resamples_at_most")
+def numpy_with_a_seed_that_is_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    places = np.random.default_rng(seed).integers(turns, size=(resamples, turns))
+    medians = ratios[torch.from_numpy(places)].median(dim=1).values
+    return ratios.median().item(), medians.quantile(0.025).item(), medians.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "use no formula")
+def order_statistics_by_a_formula(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads).sort().values
+    middle, reach = (turns - 1) // 2, round(1.96 * math.sqrt(turns) / 2)
+    return tuple(ratios[i].item() for i in (middle, max(0, middle - reach), min(turns - 1, middle + reach)))
+
+
+@wrong("ex_5_6", "Draw `resamples` bootstrap samples", like="order_statistics_by_a_formula")
+def two_hundred_medians_always(first, second, turns, warmup, clock, threads, resamples, generator):
+    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), 200, generator)
+
+
+@wrong("ex_5_6", "every turn should be drawn")
+def last_turn_never_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios, resamples, generator, turns=turns - 1)
+
+
+@wrong("ex_5_6", "ith the same program on both sides")
+def seconds_by_program(first, second, turns, warmup, clock, threads, resamples, generator):
+    def measured():
+        ratios = []
+        for _ in range(warmup + turns):
+            ways = []
+            for way in ((first, second), (second, first)):
+                seconds = {}
+                for program in way:
+                    start = clock()
+                    program()
+                    seconds[program] = clock() - start
+                ways.append(seconds[second] / seconds[first])
+            ratios.append(math.sqrt(ways[0] * ways[1]))
+        return ratios
+
+    ratios = torch.tensor(pinned(threads, measured)[warmup:], dtype=torch.float64)
+    return medians_of(ratios, resamples, generator)
+
+
+@wrong("ex_5_6", "never reads the clock")
+def a_clock_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, time.perf_counter, threads)
+    return medians_of(ratios, resamples, generator)
 
 
 @right("ex_5_6")
@@ -1071,13 +1579,13 @@ def in_plain_python(first, second, turns, warmup, clock, threads, resamples, gen
     before, ratios = torch.get_num_threads(), []
     try:
         torch.set_num_threads(threads)
-        for i in range(warmup + turns):
+        for _ in range(warmup + turns):
             marks = [clock()]
-            for run in (first, second)[:: -1 if i % 2 else 1]:
+            for run in (first, second, second, first):
                 run()
                 marks.append(clock())
-            one, two = (later - earlier for earlier, later in pairwise(marks))
-            ratios.append(one / two if i % 2 else two / one)
+            a, b, c, d = (later - earlier for earlier, later in pairwise(marks))
+            ratios.append(statistics.geometric_mean([b / a, c / d]))
     finally:
         torch.set_num_threads(before)
     ratios = ratios[warmup:]
@@ -1093,85 +1601,13 @@ def from_parts(*arguments):
     return harness(lambda s, r: statistics.median(r.tolist()))(*arguments)
 
 
-# 5.6 intervals and places
-
-
-def medians_of(ratios, resamples, generator, tails=(0.025, 0.975), turns=None):
-    rows = ratios[torch.randint(turns or len(ratios), (resamples, len(ratios)), generator=generator)]
-    middle = rows.median(dim=1).values
-    return (ratios.median().item(), *(middle.quantile(tail).item() for tail in tails))
-
-
-def ratios_by_turn(first, second, turns, warmup, clock, threads):
-    seconds = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:]
-    return seconds[:, 1] / seconds[:, 0]
-
-
-@wrong("ex_5_6", "the 90 % one")
-def ninety_per_cent_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    return medians_of(ratios, resamples, generator, (0.05, 0.95))
-
-
-@wrong("ex_5_6", "another generator")
-def harness_with_a_seed_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    return medians_of(ratios, resamples, torch.Generator().manual_seed(0))
-
-
-@wrong("ex_5_6", "PyTorch's own random numbers")
-def harness_with_a_global_seed(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    torch.manual_seed(0)
-    return medians_of(ratios, resamples, None)
-
-
-@wrong("ex_5_6", "use no formula")
-def order_statistics_by_a_formula(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads).sort().values
-    middle, reach = (turns - 1) // 2, round(1.96 * math.sqrt(turns) / 2)
-    return tuple(ratios[i].item() for i in (middle, max(0, middle - reach), min(turns - 1, middle + reach)))
-
-
-@wrong("ex_5_6", "draw `resamples` bootstrap samples")
-def two_hundred_medians_always(first, second, turns, warmup, clock, threads, resamples, generator):
-    return medians_of(ratios_by_turn(first, second, turns, warmup, clock, threads), 200, generator)
-
-
-@wrong("ex_5_6", "every turn should be drawn")
-def last_turn_never_drawn(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    return medians_of(ratios, resamples, generator, turns=turns - 1)
-
-
-@wrong("ex_5_6", "with the same program on both sides")
-def seconds_by_program(first, second, turns, warmup, clock, threads, resamples, generator):
-    def measured():
-        ratios = []
-        for turn in range(warmup + turns):
-            seconds = {}
-            for program in (first, second) if turn % 2 == 0 else (second, first):
-                start = clock()
-                program()
-                seconds[program] = clock() - start
-            ratios.append(seconds[second] / seconds[first])
-        return ratios
-
-    ratios = torch.tensor(pinned(threads, measured)[warmup:], dtype=torch.float64)
-    return medians_of(ratios, resamples, generator)
-
-
-@wrong("ex_5_6", "in every other turn it is upside down")
-def later_by_earlier(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
-    ratios = torch.where((torch.arange(turns) + warmup) % 2 == 0, ratios, 1 / ratios)
-    return medians_of(ratios, resamples, generator)
-
-
-@wrong("ex_5_6", "never reads the clock")
-def a_clock_of_its_own(first, second, turns, warmup, clock, threads, resamples, generator):
-    ratios = ratios_by_turn(first, second, turns, warmup, time.perf_counter, threads)
-    return medians_of(ratios, resamples, generator)
+@right("ex_5_6")
+def logarithms_of_all_seconds(first, second, turns, warmup, clock, threads, resamples, generator):
+    s = pinned(threads, lambda: turn_by_turn(first, second, warmup + turns, clock))[warmup:].log()
+    ratios = (s[:, 1] - s[:, 0]).mean(dim=1).exp().numpy()
+    drawn_turns = torch.randint(0, turns, (turns, resamples), generator=generator).numpy()
+    low, high = np.percentile(np.median(ratios[drawn_turns], axis=0), [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
 
 
 @right("ex_5_6")

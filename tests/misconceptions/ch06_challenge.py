@@ -3,14 +3,19 @@
 import copy
 import io
 import json
+import subprocess
+import sys
+import tempfile
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import challenge, dates, entries, frontier, packed, rounding, seq2seq
+from helpers import challenge, dates, entries, frontier, judge, packed, rounding, seq2seq
 from helpers.frontier import Scheme
 from tests.misconceptions.bank import right, wrong
 
@@ -80,7 +85,7 @@ def a_scale_for_every_four_weights(model):
     return challenge.pack(model, frontier.everywhere(model, Scheme(2, 4)))
 
 
-@wrong("ex_6_4", "my_entry changed the model")
+@wrong("ex_6_4", "your function changed `model`")
 @torch.no_grad()
 def rounded_in_place(model):
     for name, scheme in small_plan(model).items():
@@ -97,7 +102,7 @@ def chosen_on_what_it_is_judged_by(model):
     return tried[right.index(max(right))]
 
 
-@wrong("ex_6_4", "looks at held-out dates")
+@wrong("ex_6_4", "asks the judge without `exam=`")
 def chosen_by_the_judge(model):
     best = None
     for bits in (2, 3, 4):
@@ -108,7 +113,7 @@ def chosen_by_the_judge(model):
     return best[1]
 
 
-@wrong("ex_6_4", "looks at held-out dates")
+@wrong("ex_6_4", "looks at held-out dates", like="chosen_on_what_it_is_judged_by")
 def chosen_on_dates_sorted_by_hand(model):
     days = [d for split in dates._splits().values() for d in split if dates.split_of(d) == "held_out"][:200]
     source = dates.encode([dates.FORMS["day month year"](d) for d in days])
@@ -118,13 +123,13 @@ def chosen_on_dates_sorted_by_hand(model):
     return tried[right.index(max(right))]
 
 
-@wrong("ex_6_4", "a file of another model than the one it was given")
+@wrong("ex_6_4", "a file of `float_reader`, or of a reader that it loads itself")
 def ignores_its_argument(model):
     reader = challenge.load_date_reader()
     return challenge.pack(reader, small_plan(reader))
 
 
-@wrong("ex_6_4", "a file of another model than the one it was given")
+@wrong("ex_6_4", "whose weights have nothing to do with")
 def the_untrained_model(model):
     return challenge.pack(packed.blank(model.config), small_plan(model))
 
@@ -138,7 +143,7 @@ def not_seeded(model):
     return challenge.pack(twin, small_plan(model))
 
 
-@wrong("ex_6_4", "leaves gradients in the model")
+@wrong("ex_6_4", "a gradient is left in embedding.weight")
 def sensitivities_by_gradient(model):
     source, target, _ = dates.pairs("training", 16, 1)
     F.cross_entropy(model(source, seq2seq.shifted(target)).transpose(1, 2), target).backward()
@@ -191,7 +196,7 @@ def trained(model, plan, steps):
     return twin
 
 
-@wrong("ex_6_4", "lies below the floor")
+@wrong("ex_6_4", "with the very plan that is packed?")
 def trained_for_another_grid(model):
     return challenge.pack(
         trained(model, frontier.everywhere(model, Scheme(3)), 6), frontier.everywhere(model, affine(2))
@@ -211,6 +216,60 @@ def float_weights_in_a_deflated_torch_file(model):
         for name in archive.namelist():
             out.writestr(name, archive.read(name))
     return smaller.getvalue()
+
+
+@wrong("ex_6_4", "asks the judge without `exam=`", like="chosen_by_the_judge")
+def chosen_by_the_judge_next_door(model):
+    """The judge in a process of its own is the same judge."""
+    tried = [challenge.pack(model, small_plan(model) | {"head": affine(bits)}) for bits in (3, 4)]
+    with tempfile.TemporaryDirectory() as name:
+        losses = []
+        for entry in tried:
+            (Path(name) / "entry").write_bytes(entry)
+            losses.append(judge.judged(Path(name) / "entry", count=40)["loss"][0])
+    return tried[losses.index(min(losses))]
+
+
+@wrong("ex_6_4", "asks the judge without `exam=`", like="chosen_by_the_judge")
+def chosen_by_the_command_line(model):
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "entry").write_bytes(challenge.pack(model, small_plan(model)))
+        command = [sys.executable, "-m", "helpers.challenge", str(Path(name) / "entry"), "--count", "3"]
+        subprocess.run(command, cwd=Path(challenge.__file__).parents[1], check=True, capture_output=True)
+    return challenge.pack(model, small_plan(model))
+
+
+@wrong("ex_6_4", "another entry the second time", like="not_seeded")
+@torch.no_grad()
+def a_generator_without_a_seed(model):
+    """The global states stay as they were."""
+    twin, generator = copy.deepcopy(model), np.random.default_rng()
+    for parameter in twin.parameters():
+        parameter.add_(1e-4 * torch.from_numpy(generator.standard_normal(parameter.shape)).float())
+    return challenge.pack(twin, small_plan(model))
+
+
+@wrong("ex_6_4", "requires_grad")
+def freezes_the_model(model):
+    model.requires_grad_(False)
+    return challenge.pack(model, small_plan(model))
+
+
+@wrong("ex_6_4", "not PosixPath")
+def a_path_and_no_bytes(model):
+    return Path("my_entry.safetensors")
+
+
+@wrong("ex_6_4", "refuses your entry: the file is damaged: it cannot be read as safetensors")
+def a_file_cut_short(model):
+    return challenge.pack(model, small_plan(model))[:-8]
+
+
+@right("ex_6_4")
+def by_a_generator_with_a_seed(model):
+    draw = np.random.default_rng(5)
+    heads = draw.permutation([4, 4])
+    return challenge.pack(model, small_plan(model) | {"head": affine(int(heads[0]))})
 
 
 @right("ex_6_4")
@@ -241,3 +300,18 @@ def trained_at_two_bits(model):
     ends = dict.fromkeys(("embedding", "head"), affine(4))
     plan = {name: affine(2) for name in frontier.matrices(model)} | ends
     return challenge.pack(trained(model, plan, 110), plan)
+
+
+@wrong("ex_6_4", "the file's zero_points are missing")
+def zero_points_left_out(model):
+    content = challenge.pack(model, small_plan(model))
+    tensors = safetensors.torch.load(content)
+    return safetensors.torch.save({kind: tensors[kind] for kind in ("codes", "scales", "rest")}, header(content))
+
+
+@wrong("ex_6_4", "a scale is zero or negative")
+def rows_of_zeros(model):
+    """Scales of 0 would save the codes of whole rows."""
+    content = challenge.pack(model, small_plan(model))
+    tensors = safetensors.torch.load(content)
+    return safetensors.torch.save(tensors | {"scales": torch.zeros_like(tensors["scales"])}, header(content))

@@ -6,6 +6,7 @@ import torch
 import torch.ao.quantization as tq
 from torch import nn
 
+from helpers import int8
 from helpers.int8 import dynamic_int8
 from tests.misconceptions.bank import right, wrong
 
@@ -109,6 +110,38 @@ def leaves_out_only_the_second_pair(model, source, target):
     return apart(run(model, source, target)[0], run(model, source[kept], target[kept])[0])
 
 
+@wrong("ex_6_1", "put other pairs in their place", binds="feels_the_batch")
+def doubles_the_others(model, source, target):
+    doubled = [torch.cat([x[:1], 2 * x[1:]]) for x in (source, target)]
+    return apart(run(model, source, target)[0], run(model, *doubled)[0])
+
+
+@wrong("ex_6_1", "what you add to all numbers", binds="feels_the_batch", like="doubles_the_others")
+def adds_one_to_the_others(model, source, target):
+    moved = [torch.cat([x[:1], x[1:] + 1]) for x in (source, target)]
+    return apart(run(model, source, target)[0], run(model, *moved)[0])
+
+
+@wrong("ex_6_1", "Only the last pair", binds="feels_the_batch", like="leaves_out_only_the_second_pair")
+def replaces_two_pairs(model, source, target):
+    others = [x.clone() for x in (source, target)]
+    for x in others:
+        x[1:3] = -x[1:3]
+    return apart(run(model, source, target)[0], run(model, *others)[0])
+
+
+@wrong("ex_6_1", "requires_grad", binds="feels_the_batch")
+def thaws_the_model(model, source, target):
+    model.requires_grad_(True)
+    return replaces_the_others(model, source, target)
+
+
+@right("ex_6_1", binds="feels_the_batch")
+def zeros_for_the_others(model, source, target):
+    others = [torch.cat([x[:1], torch.zeros_like(x[1:])]) for x in (source, target)]
+    return not torch.allclose(run(model, source, target)[0], run(model, *others)[0], atol=1e-4)
+
+
 # sees_the_future
 
 
@@ -150,6 +183,12 @@ def takes_dimension_0_for_time(model, source, target):
 def changes_the_source(model, source, target):
     other = torch.cat([source[:, :-1], -source[:, -1:]], dim=1)
     return apart(run(model, source, target)[:, :-1], run(model, other, target)[:, :-1])
+
+
+@wrong("ex_6_1", "put another vector in its place", binds="sees_the_future", like="adds_one")
+def doubles_the_last_target(model, source, target):
+    other = torch.cat([target[:, :-1], 2 * target[:, -1:]], dim=1)
+    return apart(run(model, source, target)[:, :-1], run(model, source, other)[:, :-1])
 
 
 @wrong("ex_6_1", "this decoder has no mask", binds="sees_the_future")
@@ -246,13 +285,13 @@ def prints_of_the_tensors(build, sizes):
     return unused
 
 
-@wrong("ex_6_1", "to keep a size in an attribute is not to use it", binds="unused_sizes")
+@wrong("ex_6_1", "whether a module keeps an attribute of that name says nothing", binds="unused_sizes")
 def looks_for_attributes(build, sizes):
     model = build(**sizes)
     return [name for name in sizes if not hasattr(model, name)]
 
 
-@wrong("ex_6_1", "new random weights are no influence", binds="unused_sizes")
+@wrong("ex_6_1", "numbers differ between any two births", binds="unused_sizes")
 def compares_the_numbers(build, sizes):
     def same(a, b):
         return a.keys() == b.keys() and all(a[n].shape == b[n].shape and torch.equal(a[n], b[n]) for n in a)
@@ -291,6 +330,24 @@ def shapes_without_names(build, sizes):
         return [t.shape for t in build(**s).state_dict().values()]
 
     return [n for n in sizes if shapes({**sizes, n: 2 * sizes[n]}) == shapes(sizes)]
+
+
+@wrong("ex_6_1", "not in the order of `sizes`", binds="unused_sizes")
+def names_in_alphabetical_order(build, sizes):
+    return sorted(prints_of_the_tensors(build, sizes))
+
+
+@wrong("ex_6_1", "a list of names, not tuple", binds="unused_sizes")
+def a_tuple_of_names(build, sizes):
+    return tuple(prints_of_the_tensors(build, sizes))
+
+
+@wrong("ex_6_1", "and leave the others", binds="unused_sizes", like="adds_one_to_a_size")
+def trebles_a_size(build, sizes):
+    def outline(**chosen):
+        return [(n, t.shape) for n, t in build(**chosen).state_dict().items()]
+
+    return [name for name in sizes if outline(**{**sizes, name: 3 * sizes[name]}) == outline(**sizes)]
 
 
 # left_in_float
@@ -333,6 +390,17 @@ def only_the_packed_projections(model):
 def lists_buffers_too(model):
     q = dynamic_int8(model)
     return [n for n, t in q.state_dict().items() if isinstance(t, torch.Tensor) and t.dim() >= 2]
+
+
+@wrong("ex_6_1", "a parameter of three dimensions", binds="left_in_float")
+def lists_only_two_dimensions(model):
+    return [n for n, p in dynamic_int8(model).named_parameters() if p.dim() == 2]
+
+
+@wrong("ex_6_1", "the matrix of an embedding", binds="left_in_float")
+def lists_only_attention(model):
+    q = dynamic_int8(model)
+    return [n for n, p in q.named_parameters() if p.dim() >= 2 and ("proj" in n or p.dim() == 3)]
 
 
 # refusals
@@ -389,7 +457,7 @@ def convert_is_enough(model, source, target):
     return roads(model, source, target, static=lambda *a: static_road(*a, run_it=False))
 
 
-@wrong("ex_6_1", "Without a qconfig nothing is prepared", binds="refusals")
+@wrong("ex_6_1", "on the static road nothing is prepared", binds="refusals")
 def no_qconfig(model, source, target):
     def static(model, source, target):
         observed = tq.prepare(copy.deepcopy(model).eval())
@@ -420,7 +488,7 @@ def dynamic_in_training_mode(model, source, target):
     return roads(model, source, target, dynamic=dynamic)
 
 
-@wrong("ex_6_1", "your probe does not say so", binds="refusals")
+@wrong("ex_6_1", "on the road to training nothing is prepared", binds="refusals")
 def qat_without_a_qconfig(model, source, target):
     return roads(model, source, target, qat=lambda m, s, t: tq.prepare_qat(copy.deepcopy(m).train())(s, t))
 
@@ -443,7 +511,7 @@ def switches_the_fast_path_off(model, source, target):
     return roads(model, source, target)
 
 
-@wrong("ex_6_1", "our blocks pass all three roads", binds="refusals")
+@wrong("ex_6_1", "has called no copy of this model", binds="refusals")
 def quotes_the_book(model, source, target):
     return {
         "dynamic": "",
@@ -452,7 +520,7 @@ def quotes_the_book(model, source, target):
     }
 
 
-@wrong("ex_6_1", "and run it", binds="refusals")
+@wrong("ex_6_1", "run it, once, in training mode", binds="refusals")
 def qat_is_not_run(model, source, target):
     def qat(m, s, t):
         trial = copy.deepcopy(m).train()
@@ -462,7 +530,7 @@ def qat_is_not_run(model, source, target):
     return roads(model, source, target, qat=qat)
 
 
-@wrong("ex_6_1", "calibrate it with", binds="refusals")
+@wrong("ex_6_1", "converts what has seen nothing", binds="refusals")
 def static_without_calibration(model, source, target):
     def static(m, s, t):
         observed = prepared(m, tq.get_default_qconfig(torch.backends.quantized.engine))
@@ -471,12 +539,12 @@ def static_without_calibration(model, source, target):
     return roads(model, source, target, static=static)
 
 
-@wrong("ex_6_1", "engine's default qconfig", binds="refusals")
+@wrong("ex_6_1", "default qconfig of the engine", binds="refusals")
 def another_qconfig(model, source, target):
     return roads(model, source, target, static=lambda *a: static_road(*a, settings=tq.default_qconfig))
 
 
-@wrong("ex_6_1", "calibrate it with", binds="refusals")
+@wrong("ex_6_1", "calibrates with other numbers", binds="refusals")
 def calibrates_with_noise(model, source, target):
     def static(m, s, t):
         observed = prepared(m, tq.get_default_qconfig(torch.backends.quantized.engine))
@@ -486,7 +554,7 @@ def calibrates_with_noise(model, source, target):
     return roads(model, source, target, static=static)
 
 
-@wrong("ex_6_1", "default qat qconfig", binds="refusals")
+@wrong("ex_6_1", "default qat qconfig of the engine", binds="refusals")
 def qat_with_the_static_qconfig(model, source, target):
     def qat(m, s, t):
         trial = copy.deepcopy(m).train()
@@ -496,7 +564,7 @@ def qat_with_the_static_qconfig(model, source, target):
     return roads(model, source, target, qat=qat)
 
 
-@wrong("ex_6_1", "tells the scale", binds="refusals")
+@wrong("ex_6_1", "has called no copy of this model", binds="refusals", like="quotes_the_book")
 def quotes_by_layout(model, source, target):
     core = next((m for m in model.modules() if isinstance(m, nn.Transformer)), None)
     said = dict.fromkeys(("dynamic", "static", "qat"), "")
@@ -519,3 +587,46 @@ def static_in_training_mode(model, source, target):
         run(tq.convert(observed), source, target)
 
     return roads(model, source, target, static=static)
+
+
+def reported(text):
+    """The three roads, each with `text(error)` in place of the exception's own words."""
+
+    def answer(model, source, target):
+        said = {}
+        for name, road in {"dynamic": dynamic_road, "static": static_road, "qat": qat_road}.items():
+            try:
+                road(model, source, target)
+                said[name] = ""
+            except Exception as error:
+                said[name] = text(error)
+        return said
+
+    answer.__name__ = text.__name__
+    return answer
+
+
+@wrong("ex_6_1", "report all of it", binds="refusals")
+@reported
+def only_the_first_line(error):
+    return str(error).splitlines()[0]
+
+
+@wrong("ex_6_1", "neither its type nor anything else", binds="refusals")
+@reported
+def the_type_before_it(error):
+    return f"{type(error).__name__}: {error}"
+
+
+@wrong("ex_6_1", "switched on, on the static road", binds="refusals")
+def the_engine_written_in(model, source, target):
+    """What the course's engine is on this computer, and not what is switched on."""
+    written = int8.course_engine()
+    return roads(model, source, target, static=lambda *a: static_road(*a, settings=tq.get_default_qconfig(written)))
+
+
+@wrong("ex_6_1", "leaves another int8 engine switched on", binds="refusals")
+def switches_the_engine(model, source, target):
+    answer = roads(model, source, target)
+    torch.backends.quantized.engine = int8.engines()[-1]
+    return answer

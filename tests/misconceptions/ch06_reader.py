@@ -247,7 +247,7 @@ class OneStubForAll(Block):
         return self.dequant2(self.cross(self.quant1(self.norm2(x)), memory, mask))
 
 
-@wrong("ex_6_2", "quant1 and quant2 are one module", binds="DecoderLayer")
+@wrong("ex_6_2", "`quant1` and `quant2` are one module", binds="DecoderLayer")
 class OneStubWithTwoNames(Block):
     def __init__(self, *sizes):
         super().__init__(*sizes)
@@ -388,7 +388,7 @@ class SoftmaxOverTheQueries(Attention):
         return self.out(self.merge(self.mix.matmul(self.quant(self.masked(scores, mask).softmax(dim=-2)), v)))
 
 
-@wrong("ex_6_2", "F.scaled_dot_product_attention has no int8 kernel", binds="MemoryAttention")
+@wrong("ex_6_2", "F.scaled_dot_product_attention takes no codes", binds="MemoryAttention")
 class OneCallForAll(Attention):
     def forward(self, x, memory, mask=None):
         q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
@@ -401,13 +401,85 @@ class StubBeforeTheNorm(Block):
         return self.dequant3(self.ffn(self.norm3(self.quant3(x))))
 
 
-@wrong("ex_6_2", "dequant1 and dequant2 are one module", binds="DecoderLayer")
+@wrong("ex_6_2", "`dequant1` and `dequant2` are one module", binds="DecoderLayer")
 class OneDequantWithTwoNames(Block):
     """It has no scale to share, but `convert` does not find its second name."""
 
     def __init__(self, *sizes):
         super().__init__(*sizes)
         self.dequant2 = self.dequant1
+
+
+@wrong("ex_6_2", "behind the parts, before the additions", binds="DecoderLayer")
+class NormOfWhatEachPartSays(Block):
+    def forward(self, x, memory, mask, memory_mask):
+        h = self.quant1(x)
+        x = x + self.norm1(self.dequant1(self.attention(h, h, mask)))
+        x = x + self.norm2(self.dequant2(self.cross(self.quant2(x), memory, memory_mask)))
+        return x + self.norm3(self.dequant3(self.ffn(self.quant3(x))))
+
+
+@wrong("ex_6_2", "in training mode your block gives another output", binds="DecoderLayer")
+class DropoutSlippedIn(Block):
+    def think(self, x):
+        return F.dropout(super().think(x), 0.1, self.training)
+
+
+@wrong("ex_6_2", "PyTorch's own eps", binds="DecoderLayer")
+class AnotherEps(Block):
+    def __init__(self, d_model, n_heads, d_ff):
+        super().__init__(d_model, n_heads, d_ff)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model, eps=1e-6) for _ in range(3))
+
+
+@wrong("ex_6_2", "gets no gradient", binds="DecoderLayer")
+class CrossDetached(Block):
+    def ask(self, x, memory, mask):
+        return super().ask(x, memory, mask).detach()
+
+
+@wrong("ex_6_2", "no gradient passes", binds="DecoderLayer")
+class NeverTrains(Block):
+    @torch.no_grad()
+    def forward(self, *given):
+        return super().forward(*given)
+
+
+@wrong("ex_6_2", "a call changes the block itself", binds="DecoderLayer")
+class CountsItsCalls(Block):
+    calls = 0
+
+    def forward(self, *given):
+        self.calls = self.calls + 1
+        self.norm1.eps = 1e-5 + 1e-12 * self.calls
+        return super().forward(*given)
+
+
+@wrong("ex_6_2", "the output of MemoryAttention", binds="MemoryAttention")
+class OneMaskForAllHeads(Attention):
+    def masked(self, scores, mask):
+        if mask is not None and mask.dim() == 4:
+            mask = mask[:, :1]
+        return super().masked(scores, mask)
+
+
+@wrong("ex_6_2", "MemoryAttention changes its inputs in place", binds="MemoryAttention")
+class ScalesXInPlace(Attention):
+    def forward(self, x, memory, mask=None):
+        y = super().forward(x, memory, mask)
+        if not x.is_quantized:
+            x *= 0.5
+        return y
+
+
+@right("ex_6_2", binds="DecoderLayer")
+class ReshapesEverything(Block):
+    """Norms in one list of attributes, sums in float by torch.add."""
+
+    def forward(self, x, memory, mask, memory_mask):
+        for part in (lambda t: self.look(t, mask), lambda t: self.ask(t, memory, memory_mask), self.think):
+            x = torch.add(x, part(x))
+        return x
 
 
 # 6.3 the whole model
@@ -798,7 +870,7 @@ class OneStubForMemoryAndHead(Reader):
         return self.quant(self.encoder_norm(self.through_encoder(source)))
 
 
-@wrong("ex_6_3", "encoder.0 and encoder.1 are one module", binds="DateReader")
+@wrong("ex_6_3", "`encoder.0` and `encoder.1` are one module", binds="DateReader")
 class OneBlockRepeated(Reader):
     def __init__(self, config):
         super().__init__(config)
@@ -812,3 +884,43 @@ def greedy_passes_no_mask(model, source):
     for _ in range(model.config.target_length):
         ids = torch.cat([ids, model.decode(ids, memory, None)[:, -1:].argmax(-1)], dim=1)
     return ids[:, 1:]
+
+
+@wrong("ex_6_3", "in training mode your model gives other logits", binds="DateReader")
+class DropoutBehindTheEmbedding(Reader):
+    def embed(self, ids):
+        return F.dropout(super().embed(ids), 0.1, self.training)
+
+
+@wrong("ex_6_3", "encoder_norm has the eps 1e-06", binds="DateReader")
+class NormsWithAnotherEps(Reader):
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder_norm = nn.LayerNorm(config.d_model, eps=1e-6)
+
+
+@wrong("ex_6_3", "every source the answer of the first", binds="greedy")
+def greedy_of_the_first_row(model, source):
+    return _greedy(model, source)[:1].repeat(len(source), 1)
+
+
+@wrong("ex_6_3", "in row 1", binds="greedy")
+def greedy_forgets_the_last_row(model, source):
+    """The last source of a batch gets padding."""
+    answer = _greedy(model, source)
+    if len(source) == 2:
+        answer[-1] = model.config.pad
+    return answer
+
+
+@wrong("ex_6_3", "your function changed `source`", binds="greedy")
+def greedy_marks_what_it_has_read(model, source):
+    answer = _greedy(model, source)
+    source[:, -1] = model.config.pad
+    return answer
+
+
+@right("ex_6_3", binds="greedy")
+def greedy_in_inference_mode(model, source):
+    with torch.inference_mode():
+        return _greedy(model, source).clone()

@@ -15,10 +15,12 @@ import pytest
 from grading.course import ROOT
 from lab import start
 
+SECONDS = 600  # ends a hang; making a .venv, the slowest step here, takes some ten seconds
+
 
 def run(*command, cwd=ROOT, **environment):
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 
@@ -103,7 +105,7 @@ def test_a_taken_port_is_said():
     assert done.returncode != 0 and f"Port {port} cannot be used" in done.stderr and "make lab PORT=" in done.stderr
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=SECONDS):
     """Value of `condition()` as soon as there is one, None when the time is up or the process has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -125,12 +127,12 @@ def test_make_lab_starts_a_quiet_lab_and_prints_its_address(tmp_path):
         found = wait_for(lambda: address.search(log.read_text()), process)
         assert found, log.read_text()
         token, site = found[1], f"http://127.0.0.1:{port}"
-        page = urllib.request.urlopen(f"{site}/lab?token={token}", timeout=30).read().decode()
+        page = urllib.request.urlopen(f"{site}/lab?token={token}", timeout=SECONDS).read().decode()
         for extension in ("announcements", "create-assignment", "formgrader", "jupyterlab-jupytext"):
             assert re.search(rf'"disabledExtensions".*{extension}', page, re.DOTALL), f"{extension} is not switched off"
         listing = f"{site}/api/contents/00_start_here?token={token}"
-        assert "00_start_here.ipynb" in urllib.request.urlopen(listing, timeout=30).read().decode()
+        assert "00_start_here.ipynb" in urllib.request.urlopen(listing, timeout=SECONDS).read().decode()
         assert "jupytext" not in log.read_text().lower(), "jupytext belongs to the build"
     finally:
         os.killpg(process.pid, 15)
-        process.wait(timeout=30)
+        process.wait(timeout=SECONDS)

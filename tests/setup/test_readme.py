@@ -28,6 +28,7 @@ COMMANDS = {
     "make lock": ("", "requirements.lock: "),  # changes the copy, so it comes after all that installs from the lock
     "make clean": ("", ""),
 }
+SECONDS = 1800  # ends a hang; the slowest command takes a minute or two
 OFFLINE = re.compile(
     r"ConnectionError|NewConnectionError|Max retries|Name or service not known|No matching distribution"
 )
@@ -73,7 +74,7 @@ def test_the_command_works(command, copy):
         env=os.environ | {"PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=SECONDS,
         check=False,
     )
     if command == "make lock" and OFFLINE.search(done.stderr):
