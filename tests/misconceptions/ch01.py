@@ -203,6 +203,19 @@ def mask_indexed_by_query(q, k, v, mask=None):
     return torch.stack(rows, dim=-2)
 
 
+@wrong("ex_1_1", "no gradient passes through your function")
+def under_no_grad(q, k, v, mask=None):
+    with torch.no_grad():
+        return attend(q, k, v, mask)
+
+
+@wrong("ex_1_1", "three keys with scores of 200 differs", like="clamped_scores")
+def small_weights_dropped(q, k, v, mask=None):
+    eye = torch.eye(k.shape[-2], dtype=q.dtype).expand(*k.shape[:-1], k.shape[-2])
+    weights = attend(q, k, eye, mask)
+    return torch.where(weights < 1e-3, torch.zeros((), dtype=q.dtype), weights) @ v
+
+
 @wrong("ex_1_1", "for all queries, (1, key) differs")
 def causal_if_square(q, k, v, mask=None):
     if mask is None and q.shape[-2] == k.shape[-2]:
@@ -405,6 +418,16 @@ def a_tuple_of_heads(x, n_heads):
 @wrong("ex_1_3", "the texts are mixed with the heads", binds="split_heads")
 def two_transposes_too_many(x, n_heads):
     return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2).transpose(0, 1)
+
+
+@wrong("ex_1_3", "no gradient passes through split_heads", binds="split_heads")
+def split_detached(x, n_heads):
+    return x.detach().view(*x.shape[:2], n_heads, -1).transpose(1, 2)
+
+
+@wrong("ex_1_3", "no gradient passes through merge_heads", binds="merge_heads")
+def merged_data(x):
+    return x.data.transpose(1, 2).flatten(2)
 
 
 @wrong("ex_1_3", "your function changed `x`", binds="split_heads")
@@ -847,6 +870,12 @@ def another_gelu(x, weights, n_heads):
     x = x + attention(norm(x, weights, "norm1"), weights, n_heads)
     hidden = F.linear(norm(x, weights, "norm2"), weights["ffn.up.weight"], weights["ffn.up.bias"])
     return x + F.linear(F.gelu(hidden, approximate="tanh"), weights["ffn.down.weight"], weights["ffn.down.bias"])
+
+
+@wrong("ex_1_5", "passes through your block: is there a detach")
+def halves_without_gradient(x, weights, n_heads):
+    x = x + attention(norm(x, weights, "norm1"), weights, n_heads).detach()
+    return x + ffn(norm(x, weights, "norm2"), weights).detach()
 
 
 @wrong("ex_1_5", "1 text(s) of 3 position(s) and 1 head(s) has shape")
@@ -1453,6 +1482,20 @@ def a_note_on_the_original(model):
     model.skeleton_in_use = True
     answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     del answer.skeleton_in_use
+    return answer
+
+
+@wrong("ex_1_8", "the model has no spare, and your copy has")
+def keeps_the_float_model_inside(model):
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    answer.spare = copy.deepcopy(model)
+    return answer
+
+
+@wrong("ex_1_8", "hooks are left in the model")
+def rounds_its_output_in_a_hook(model):
+    answer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    answer.register_forward_hook(lambda module, inputs, output: output * 1.0001)
     return answer
 
 
