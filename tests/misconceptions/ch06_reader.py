@@ -445,16 +445,6 @@ class NeverTrains(Block):
         return super().forward(*given)
 
 
-@wrong("ex_6_2", "a call changes the block itself", binds="DecoderLayer")
-class CountsItsCalls(Block):
-    calls = 0
-
-    def forward(self, *given):
-        self.calls = self.calls + 1
-        self.norm1.eps = 1e-5 + 1e-12 * self.calls
-        return super().forward(*given)
-
-
 @wrong("ex_6_2", "the output of MemoryAttention", binds="MemoryAttention")
 class OneMaskForAllHeads(Attention):
     def masked(self, scores, mask):
