@@ -4857,17 +4857,17 @@ tables.show(rows)
 
 # %%
 order = list(components.COMPONENTS)
-fig, axes = plots.figure(columns=3, width=11, height=4.6)
+fig, axes = plots.figure(columns=3, height=4.6)
 means, spread = zip(*(with_error(each[name]) for name in order), strict=True)
 axes[0].errorbar(means, range(len(order)), xerr=spread, fmt="o", color=plots.BLUE, ecolor="black", capsize=2)
 axes[0].axvline(0, color=plots.GREY, linewidth=0.8)
-axes[0].set_title("what it costs: Δ bits per byte")
+axes[0].set_title("costs: Δ bits per byte")
 axes[1].plot([noise[name] for name in order], range(len(order)), "s", color=plots.ORANGE)
 axes[1].set_title("worst tensor: SQNR in dB")
 axes[2].barh(
     range(len(order)), [100 * saved_shares[name] for name in order], color=plots.GREEN, hatch="//", edgecolor="white"
 )
-axes[2].set_title("what it saves: % of the file")
+axes[2].set_title("saves: % of the file")
 for ax in axes:
     ax.set_yticks(range(len(order)), order if ax is axes[0] else [""] * len(order))
     ax.set_ylim(len(order) - 0.5, -0.5)
