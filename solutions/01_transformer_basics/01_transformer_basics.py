@@ -2078,6 +2078,10 @@ def check_ex_1_8() -> None:
         others(8)
     ### BEGIN HIDDEN TESTS
     others(400)
+    untied = language_model(401, tied=False)
+    kinds = describe.weight_dtypes(quantized(untied))
+    linears = {name for name, part in untied.named_modules() if isinstance(part, nn.Linear)}
+    assert {name for name, kind in kinds.items() if kind == "torch.qint8"} == linears, "not each Linear layer is int8."
     ### END HIDDEN TESTS
 
 
@@ -2519,7 +2523,7 @@ def check_ex_1_9() -> None:
             other = made(seed, **changes)
             torch.save({"config": other.config.to_dict(), "state_dict": other.state_dict()}, path)
             written, loaded = Path(path).read_bytes(), load_quantized(path)
-            assert Path(path).read_bytes() == written, "your loader changes the file that it reads."
+            assert written == Path(path).read_bytes(), "the loader has changed its file."
             assert torch.equal(output(loaded), output(other)), "your loader gets other outputs from a correct file."
             assert describe.weight_dtypes(loaded) == describe.weight_dtypes(other), "the loaded model is not quantized."
             awake = [m for m in loaded.modules() if m.training and not type(m).__module__.startswith("torch.ao.")]
