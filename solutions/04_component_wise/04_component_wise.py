@@ -587,6 +587,7 @@ def check_ex_4_1() -> None:
                 assert same and difference < 1e-5, (
                     f"looking up the rows of {name or 'the embedding'} gives other numbers than its int8 rows (by up to {difference:.2g})."
                 )
+        same_settings()
 
     def models() -> list[tuple[str, nn.Module]]:
         return [
@@ -2552,7 +2553,7 @@ def check_ex_4_4() -> None:
         generator = torch.Generator().manual_seed(time)
         scattered = torch.rand(batch, heads, time, time, generator=generator) < 0.6
         scattered |= torch.eye(time, dtype=torch.bool)
-        return [None, torch.ones(time, time).tril() > 0, padded, scattered]
+        return [None, torch.ones(time, time).tril() > 0, padded, scattered, scattered[0].flip(0)]
 
     def alike(got: torch.Tensor, mistake: torch.Tensor) -> bool:
         """Equal where the mistake gives a number (a query that may look nowhere gets none)."""
@@ -2598,7 +2599,7 @@ def check_ex_4_4() -> None:
         for part in module.modules():
             for name, value in vars(part).items():
                 inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-                if name != "_modules" and any(isinstance(thing, nn.Module) for thing in inside):
+                if name != "_modules" and any(isinstance(thing, nn.Module) for thing in (value, *inside)):
                     found.append(name)
         return found
 
@@ -2635,7 +2636,23 @@ def check_ex_4_4() -> None:
             assert mask is not None or "None" not in str(error), (
                 f"it stops when the mask is None ({str(error).splitlines()[0]}): then every query may look at every key, and nothing is masked."
             )
+            assert mask is None or mask.dim() != 3, (
+                f"it stops at a mask of shape {tuple(mask.shape)} ({str(error).splitlines()[0]}): a mask is broadcast with (batch, heads, query, key), so its dimensions are the last ones: here heads, query, key."
+            )
             raise
+
+    def places_that_run(answer: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> list[str]:
+        """Names of the stubs and products that have a part in one call."""
+        ran: set[str] = set()
+        hooks = []
+        for name, part in answer.named_modules():
+            if isinstance(part, tq.QuantStub | tq.DeQuantStub | nnq.FloatFunctional):
+                watched = part.activation_post_process if isinstance(part, nnq.FloatFunctional) else part
+                hooks.append(watched.register_forward_hook(lambda *_, name=name: ran.add(name)))
+        answer(x, mask)
+        for hook in hooks:
+            hook.remove()
+        return sorted(ran)
 
     def judge_float(answer: nn.Module, original: SelfAttention, x: torch.Tensor) -> None:
         batch, time, width = x.shape
@@ -2644,7 +2661,11 @@ def check_ex_4_4() -> None:
         causal = masks(batch, time, original.n_heads)[1]
         for what, form in samples.awkward(x):
             compared(attend(answer, form, causal), original, form, causal, f" for {what} as x")
-        for sizes in [(batch + 1, time + 3), (1, 1), (2, time - 2)]:
+        for mask in (~torch.eye(time, dtype=torch.bool), None):  # other contents in the same shapes
+            assert torch.allclose(attend(answer, x, mask), formula(original, x, mask), atol=1e-5, rtol=1e-5), (
+                "with another mask of the same shape as an earlier one, or with none after it, the output is wrong: keep no mask between calls."
+            )
+        for sizes in [(batch + 1, time + 3), (1, 1), (2, time - 2), (10, 3), (1, 130)]:
             other = torch.randn(*sizes, width, generator=torch.Generator().manual_seed(width))
             for mask in masks(*sizes, original.n_heads)[:2]:
                 compared(
@@ -2657,21 +2678,60 @@ def check_ex_4_4() -> None:
         answer.train()
         for _ in range(2):
             compared(attend(answer, x, causal), original, x, causal, " in training mode (a dropout?)")
+        trained = places_that_run(answer, x, causal)
         answer.eval()
+        assert trained == places_that_run(answer, x, causal), (
+            "in training mode other stubs and products run than in eval mode: then training does not see the rounding. The path is the same in both."
+        )
 
     def judge_loud_scores() -> None:
-        """Allowed scores near -65,536, forbidden ones up to +65,536; all are exact in float32."""
+        """Scores near ±65,536, and near ±17 billion; all are exact in float32, and forbidden ones may be the largest."""
         loud = SelfAttention(4, 1).eval()
         for layer in loud.children():
             layer.weight.data, layer.bias.data = torch.eye(4), torch.zeros(4)
-        loud.q.weight.data, loud.q.bias.data = torch.zeros(4, 4), torch.tensor([512.0, 1.0, 0.0, 0.0])
-        loud.k.weight.data = torch.tensor([[0, 256.0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
         x = torch.tensor([[[2.0, -1, 3, 1], [1.0, -1, 0, 2], [3.0, -1, 1, 1], [0.0, 1, 5, 4]]])
         causal = torch.ones(4, 4).tril() > 0
-        wanted = formula(copy.deepcopy(loud).double(), x.double(), causal).float()
-        got = StaticAttention(loud).eval()(x, causal)
-        assert torch.allclose(got, wanted, atol=1e-4), (
-            "with loud scores (allowed ones near -65536, forbidden ones up to 65536) some probability goes to the future: the mask writes or adds a number such as -10000. Below all scores is only minus infinity."
+        for what, factor, sign in [("65536", 1.0, 1.0), ("65536", 1.0, -1.0), ("17 billion", 512.0, 1.0)]:
+            loud.q.weight.data, loud.q.bias.data = torch.zeros(4, 4), torch.tensor([512 * factor, 1.0, 0.0, 0.0])
+            steps = float(factor == 1)  # differences of 1 are too small beside 17 billion
+            loud.k.weight.data = torch.tensor([[0, 256 * factor * sign, 0, 0], [steps, 0, 0, 0], [0.0] * 4, [0.0] * 4])
+            wanted = formula(copy.deepcopy(loud).double(), x.double(), causal).float()
+            got = StaticAttention(loud).eval()(x, causal)
+            assert sign > 0 or torch.allclose(got, wanted, atol=1e-4), (
+                "with loud scores (allowed ones near 65536, which differ by 1 and 2) the probabilities are other ones: scores were cut off, or exp ran over. torch.softmax subtracts the largest score first."
+            )
+            assert torch.allclose(got, wanted, atol=1e-4), (
+                f"with loud scores (allowed ones near -{what}, forbidden ones up to {what}) some probability goes to the future: the mask writes or adds a number such as -10000. Below all scores is only minus infinity."
+            )
+
+    def alike_parts(answer: nn.Module, given: SelfAttention) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each parameter of the answer, with the one that it is a copy of."""
+        theirs = list(given.parameters())
+        found = [next((t for t in theirs if t.shape == p.shape and torch.equal(t, p)), p) for p in answer.parameters()]
+        return list(zip(answer.parameters(), found, strict=True))
+
+    def judge_training(seed: int, width: int, heads: int, time: int) -> None:
+        """With gradients, and a second attention beside it."""
+        given = attention_of(seed, width, heads, 1.0)
+        answer, other = StaticAttention(given).train(), StaticAttention(attention_of(seed + 1, width, 1, 1.0))
+        placed = (tq.QuantStub, tq.DeQuantStub, nnq.FloatFunctional)
+        mine = {id(part) for part in answer.modules() if isinstance(part, placed)}
+        assert not any(id(part) in mine for part in other.modules()), (
+            "two of your attentions share a stub or a product (an attribute of the class?), and so one scale: make all of them in __init__, with self."
+        )
+        causal, x = torch.ones(time, time).tril() > 0, torch.randn(2, time, width)
+        with torch.enable_grad():
+            inputs = [x.clone().requires_grad_() for _ in range(2)]
+            outputs = [part(values, causal) for part, values in zip((answer, given), inputs, strict=True)]
+            assert outputs[0].shape == outputs[1].shape and torch.allclose(*outputs, atol=1e-5), (
+                f"with {heads} heads of width {width // heads}, and another attention with 1 head beside it, the output differs from the float attention by up to {(outputs[0] - outputs[1]).abs().max():.3g}. Are the layers copied whole (copy.deepcopy), and is all that you keep an attribute of self?"
+            )
+            assert outputs[0].requires_grad, "no gradient comes back from your forward: it is to be trained, too (QAT)."
+            for y in outputs:
+                y.square().sum().backward()
+        pairs = [(a.grad, b.grad) for a, b in [inputs, *alike_parts(answer, given)]]
+        assert all((a is None) == (b is None) and (a is None or torch.allclose(a, b, 1e-3, 1e-4)) for a, b in pairs), (
+            "the gradients are other ones than those of the float attention: something in your forward is detached, or computed with other layers than those that PyTorch finds."
         )
 
     def observed(module: nn.Module) -> bool:
@@ -2849,6 +2909,12 @@ def check_ex_4_4() -> None:
         assert error < 0.06, (
             f"in int8 the output has a relative error of {error:.3f}; rounding alone makes less than 0.06. Does your forward compute something else when x is quantized?"
         )
+        for mask in (None, *masks(batch, time, heads)[2:]):
+            wanted = original(x, mask)
+            error = ((converted(x, mask) - wanted).norm() / wanted.norm()).item()
+            assert error < 0.12, (
+                f"in int8 the output with {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'} has a relative error of {error:.3f}; rounding alone makes less than 0.12. Is the mask used when x is quantized, and only the one that is handed over?"
+            )
         changed = witness.unchanged(before, original)
         assert not changed, f"the given attention was changed later: {changed}."
 
@@ -2873,6 +2939,7 @@ def check_ex_4_4() -> None:
         judge(441, width=32, heads=4, batch=3, time=12, sharpness=1.2)
         judge(442, width=24, heads=1, batch=2, time=7, sharpness=0.7, training=True)
         judge_loud_scores()
+        judge_training(444, width=6, heads=6, time=5)
         with int8.using(another_engine()):
             judge(443, width=16, heads=2, batch=1, time=5, sharpness=1.0)
     ### BEGIN HIDDEN TESTS
@@ -2880,6 +2947,8 @@ def check_ex_4_4() -> None:
         for sizes in [(4401, 16, 2, 4, 4, 1.0, True), (4402, 48, 8, 1, 9, 1.5), (4403, 20, 5, 2, 40, 0.5)]:
             judge(*sizes)
         judge_loud_scores()
+        judge_training(4407, 8, 2, 4)
+        judge_training(4408, 5, 5, 3)
         with int8.using(another_engine()):
             judge(4406, 12, 3, 2, 6, 1.0)
         whole, ids = attention_of(4404, 12, 3, 1.0), torch.Generator().manual_seed(4405)
@@ -3258,6 +3327,66 @@ def check_ex_4_5() -> None:
             f"before any quantization the output{where} differs from ffn(norm(x)) by up to {(got - wanted).abs().max():.3g}. Are the weights those that were given?"
         )
 
+    def stubs_that_run(answer: nn.Module, x: torch.Tensor) -> list[str]:
+        """Names of the stubs that have a part in one call."""
+        ran: set[str] = set()
+        hooks = [
+            part.register_forward_hook(lambda *_, name=name: ran.add(name))
+            for name, part in answer.named_modules()
+            if isinstance(part, tq.QuantStub | tq.DeQuantStub)
+        ]
+        answer(x)
+        for hook in hooks:
+            hook.remove()
+        return sorted(ran)
+
+    def outside_of_pytorch(module: nn.Module) -> list[str]:
+        """Names of attributes that hold modules where PyTorch does not look."""
+        found = []
+        for part in module.modules():
+            for name, value in vars(part).items():
+                inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+                if name != "_modules" and any(isinstance(thing, nn.Module) for thing in (value, *inside)):
+                    found.append(name)
+        return found
+
+    def judge_odd_parts(seed: int, width: int, d_ff: int) -> None:
+        """A loud layer, gradients, far numbers, and a second module beside it."""
+        norm, ffn = parts_of(seed, width, d_ff, 0.0)
+        with torch.no_grad():
+            ffn.up.weight.mul_(30)
+        answer, other = StaticFeedForward(norm, ffn).train(), StaticFeedForward(*parts_of(seed + 1, width, d_ff, 0.0))
+        mine = {id(part) for part in answer.modules() if isinstance(part, tq.QuantStub | tq.DeQuantStub)}
+        assert not any(id(part) in mine for part in other.modules()), (
+            "two of your modules share a stub (an attribute of the class?), and so one scale: make all of them in __init__, with self."
+        )
+        x = torch.randn(2, 3, width)
+        with torch.enable_grad():
+            inputs = [x.clone().requires_grad_() for _ in range(2)]
+            outputs = answer(inputs[0]), ffn(norm(inputs[1]))
+            assert outputs[0].shape == outputs[1].shape and torch.allclose(*outputs, rtol=1e-4, atol=1e-3), (
+                f"with an up layer that makes large numbers the output differs from ffn(norm(x)) by up to {(outputs[0] - outputs[1]).abs().max():.3g}. Are the layers copied whole (copy.deepcopy), and is GELU the whole GELU?"
+            )
+            theirs = [*norm.parameters(), *ffn.parameters()]
+            pairs = [
+                (p, next((t for t in theirs if t.shape == p.shape and torch.equal(t, p)), p))
+                for p in answer.parameters()
+            ]
+            assert outputs[0].requires_grad, "no gradient comes back from your forward: it is to be trained, too (QAT)."
+            for y in outputs:
+                y.square().mean().backward()
+        grads = [(a.grad, b.grad) for a, b in [inputs, *pairs]]
+        assert all((a is None) == (b is None) and (a is None or torch.allclose(a, b, 1e-3, 1e-3)) for a, b in grads), (
+            "the gradients are other ones than those of ffn(norm(x)): something in your forward is detached, or computed with other layers than those that PyTorch finds."
+        )
+        far = 3 * x + 3000
+        normed = F.layer_norm(far.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps).float()
+        wanted = ffn(normed)
+        error = ((answer(far) - wanted).norm() / wanted.norm()).item()
+        assert error < 3e-3, (
+            f"for numbers around 3000 the output has a relative error of {error:.2g}: the mean of the squares minus the square of the mean loses its digits there. nn.LayerNorm subtracts the mean first."
+        )
+
     def judge_float(answer: nn.Module, norm: nn.LayerNorm, ffn: FeedForward, x: torch.Tensor) -> None:
         with checks.untouched(x=x):
             got = answer(x)
@@ -3273,10 +3402,18 @@ def check_ex_4_5() -> None:
             with checks.untouched(x=other):
                 got = answer(other)
             compared(got, norm, ffn, other, where)
+        many = torch.randn(4, 90, x.shape[2], generator=torch.Generator().manual_seed(len(x)))
+        assert torch.allclose(answer(many), ffn(norm(many)), atol=2e-5, rtol=1e-5), (
+            "for 360 positions the output differs from ffn(norm(x)): each position is computed alone, however many there are."
+        )
         answer.train()
         for _ in range(2):
             compared(answer(x), norm, ffn, x, " in training mode (a dropout?)")
+        trained = stubs_that_run(answer, x)
         answer.eval()
+        assert trained == stubs_that_run(answer, x), (
+            "in training mode other stubs run than in eval mode: then training does not see the rounding. The path is the same in both."
+        )
 
     def untouched_parts(before: tuple[nn.Module, nn.Module], norm: nn.LayerNorm, ffn: FeedForward) -> None:
         for name, old, new in zip(("norm", "ffn"), before, (norm, ffn), strict=True):
@@ -3291,6 +3428,10 @@ def check_ex_4_5() -> None:
         answer = StaticFeedForward(norm, ffn)
         assert isinstance(answer, nn.Module), "StaticFeedForward should be a module."
         untouched_parts(kept, norm, ffn)
+        listed = outside_of_pytorch(answer)
+        assert not listed, (
+            f"`{listed[0]}` holds layers in a plain list, tuple or dict, where PyTorch does not see them: make each an attribute, or use nn.ModuleList."
+        )
         answer.eval()
         generator = torch.Generator().manual_seed(seed + 1)
         x, more = 3 * torch.randn(2, *shape, width, generator=generator) + 1
@@ -3393,12 +3534,14 @@ def check_ex_4_5() -> None:
     ):
         judge(451, 16, 64, (3, 8), shift=0.0)
         judge(452, 24, 48, (2, 10), shift=-2.0, training=True)
+        judge_odd_parts(454, 8, 12)
         with int8.using(another_engine()):
             judge(453, 12, 24, (1, 6), shift=0.5)
     ### BEGIN HIDDEN TESTS
     with torch.no_grad():
         for sizes in [(4501, 32, 128, (1, 20), -1.0), (4502, 8, 8, (5, 6), 2.0, True), (4503, 40, 30, (2, 3), 0.5)]:
             judge(*sizes)
+        judge_odd_parts(4507, 10, 6)
         with int8.using(another_engine()):
             judge(4506, 10, 30, (2, 4), -0.5)
         norm, ffn = parts_of(4504, 12, 20, 0.0)
