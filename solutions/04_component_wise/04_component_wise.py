@@ -405,7 +405,8 @@ def with_int8_embeddings(model: nn.Module) -> nn.Module:
     Returns
     -------
     Module
-        With float qparams (quint8); all other layers are as they were. `model` is not touched, and shares nothing with it.
+        With float qparams (quint8); all other layers are as they were, except that the copy may be in eval mode (PyTorch
+        puts it there). `model` is not touched, and shares nothing with it.
     """
     ### BEGIN SOLUTION
     around = nn.Sequential(model)  # the root is never replaced: so it must not be the root
@@ -449,16 +450,45 @@ def check_ex_4_1() -> None:
         some = table(seed, 7, 12)
         several = [("", table(seed + 1, 9, 20)), ("", table(seed + 2, 8, 8)), (" of loud numbers", 1e4 * some)]
         several += [(" of one row", table(seed + 3, 7, 5)[:1]), (" of one column", table(seed + 4, 7, 1))]
+        several += [(" of many rows", table(seed + 5, 1100, 3)), (" of many columns", table(seed + 6, 8, 1100))]
         return several + [(f" of {what}", form) for what, form in samples.awkward(some)]
 
     def rows_of(weight: torch.Tensor, of: str) -> object:
         """The learner's quantize_rows; an error says for which table."""
         try:
             with checks.untouched(weight=weight):
-                return quantize_rows(weight)
+                returned = quantize_rows(weight)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             error.args = (f"{error}{of and f' (for a table{of})'}",)
             raise
+        same_settings()
+        return returned
+
+    def hardly_different(seed: int) -> torch.Tensor:
+        """Rows whose numbers are far from 0 and differ in their last digits only."""
+        return 40 + 1e-4 * torch.randn(5, 9, generator=torch.Generator().manual_seed(seed))
+
+    def settings() -> tuple[str, torch.dtype, bool]:
+        return torch.backends.quantized.engine, torch.get_default_dtype(), torch.is_grad_enabled()
+
+    start, made = settings(), []
+
+    def same_settings() -> None:
+        assert settings() == start, (
+            f"your functions change settings of the whole notebook (engine, default dtype, gradients): they are now {settings()}, and were {start}."
+        )
+
+    def rest(model: nn.Module) -> nn.Module:
+        """A copy in eval mode without embeddings and without qconfigs."""
+        if isinstance(model, nn.Embedding | nnq.Embedding):
+            return nn.Identity()
+        model = copy.deepcopy(model).eval()
+        for name, part in list(model.named_modules(remove_duplicate=False)):
+            vars(part).pop("qconfig", None)
+            if type(part) in (nn.Embedding, nnq.Embedding):
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, nn.Identity())
+        return model
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -466,6 +496,11 @@ def check_ex_4_1() -> None:
             self.words, self.kinds = nn.Embedding(50, 12), nn.ModuleDict({"a": nn.Embedding(7, 12)})
             self.bag, self.norm, self.out = nn.EmbeddingBag(9, 12), nn.LayerNorm(12), nn.Linear(12, 5)
             self.out.bias.requires_grad_(False)
+            self.again = nn.Linear(12, 5)
+            self.again.weight = self.out.weight
+            self.register_buffer("shift", torch.randn(12, dtype=torch.float64))
+            self.register_buffer("steps", torch.randn(3), persistent=False)
+            self.norm.register_forward_hook(lambda *_: None)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.out(self.norm(self.words(ids) + self.kinds["a"](ids % 7)))
@@ -490,6 +525,10 @@ def check_ex_4_1() -> None:
             )
             raise
         assert isinstance(quantized, nn.Module), "your with_int8_embeddings should return a model."
+        assert not any(quantized is other for other in made), (
+            "for another model the very model of an earlier call came back: make a new copy in each call."
+        )
+        made.append(quantized)
         changed = witness.unchanged(before, model)
         assert not changed, f"your function changes the model that it is given: {changed}. Work on a copy."
         shared = witness.independent(quantized, model)
@@ -526,8 +565,14 @@ def check_ex_4_1() -> None:
         kept = {name: p for name, p in before.named_parameters() if kinds[name.rpartition(".")[0]] is not nnq.Embedding}
         for name, p in quantized.named_parameters():
             assert name in kept and torch.equal(p, kept[name]) and p.requires_grad == kept[name].requires_grad, (
-                f"{name} is no embedding, and should be in the copy as it was in the model: the same numbers, frozen or not."
+                f"{name} is no embedding, and should be in the copy as it was in the model: the same numbers, frozen or not, tied or not."
             )
+        old, new = rest(before), rest(quantized)
+        other = witness.unchanged(old, new)
+        assert not other, f"only the embeddings should be other ones in the copy, but there {other}."
+        kept = dict(new.named_buffers())
+        for name, buffer in old.named_buffers():
+            assert torch.equal(buffer, kept[name]), f"in the copy, the buffer {name} holds other numbers."
         for name, part in quantized.named_modules():
             assert getattr(part, "qconfig", None) is None, (
                 f"in the copy, {name or 'the model'} still has a qconfig, which whoever prepares it next would use: take it away, or let quantize_dynamic do it."
@@ -542,10 +587,12 @@ def check_ex_4_1() -> None:
                 assert same and difference < 1e-5, (
                     f"looking up the rows of {name or 'the embedding'} gives other numbers than its int8 rows (by up to {difference:.2g})."
                 )
+        same_settings()
 
     def models() -> list[tuple[str, nn.Module]]:
         return [
             ("a model with two embeddings", Net().eval()),
+            ("a model of the same kind", Net().eval()),
             ("a bare nn.Embedding", nn.Embedding(30, 6)),
             ("embeddings in a list", InAList().train()),
         ]
@@ -640,6 +687,24 @@ def check_ex_4_1() -> None:
                 f"the codes{of} differ from PyTorch's by up to {apart.max()}, in {share:.0%} of the places: "
                 "round(x / scale + zero_point), to the nearest, and only then uint8."
             )
+            first = [tensor.detach().clone() for tensor in returned]
+            quantize_rows(1.5 - plain)
+            assert all(torch.equal(a, b) for a, b in zip(first, returned, strict=True)), (
+                "a second call of quantize_rows changes what the first one has returned: make new tensors in each call."
+            )
+        near_40 = hardly_different(47)
+        checks.close(
+            quantize_rows(near_40)[1],
+            (near_40.amax(1) - near_40.amin(1)) / 255,
+            "the scale of each row of numbers that hardly differ",
+            mistakes={
+                "rows were taken for constant that are not: only where all numbers of a row are equal is the scale 1. torch.isclose and torch.allclose forgive more, the larger the numbers are.": torch.ones(
+                    5
+                )
+            },
+            atol=0,
+            rtol=1e-4,
+        )
         for of, weight in [("", table(45, 9, 20)), *tables(46)[2:]]:
             rows, columns = weight.shape
             right = oracle(weight)
@@ -648,12 +713,22 @@ def check_ex_4_1() -> None:
                 right.q_per_channel_zero_points().float(),
                 rows * columns,
             )
-            for what, codes in [
-                ("", right.int_repr()),
-                (" with other codes", (right.int_repr().int() + 9).clamp(max=255).byte()),
-            ]:
-                with checks.untouched(weight=weight, codes=codes, scale=scales, zero_point=zeros):
-                    answer = cost_of_rows(weight, codes, scales, zeros)
+            stored, more = (right.int_repr(), scales, zeros), (right.int_repr().int() + 9).clamp(max=255).byte()
+            cases = [
+                ("", "codes", stored),
+                (" with other codes", "codes", (more, scales, zeros)),
+                (" with other scales", "scales", (stored[0], 1.1 * scales, zeros)),
+                (" with other zero points", "zero points", (stored[0], scales, zeros + 3)),
+            ]
+            if not of:
+                forms = zip(*map(samples.awkward, stored), strict=False)
+                cases += [
+                    (f" with {form[0][0]} of codes, scales and zero points", "codes", [t for _, t in form])
+                    for form in forms
+                ]
+            for what, own, (codes, scale, zero_point) in cases:
+                with checks.untouched(weight=weight, codes=codes, scale=scale, zero_point=zero_point):
+                    answer = cost_of_rows(weight, codes, scale, zero_point)
                 checks.given(answer, "what cost_of_rows returns")
                 assert isinstance(answer, tuple | list) and len(answer) == 2, (
                     "your cost_of_rows should return two numbers."
@@ -661,7 +736,7 @@ def check_ex_4_1() -> None:
                 checks.number(
                     answer[0],
                     numbers + 8 * rows,
-                    "the number of bytes",
+                    f"the number of bytes{of}{what}",
                     mistakes={
                         "only the codes were counted. Each row also stores a scale and a bias, 4 bytes each.": numbers,
                         "each row has a scale *and* a bias, 4 bytes each.": numbers + 4 * rows,
@@ -675,7 +750,7 @@ def check_ex_4_1() -> None:
                 assert isinstance(answer[0], int | np.integer), (
                     f"the number of bytes should be an int, not {type(answer[0]).__name__}."
                 )
-                w, c, z, s = (t.detach().double() for t in (weight, codes, zeros[:, None], scales[:, None]))
+                w, c, z, s = (t.detach().double() for t in (weight, codes, zero_point[:, None], scale[:, None]))
                 back = (c - z) * s
                 ratio = lambda off, w=w: ((w - off).norm() / w.norm()).item()  # noqa: E731
                 rows_apart, rows_size = (w - back).norm(dim=1), w.norm(dim=1)
@@ -706,7 +781,7 @@ def check_ex_4_1() -> None:
                         )
                         .mean()
                         .item(),
-                        "it is the error of codes of your own: use the codes that are handed over.": ratio(
+                        f"it is the error of {own} of your own: use the {own} that are handed over.": ratio(
                             right.dequantize()
                         ),
                         "it was divided by the norm of what comes back: divide by that of the weight.": (
@@ -721,6 +796,7 @@ def check_ex_4_1() -> None:
         torch.manual_seed(43)
         for what, model in models():
             judge_model(what, model)
+        same_settings()
     ### BEGIN HIDDEN TESTS
     for of, weight in [*((" ", table(*sizes)) for sizes in [(401, 16, 33), (402, 7, 3), (403, 300, 64)]), *tables(404)]:
         rows, columns = weight.shape
@@ -739,21 +815,34 @@ def check_ex_4_1() -> None:
         assert apart.max() <= 1 and (apart > 0).sum() <= max(1, 0.02 * apart.numel()), f"wrong codes{of}."
         moving = expected.q_per_channel_scales() != 1
         assert set(codes[moving].amin(1).tolist()) <= {0} and set(codes[moving].amax(1).tolist()) <= {255}, "ends."
-        for given in (codes, codes // 2):
-            with checks.untouched(weight=weight, codes=given, scale=scale, zero_point=zero_point):
-                size, error = cost_of_rows(weight, given, scale, zero_point)
-            back = (given.double() - zero_point.double()[:, None]) * scale.double()[:, None]
+        first = codes.clone(), scale.clone(), zero_point.clone()
+        quantize_rows(2.5 - plain)
+        assert all(map(torch.equal, first, (codes, scale, zero_point))), "a later call changes an earlier result."
+        gaps, with_gaps = torch.stack([codes, codes], dim=2)[..., 0], torch.stack([scale, zero_point - 4], dim=1)
+        for given, s, z in (
+            (codes, scale, zero_point),
+            (codes // 2, scale, zero_point),
+            (codes, 0.9 * scale, zero_point),
+            (gaps, *with_gaps.unbind(1)),
+        ):
+            with checks.untouched(weight=weight, codes=given, scale=s, zero_point=z):
+                size, error = cost_of_rows(weight, given, s, z)
+            back = (given.double() - z.double()[:, None]) * s.double()[:, None]
             truth = ((plain - back).norm() / plain.double().norm()).item()
             assert isinstance(size, int | np.integer) and size == rows * (columns + 8), "wrong bytes."
             assert isinstance(error, float) and abs(error - truth) < 2e-3 * truth + 1e-6, "wrong error."
-        other = cost_of_rows(10 * weight, given, 10 * scale, zero_point)
+        other = cost_of_rows(10 * weight, given, 10 * s, z)
         assert abs(other[1] - error) < 1e-2 * error + 1e-6, "the relative error depends on the unit."
+    near_40 = hardly_different(405)
+    spread = (near_40.amax(1) - near_40.amin(1)) / 255
+    assert torch.allclose(quantize_rows(near_40)[1].detach(), spread, rtol=1e-4, atol=0), "close is not equal."
     exact = torch.zeros(2, 3, dtype=torch.uint8), torch.ones(2), -torch.full((2,), 1.5)
     assert cost_of_rows(torch.zeros(2, 3) + 1.5, *exact)[1] == 0, "an exact table has an error."
     torch.manual_seed(404)
     deeper = nn.Sequential(nn.Sequential(nn.Embedding(9, 4)), nn.Linear(4, 4))
     for what, model in [*models(), ("a model in training mode", Net().train()), ("another one", deeper)]:
         judge_model(what, model)
+    same_settings()
     ### END HIDDEN TESTS
 
 
@@ -1012,9 +1101,10 @@ def check_ex_4_2() -> None:
         assert not torch.equal(mine, right[:, :half]), (
             "the codes are right, but the last four bytes should be the scale as float16, then the bias as float16: `.view(torch.uint8)` of a float16 tensor gives its bytes."
         )
-        row = int((packed != right).any(1).nonzero()[0])
+        row, byte = (packed != right).nonzero()[0].tolist()
+        byte = 0 if byte < 12 else byte
         raise AssertionError(
-            f"for {what} row {row} (codes {codes[row].tolist()[:8]}{'…' if columns > 8 else ''}) is {packed[row].tolist()[:12]} and should be {right[row].tolist()[:12]}."
+            f"for {what} row {row} (codes {codes[row].tolist()[:8]}{'…' if columns > 8 else ''}) is {packed[row].tolist()[byte : byte + 12]}{f' from byte {byte} on' if byte else ''} and should be {right[row].tolist()[byte : byte + 12]}."
         )
 
     def judge_numbers(answer: torch.Tensor, right: torch.Tensor, codes: torch.Tensor, what: str) -> None:
@@ -1081,6 +1171,9 @@ def check_ex_4_2() -> None:
             ("a last column of zeros", case(seed + 6, 3, 4)),
         ]
         tables[-1][1][0][:, -1] = 0
+        tables += [("many rows", case(seed + 8, 700, 3)), ("many columns", case(seed + 9, 2, 1101))]
+        extreme = torch.tensor([0.0, 1e-6, 5e-5, 0.25, 60000.0]), torch.tensor([2.5, 1e-6, -3e-5, -5000.0, 60000.0])
+        tables += [("scales and biases from 0 to 60,000", (case(seed + 10, 5, 6)[0], *extreme))]
         codes, scale, bias = case(seed + 7, 6, 8)
         loud_and_quiet = scale * torch.tensor([1e-4, 1e-3, 1.0, 30.0, 900.0, 1e-2])
         forms = zip(samples.awkward(codes), samples.awkward(scale), samples.awkward(bias), strict=False)
@@ -1097,7 +1190,9 @@ def check_ex_4_2() -> None:
             codes = torch.full((3, 3), 15, dtype=torch.uint8)
             codes[row, column] = value
             tables.append(codes)
-        return tables
+        large = torch.full((30, 41), 15, dtype=torch.uint8)
+        large[17, 23] = 16
+        return [*tables, large]
 
     with checks.check("4.2", "PyTorch reads your rows, and you read PyTorch's, for even and odd widths"):
         for what, (codes, scale, bias) in inputs(42):
@@ -1127,9 +1222,23 @@ def check_ex_4_2() -> None:
         for large in too_large():
             checks.raises(
                 ValueError,
-                lambda large=large: pack_rows(large, torch.ones(3), torch.zeros(3)),
-                f"a code of {large.max()} must raise a ValueError, wherever it stands (here in {large.tolist()}): its fifth bit would land in the neighbour's nibble.",
+                lambda large=large: pack_rows(large, torch.ones(len(large)), torch.zeros(len(large))),
+                f"a code of {large.max()} must raise a ValueError, wherever it stands (here in {large.tolist() if len(large) < 9 else 'a table of 30 rows'}): its fifth bit would land in the neighbour's nibble.",
             )
+        codes, scale, bias = case(53, 4, 6)
+        packed, other = pack_rows(codes, scale, bias), case(54, 4, 6)
+        right, others = bytes_of(codes, scale, bias), bytes_of(*other)
+        pack_rows(*other)
+        assert torch.equal(packed, right), (
+            "a second call of pack_rows changes what the first one has returned: make a new tensor in each call."
+        )
+        numbers = unpack_rows(right, 6)
+        kept = numbers.clone()
+        right.copy_(others)
+        judge_numbers(unpack_rows(right, 6), others, other[0], "other bytes in the tensor of an earlier call")
+        assert torch.equal(numbers, kept), (
+            "a second call of unpack_rows changes what the first one has returned: make a new tensor in each call."
+        )
     ### BEGIN HIDDEN TESTS
     more = [
         ("", case(seed, rows, columns))
@@ -1154,9 +1263,20 @@ def check_ex_4_2() -> None:
         assert torch.allclose(
             unpack_rows(library, weight.shape[1]), kernels.embedding_bag_4bit_unpack(library), atol=1e-5
         ), "PyTorch's rows are misread."
+    codes, scale, bias = case(426, 3, 8)
+    other = case(427, 3, 8)
+    packed, right = pack_rows(codes, scale, bias), bytes_of(codes, scale, bias)
+    pack_rows(*other)
+    assert torch.equal(packed, right), "a later call changes an earlier result of pack_rows."
+    numbers = unpack_rows(right, 8)
+    kept = numbers.clone()
+    right.copy_(bytes_of(*other))
+    exact = other[0].double() * other[1].half().double()[:, None] + other[2].half().double()[:, None]
+    assert torch.allclose(unpack_rows(right, 8).double(), exact, atol=1e-5, rtol=1e-5), "other bytes, the same tensor."
+    assert torch.equal(numbers, kept), "a later call changes an earlier result of unpack_rows."
     for large in [*too_large(), torch.tensor([[31, 0, 1]] * 3, dtype=torch.uint8)]:
         try:
-            pack_rows(large, torch.ones(3), torch.zeros(3))
+            pack_rows(large, torch.ones(len(large)), torch.zeros(len(large)))
         except ValueError:
             continue
         raise AssertionError("a code above 15 is accepted.")
@@ -1444,6 +1564,18 @@ def check_ex_4_3() -> None:
             found.append(
                 (what, x * unit * torch.linspace(0.5, 1.5, 6)[:, None], y * unit * torch.linspace(0.5, 1.5, 6)[:, None])
             )
+        x, y = example(seed + 10, (700, 4), 0.02)
+        found.append(
+            ("many numbers", x * torch.linspace(0.1, 4, 700)[:, None], y * torch.linspace(0.1, 4, 700)[:, None])
+        )
+        x, y = example(seed + 11, (6, 7), 0.02)
+        found.append(("numbers of which half are 0", x * (x > 0.3), y))
+        found.append(("float64 numbers", x.double(), y.double()))
+        last_digit = x.clone()
+        last_digit[2, 3] = torch.nextafter(x[2, 3], torch.tensor(9.0))
+        found.append(("numbers of which one differs in its last digit", x, last_digit))
+        loud = torch.tensor([[2.0, -2.5], [1.0, 3.0]]) * 1e38
+        found.append(("numbers near the end of float32", loud, loud * torch.tensor([[-1.0, 1.0], [0.9, -0.5]])))
         x, y = example(seed + 9, (3, 4, 2), 0.2)
         forms = zip(samples.awkward(x), samples.awkward(y), strict=True)
         return found + [(f"{what} of three dimensions", a, b) for (what, a), (_, b) in forms]
@@ -1463,6 +1595,32 @@ def check_ex_4_3() -> None:
             return sqnr(x, y)
         except ZeroDivisionError:
             raise AssertionError(otherwise) from None
+        except ValueError as error:
+            assert "math domain" not in str(error), (
+                "it takes the logarithm of 0: the noise is infinite, because the difference does not fit into float32. First .double(), then subtract."
+            )
+            raise
+
+    def inner_names() -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor, int]]:
+        """Models with several tables of similar names: which is asked for, its values, its rounded values, the bytes saved."""
+        x, y = example(48, (2, 3, 4), 0.1)  # three dimensions: learned positions often have a first one of 1
+        found = []
+        for kind, saved in [("learned", 64), ("computed", 0), ("stored", 64)]:
+            outer = nn.Module()
+            outer.encoder = inside(Positions(x, kind))
+            outer.part = inside(inside(Positions(x, kind)))
+            outer.part.encoder.encoder.table.data += 0.5
+            found.append((outer, "encoder.encoder.table", x, y, saved))
+            found.append((outer, "part.encoder.encoder.table", x + 0.5, y + 0.5, saved))
+        model = inside(
+            Positions(0 * x + 3, "learned")
+        )  # "table" of the model itself is a buffer, encoder.table a parameter
+        model.table.copy_(x)
+        x, y = example(49, (3,), 0.1)
+        big, rounded = example(50, (70, 60), 0.1)
+        return [*found, (model, "table", model.table.clone(), model.table + 0.1, 0),
+                (Positions(x, "learned"), "table", x, y, 1),
+                (Positions(big, "stored"), "table", big, rounded, 3 * 4200 - 8)]  # fmt: skip
 
     with checks.check("4.3", "your decibels are right, and your decision follows from them and from the file"):
         for what, x, y in pairs(43):
@@ -1515,7 +1673,7 @@ def check_ex_4_3() -> None:
                         (1 / per_row).mean()
                     ),
                 },
-                rtol=1e-4,
+                rtol=1e-6,
             )
             assert isinstance(answer, float), (
                 f"the SQNR should be a float, not {type(answer).__name__}: .item() makes a number of a tensor."
@@ -1534,7 +1692,15 @@ def check_ex_4_3() -> None:
             ("learned", "encoder.table"),
             ("computed", "encoder.table"),
         ]:
-            for noise, more in [(0.005, -15.0), (4.0, 5.0), (0.5, 24.0), (0.5, -3.0), (0.5, -0.04), (0.5, 0.04)]:
+            for noise, more in [
+                (0.005, -15.0),
+                (4.0, 5.0),
+                (0.5, 24.0),
+                (0.5, -3.0),
+                (0.5, -0.04),
+                (0.5, 0.04),
+                (4.0, -4.0),
+            ]:
                 x, y = example(46, (20, 6), noise)
                 right = db(power_ratio(x, y))
                 least = right + more
@@ -1614,9 +1780,22 @@ def check_ex_4_3() -> None:
             f"a table of two numbers has 8 bytes in float, and 2 + 8 in 8 bits: the file loses -2 bytes (it grows), not {saved}."
         )
         assert not decision, "a tiny table was accepted although the file would grow by 2 bytes."
+        for model, name, x, y, saved in inner_names():
+            right = db(power_ratio(x, y))
+            for least in (right - 0.5, right + 0.5):
+                mine = judge_named(model, name, y, least, "")
+                checks.number(mine[0], right, f"the SQNR of {name}, a table {tuple(x.shape)} among others", rtol=1e-5)
+                checks.number(mine[1], saved, f"the number of bytes saved for {name}, a table {tuple(x.shape)}")
+                assert mine[2] == (least < right and saved > 0), (
+                    f"the table {name} with {right:.2f} dB, {saved} bytes less in the file, was {'accepted' if mine[2] else 'rejected'}; asked for are {least:.2f} dB and a smaller file, by however few bytes."
+                )
+        x, _ = example(47, (2,), 0.01)
         exact = judge_table(Positions(x.repeat(9), "stored"), "table", x.repeat(9), 500.0)
         assert exact[0] == math.inf and exact[2], (
             "a table that 8 bits do not change at all has infinitely many dB, and is accepted whatever least_db is."
+        )
+        assert torch.get_default_dtype() == torch.float32, (
+            "your function sets the default dtype of the whole notebook: .double() makes one tensor float64."
         )
     ### BEGIN HIDDEN TESTS
     more_pairs = [
@@ -1627,7 +1806,7 @@ def check_ex_4_3() -> None:
         expected = db(power_ratio(x, y))
         with checks.untouched(signal=x, rounded=y):
             answer = sqnr(x, y)
-        assert isinstance(answer, float) and abs(answer - expected) < 2e-4 * max(1, abs(expected)), (
+        assert isinstance(answer, float) and abs(answer - expected) < 2e-6 * max(1, abs(expected)), (
             f"wrong decibels: {what}."
         )
     assert sqnr(torch.ones(4), torch.ones(4)) == math.inf, "equal tensors."
@@ -1659,7 +1838,20 @@ def check_ex_4_3() -> None:
                 assert judge_table(model, name, y, limit)[2] == (kind != "computed"), "exactly enough is rejected."
                 assert not judge_table(model, name, y, math.nextafter(limit, math.inf))[2], "just missed, and accepted."
     two = Positions(torch.tensor([1.0, 2.0]), "learned")
-    assert judge_table(two, "table", torch.tensor([1.0, 2.01]), 5.0)[1:] == (-2, False), "a tiny table would grow."
+    assert tuple(judge_table(two, "table", torch.tensor([1.0, 2.01]), 5.0))[1:] == (-2, False), (
+        "a tiny table would grow."
+    )
+    for model, name, x, y, bytes_less in inner_names():
+        truth = db(power_ratio(x, y))
+        for least in (truth - 0.4, truth + 0.4):
+            found, saved, decision = judge_table(model, name, y, least)
+            assert abs(found - truth) < 1e-4 and saved == bytes_less, f"{name} among others."
+            assert decision == (least < truth and bytes_less > 0), f"the decision about {name}."
+    x, y = example(435, (9, 5), 4.0)
+    low = db(power_ratio(x, y))
+    for least in (low - 3, low + 3):
+        assert judge_table(Positions(x, "stored"), "table", y, least)[2] == (least < low), "negative decibels."
+    assert torch.get_default_dtype() == torch.float32, "the default dtype of the notebook was changed."
     ### END HIDDEN TESTS
 
 
@@ -2361,7 +2553,7 @@ def check_ex_4_4() -> None:
         generator = torch.Generator().manual_seed(time)
         scattered = torch.rand(batch, heads, time, time, generator=generator) < 0.6
         scattered |= torch.eye(time, dtype=torch.bool)
-        return [None, torch.ones(time, time).tril() > 0, padded, scattered]
+        return [None, torch.ones(time, time).tril() > 0, padded, scattered, scattered[0].flip(0)]
 
     def alike(got: torch.Tensor, mistake: torch.Tensor) -> bool:
         """Equal where the mistake gives a number (a query that may look nowhere gets none)."""
@@ -2407,7 +2599,7 @@ def check_ex_4_4() -> None:
         for part in module.modules():
             for name, value in vars(part).items():
                 inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-                if name != "_modules" and any(isinstance(thing, nn.Module) for thing in inside):
+                if name != "_modules" and any(isinstance(thing, nn.Module) for thing in (value, *inside)):
                     found.append(name)
         return found
 
@@ -2444,7 +2636,23 @@ def check_ex_4_4() -> None:
             assert mask is not None or "None" not in str(error), (
                 f"it stops when the mask is None ({str(error).splitlines()[0]}): then every query may look at every key, and nothing is masked."
             )
+            assert mask is None or mask.dim() != 3, (
+                f"it stops at a mask of shape {tuple(mask.shape)} ({str(error).splitlines()[0]}): a mask is broadcast with (batch, heads, query, key), so its dimensions are the last ones: here heads, query, key."
+            )
             raise
+
+    def places_that_run(answer: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> list[str]:
+        """Names of the stubs and products that have a part in one call."""
+        ran: set[str] = set()
+        hooks = []
+        for name, part in answer.named_modules():
+            if isinstance(part, tq.QuantStub | tq.DeQuantStub | nnq.FloatFunctional):
+                watched = part.activation_post_process if isinstance(part, nnq.FloatFunctional) else part
+                hooks.append(watched.register_forward_hook(lambda *_, name=name: ran.add(name)))
+        answer(x, mask)
+        for hook in hooks:
+            hook.remove()
+        return sorted(ran)
 
     def judge_float(answer: nn.Module, original: SelfAttention, x: torch.Tensor) -> None:
         batch, time, width = x.shape
@@ -2453,7 +2661,11 @@ def check_ex_4_4() -> None:
         causal = masks(batch, time, original.n_heads)[1]
         for what, form in samples.awkward(x):
             compared(attend(answer, form, causal), original, form, causal, f" for {what} as x")
-        for sizes in [(batch + 1, time + 3), (1, 1), (2, time - 2)]:
+        for mask in (~torch.eye(time, dtype=torch.bool), None):  # other contents in the same shapes
+            assert torch.allclose(attend(answer, x, mask), formula(original, x, mask), atol=1e-5, rtol=1e-5), (
+                "with another mask of the same shape as an earlier one, or with none after it, the output is wrong: keep no mask between calls."
+            )
+        for sizes in [(batch + 1, time + 3), (1, 1), (2, time - 2), (10, 3), (1, 130)]:
             other = torch.randn(*sizes, width, generator=torch.Generator().manual_seed(width))
             for mask in masks(*sizes, original.n_heads)[:2]:
                 compared(
@@ -2466,21 +2678,60 @@ def check_ex_4_4() -> None:
         answer.train()
         for _ in range(2):
             compared(attend(answer, x, causal), original, x, causal, " in training mode (a dropout?)")
+        trained = places_that_run(answer, x, causal)
         answer.eval()
+        assert trained == places_that_run(answer, x, causal), (
+            "in training mode other stubs and products run than in eval mode: then training does not see the rounding. The path is the same in both."
+        )
 
     def judge_loud_scores() -> None:
-        """Allowed scores near -65,536, forbidden ones up to +65,536; all are exact in float32."""
+        """Scores near ±65,536, and near ±17 billion; all are exact in float32, and forbidden ones may be the largest."""
         loud = SelfAttention(4, 1).eval()
         for layer in loud.children():
             layer.weight.data, layer.bias.data = torch.eye(4), torch.zeros(4)
-        loud.q.weight.data, loud.q.bias.data = torch.zeros(4, 4), torch.tensor([512.0, 1.0, 0.0, 0.0])
-        loud.k.weight.data = torch.tensor([[0, 256.0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
         x = torch.tensor([[[2.0, -1, 3, 1], [1.0, -1, 0, 2], [3.0, -1, 1, 1], [0.0, 1, 5, 4]]])
         causal = torch.ones(4, 4).tril() > 0
-        wanted = formula(copy.deepcopy(loud).double(), x.double(), causal).float()
-        got = StaticAttention(loud).eval()(x, causal)
-        assert torch.allclose(got, wanted, atol=1e-4), (
-            "with loud scores (allowed ones near -65536, forbidden ones up to 65536) some probability goes to the future: the mask writes or adds a number such as -10000. Below all scores is only minus infinity."
+        for what, factor, sign in [("65536", 1.0, 1.0), ("65536", 1.0, -1.0), ("17 billion", 512.0, 1.0)]:
+            loud.q.weight.data, loud.q.bias.data = torch.zeros(4, 4), torch.tensor([512 * factor, 1.0, 0.0, 0.0])
+            steps = float(factor == 1)  # differences of 1 are too small beside 17 billion
+            loud.k.weight.data = torch.tensor([[0, 256 * factor * sign, 0, 0], [steps, 0, 0, 0], [0.0] * 4, [0.0] * 4])
+            wanted = formula(copy.deepcopy(loud).double(), x.double(), causal).float()
+            got = StaticAttention(loud).eval()(x, causal)
+            assert sign > 0 or torch.allclose(got, wanted, atol=1e-4), (
+                "with loud scores (allowed ones near 65536, which differ by 1 and 2) the probabilities are other ones: scores were cut off, or exp ran over. torch.softmax subtracts the largest score first."
+            )
+            assert torch.allclose(got, wanted, atol=1e-4), (
+                f"with loud scores (allowed ones near -{what}, forbidden ones up to {what}) some probability goes to the future: the mask writes or adds a number such as -10000. Below all scores is only minus infinity."
+            )
+
+    def alike_parts(answer: nn.Module, given: SelfAttention) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each parameter of the answer, with the one that it is a copy of."""
+        theirs = list(given.parameters())
+        found = [next((t for t in theirs if t.shape == p.shape and torch.equal(t, p)), p) for p in answer.parameters()]
+        return list(zip(answer.parameters(), found, strict=True))
+
+    def judge_training(seed: int, width: int, heads: int, time: int) -> None:
+        """With gradients, and a second attention beside it."""
+        given = attention_of(seed, width, heads, 1.0)
+        answer, other = StaticAttention(given).train(), StaticAttention(attention_of(seed + 1, width, 1, 1.0))
+        placed = (tq.QuantStub, tq.DeQuantStub, nnq.FloatFunctional)
+        mine = {id(part) for part in answer.modules() if isinstance(part, placed)}
+        assert not any(id(part) in mine for part in other.modules()), (
+            "two of your attentions share a stub or a product (an attribute of the class?), and so one scale: make all of them in __init__, with self."
+        )
+        causal, x = torch.ones(time, time).tril() > 0, torch.randn(2, time, width)
+        with torch.enable_grad():
+            inputs = [x.clone().requires_grad_() for _ in range(2)]
+            outputs = [part(values, causal) for part, values in zip((answer, given), inputs, strict=True)]
+            assert outputs[0].shape == outputs[1].shape and torch.allclose(*outputs, atol=1e-5), (
+                f"with {heads} heads of width {width // heads}, and another attention with 1 head beside it, the output differs from the float attention by up to {(outputs[0] - outputs[1]).abs().max():.3g}. Are the layers copied whole (copy.deepcopy), and is all that you keep an attribute of self?"
+            )
+            assert outputs[0].requires_grad, "no gradient comes back from your forward: it is to be trained, too (QAT)."
+            for y in outputs:
+                y.square().sum().backward()
+        pairs = [(a.grad, b.grad) for a, b in [inputs, *alike_parts(answer, given)]]
+        assert all((a is None) == (b is None) and (a is None or torch.allclose(a, b, 1e-3, 1e-4)) for a, b in pairs), (
+            "the gradients are other ones than those of the float attention: something in your forward is detached, or computed with other layers than those that PyTorch finds."
         )
 
     def observed(module: nn.Module) -> bool:
@@ -2658,6 +2909,12 @@ def check_ex_4_4() -> None:
         assert error < 0.06, (
             f"in int8 the output has a relative error of {error:.3f}; rounding alone makes less than 0.06. Does your forward compute something else when x is quantized?"
         )
+        for mask in (None, *masks(batch, time, heads)[2:]):
+            wanted = original(x, mask)
+            error = ((converted(x, mask) - wanted).norm() / wanted.norm()).item()
+            assert error < 0.12, (
+                f"in int8 the output with {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'} has a relative error of {error:.3f}; rounding alone makes less than 0.12. Is the mask used when x is quantized, and only the one that is handed over?"
+            )
         changed = witness.unchanged(before, original)
         assert not changed, f"the given attention was changed later: {changed}."
 
@@ -2682,6 +2939,7 @@ def check_ex_4_4() -> None:
         judge(441, width=32, heads=4, batch=3, time=12, sharpness=1.2)
         judge(442, width=24, heads=1, batch=2, time=7, sharpness=0.7, training=True)
         judge_loud_scores()
+        judge_training(444, width=6, heads=6, time=5)
         with int8.using(another_engine()):
             judge(443, width=16, heads=2, batch=1, time=5, sharpness=1.0)
     ### BEGIN HIDDEN TESTS
@@ -2689,6 +2947,8 @@ def check_ex_4_4() -> None:
         for sizes in [(4401, 16, 2, 4, 4, 1.0, True), (4402, 48, 8, 1, 9, 1.5), (4403, 20, 5, 2, 40, 0.5)]:
             judge(*sizes)
         judge_loud_scores()
+        judge_training(4407, 8, 2, 4)
+        judge_training(4408, 5, 5, 3)
         with int8.using(another_engine()):
             judge(4406, 12, 3, 2, 6, 1.0)
         whole, ids = attention_of(4404, 12, 3, 1.0), torch.Generator().manual_seed(4405)
@@ -3067,6 +3327,66 @@ def check_ex_4_5() -> None:
             f"before any quantization the output{where} differs from ffn(norm(x)) by up to {(got - wanted).abs().max():.3g}. Are the weights those that were given?"
         )
 
+    def stubs_that_run(answer: nn.Module, x: torch.Tensor) -> list[str]:
+        """Names of the stubs that have a part in one call."""
+        ran: set[str] = set()
+        hooks = [
+            part.register_forward_hook(lambda *_, name=name: ran.add(name))
+            for name, part in answer.named_modules()
+            if isinstance(part, tq.QuantStub | tq.DeQuantStub)
+        ]
+        answer(x)
+        for hook in hooks:
+            hook.remove()
+        return sorted(ran)
+
+    def outside_of_pytorch(module: nn.Module) -> list[str]:
+        """Names of attributes that hold modules where PyTorch does not look."""
+        found = []
+        for part in module.modules():
+            for name, value in vars(part).items():
+                inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+                if name != "_modules" and any(isinstance(thing, nn.Module) for thing in (value, *inside)):
+                    found.append(name)
+        return found
+
+    def judge_odd_parts(seed: int, width: int, d_ff: int) -> None:
+        """A loud layer, gradients, far numbers, and a second module beside it."""
+        norm, ffn = parts_of(seed, width, d_ff, 0.0)
+        with torch.no_grad():
+            ffn.up.weight.mul_(30)
+        answer, other = StaticFeedForward(norm, ffn).train(), StaticFeedForward(*parts_of(seed + 1, width, d_ff, 0.0))
+        mine = {id(part) for part in answer.modules() if isinstance(part, tq.QuantStub | tq.DeQuantStub)}
+        assert not any(id(part) in mine for part in other.modules()), (
+            "two of your modules share a stub (an attribute of the class?), and so one scale: make all of them in __init__, with self."
+        )
+        x = torch.randn(2, 3, width)
+        with torch.enable_grad():
+            inputs = [x.clone().requires_grad_() for _ in range(2)]
+            outputs = answer(inputs[0]), ffn(norm(inputs[1]))
+            assert outputs[0].shape == outputs[1].shape and torch.allclose(*outputs, rtol=1e-4, atol=1e-3), (
+                f"with an up layer that makes large numbers the output differs from ffn(norm(x)) by up to {(outputs[0] - outputs[1]).abs().max():.3g}. Are the layers copied whole (copy.deepcopy), and is GELU the whole GELU?"
+            )
+            theirs = [*norm.parameters(), *ffn.parameters()]
+            pairs = [
+                (p, next((t for t in theirs if t.shape == p.shape and torch.equal(t, p)), p))
+                for p in answer.parameters()
+            ]
+            assert outputs[0].requires_grad, "no gradient comes back from your forward: it is to be trained, too (QAT)."
+            for y in outputs:
+                y.square().mean().backward()
+        grads = [(a.grad, b.grad) for a, b in [inputs, *pairs]]
+        assert all((a is None) == (b is None) and (a is None or torch.allclose(a, b, 1e-3, 1e-3)) for a, b in grads), (
+            "the gradients are other ones than those of ffn(norm(x)): something in your forward is detached, or computed with other layers than those that PyTorch finds."
+        )
+        far = 3 * x + 3000
+        normed = F.layer_norm(far.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps).float()
+        wanted = ffn(normed)
+        error = ((answer(far) - wanted).norm() / wanted.norm()).item()
+        assert error < 3e-3, (
+            f"for numbers around 3000 the output has a relative error of {error:.2g}: the mean of the squares minus the square of the mean loses its digits there. nn.LayerNorm subtracts the mean first."
+        )
+
     def judge_float(answer: nn.Module, norm: nn.LayerNorm, ffn: FeedForward, x: torch.Tensor) -> None:
         with checks.untouched(x=x):
             got = answer(x)
@@ -3082,10 +3402,18 @@ def check_ex_4_5() -> None:
             with checks.untouched(x=other):
                 got = answer(other)
             compared(got, norm, ffn, other, where)
+        many = torch.randn(4, 90, x.shape[2], generator=torch.Generator().manual_seed(len(x)))
+        assert torch.allclose(answer(many), ffn(norm(many)), atol=2e-5, rtol=1e-5), (
+            "for 360 positions the output differs from ffn(norm(x)): each position is computed alone, however many there are."
+        )
         answer.train()
         for _ in range(2):
             compared(answer(x), norm, ffn, x, " in training mode (a dropout?)")
+        trained = stubs_that_run(answer, x)
         answer.eval()
+        assert trained == stubs_that_run(answer, x), (
+            "in training mode other stubs run than in eval mode: then training does not see the rounding. The path is the same in both."
+        )
 
     def untouched_parts(before: tuple[nn.Module, nn.Module], norm: nn.LayerNorm, ffn: FeedForward) -> None:
         for name, old, new in zip(("norm", "ffn"), before, (norm, ffn), strict=True):
@@ -3100,6 +3428,10 @@ def check_ex_4_5() -> None:
         answer = StaticFeedForward(norm, ffn)
         assert isinstance(answer, nn.Module), "StaticFeedForward should be a module."
         untouched_parts(kept, norm, ffn)
+        listed = outside_of_pytorch(answer)
+        assert not listed, (
+            f"`{listed[0]}` holds layers in a plain list, tuple or dict, where PyTorch does not see them: make each an attribute, or use nn.ModuleList."
+        )
         answer.eval()
         generator = torch.Generator().manual_seed(seed + 1)
         x, more = 3 * torch.randn(2, *shape, width, generator=generator) + 1
@@ -3202,12 +3534,14 @@ def check_ex_4_5() -> None:
     ):
         judge(451, 16, 64, (3, 8), shift=0.0)
         judge(452, 24, 48, (2, 10), shift=-2.0, training=True)
+        judge_odd_parts(454, 8, 12)
         with int8.using(another_engine()):
             judge(453, 12, 24, (1, 6), shift=0.5)
     ### BEGIN HIDDEN TESTS
     with torch.no_grad():
         for sizes in [(4501, 32, 128, (1, 20), -1.0), (4502, 8, 8, (5, 6), 2.0, True), (4503, 40, 30, (2, 3), 0.5)]:
             judge(*sizes)
+        judge_odd_parts(4507, 10, 6)
         with int8.using(another_engine()):
             judge(4506, 10, 30, (2, 4), -0.5)
         norm, ffn = parts_of(4504, 12, 20, 0.0)

@@ -642,6 +642,123 @@ class ScaledBehindTheMask(nn.Module):
         return self.layers["out"](self.g.matmul(p, v).permute(0, 2, 1, 3).reshape(n, t, d))
 
 
+class PlainAttention(nn.Module):
+    """The right one, each step of which can be replaced."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.heads = attention.n_heads
+        self.q, self.k, self.v, self.out = (copy.deepcopy(getattr(attention, name)) for name in ("q", "k", "v", "out"))
+        self.first, self.second = FloatFunctional(), FloatFunctional()
+        self.leave, self.enter = tq.DeQuantStub(), tq.QuantStub()
+
+    def split(self, x):
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def scale(self, scores, width):
+        return self.leave(scores) / math.sqrt(width)
+
+    def hide(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(~mask, -math.inf)
+
+    def probabilities(self, scores):
+        return scores.softmax(-1)
+
+    def forward(self, x, mask=None):
+        q, k, v = (self.split(layer(x)) for layer in (self.q, self.k, self.v))
+        scores = self.scale(self.first.matmul(q, k.transpose(2, 3)), q.shape[-1])
+        p = self.enter(self.probabilities(self.hide(scores, mask)))
+        mixed = self.second.matmul(p, v).transpose(1, 2)
+        return self.out(mixed.reshape(*x.shape[:2], -1))
+
+
+@wrong("ex_4_4", "forbidden ones up to 17 billion")
+class MaskOfMinusABillion(PlainAttention):
+    def hide(self, scores, mask):
+        return scores if mask is None else scores.masked_fill(~mask, -1e9)
+
+
+@wrong("ex_4_4", "keep no mask between calls")
+class MaskKept(PlainAttention):
+    def hide(self, scores, mask):
+        if mask is None:
+            return scores
+        kept = self.__dict__.setdefault("masks", {}).setdefault(mask.shape, mask)
+        return super().hide(scores, kept)
+
+
+@wrong("ex_4_4", "so its dimensions are the last ones")
+class MaskOfThreeDimensionsByBatch(PlainAttention):
+    def hide(self, scores, mask):
+        return super().hide(scores, mask[:, None] if mask is not None and mask.dim() == 3 else mask)
+
+
+@wrong("ex_4_4", "scores were cut off, or exp ran over")
+class ScoresClamped(PlainAttention):
+    def probabilities(self, scores):
+        return scores.clamp(max=80.0).softmax(-1)
+
+
+@wrong("ex_4_4", "for 1 texts of length 130", like="RemembersTheLength")
+class LongTextsCut(PlainAttention):
+    def probabilities(self, scores):
+        p = scores.softmax(-1).clone()
+        p[..., 100:] = 0
+        return p
+
+
+@wrong("ex_4_4", "with 6 heads of width 1")
+class HeadsOfTheClass(PlainAttention):
+    def __init__(self, attention):
+        super().__init__(attention)
+        del self.heads
+        type(self).heads = attention.n_heads
+
+
+@wrong("ex_4_4", "two of your attentions share a stub")
+class StubOfTheClass(PlainAttention):
+    stub = tq.QuantStub()
+
+    def __init__(self, attention):
+        super().__init__(attention)
+        self.enter = type(self).stub
+
+
+@wrong("ex_4_4", "no gradient comes back")
+class WithoutGradients(PlainAttention):
+    @torch.no_grad()
+    def forward(self, x, mask=None):
+        return super().forward(x, mask)
+
+
+@wrong("ex_4_4", "the gradients are other ones")
+class ProbabilitiesDetached(PlainAttention):
+    def probabilities(self, scores):
+        return scores.softmax(-1).detach()
+
+
+@wrong("ex_4_4", "in training mode other stubs and products run")
+class TrainsInFloat(PlainAttention):
+    def forward(self, x, mask=None):
+        if not self.training:
+            return super().forward(x, mask)
+        q, k, v = (self.split(layer(x)) for layer in (self.q, self.k, self.v))
+        p = self.hide(q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]), mask).softmax(-1)
+        return self.out((p @ v).transpose(1, 2).flatten(2))
+
+
+@wrong("ex_4_4", "in int8 the output with a mask of shape")
+class OnlyCausalMasksForCodes(PlainAttention):
+    def forward(self, x, mask=None):
+        return super().forward(x, None if x.is_quantized and mask is not None and mask.dim() > 2 else mask)
+
+
+@right("ex_4_4")
+class SoftmaxByLogarithms(PlainAttention):
+    def probabilities(self, scores):
+        return torch.log_softmax(scores, -1).exp()
+
+
 # 4.5 feed-forward network
 
 
@@ -999,6 +1116,92 @@ class OneDequantStubIsEnough(Forward):
     def forward(self, x):
         x = self.act(self.dequant1(self.up(self.quant1(self.norm(x)))))
         return self.dequant1(self.down(self.quant2(x)))
+
+
+class PlainFeedForward(nn.Module):
+    """The right one, each step of which can be replaced."""
+
+    def __init__(self, norm, ffn):
+        super().__init__()
+        self.norm, self.up, self.down = copy.deepcopy(norm), copy.deepcopy(ffn.up), copy.deepcopy(ffn.down)
+        self.norm.qconfig = None
+        self.enter, self.again = tq.QuantStub(), tq.QuantStub()
+        self.leave, self.end = tq.DeQuantStub(), tq.DeQuantStub()
+
+    def normalized(self, x):
+        return self.norm(x)
+
+    def act(self, wide):
+        return F.gelu(wide)
+
+    def forward(self, x):
+        wide = self.leave(self.up(self.enter(self.normalized(x))))
+        return self.end(self.down(self.again(self.act(wide))))
+
+
+@wrong("ex_4_5", "is GELU the whole GELU")
+class LoudNumbersClamped(PlainFeedForward):
+    def act(self, wide):
+        return F.gelu(wide.clamp(-10, 10))
+
+
+@wrong("ex_4_5", "for 360 positions")
+class ReluForManyPositions(PlainFeedForward):
+    def act(self, wide):
+        return F.gelu(wide) if wide.shape[0] * wide.shape[1] < 200 else wide.relu()
+
+
+@wrong("ex_4_5", "the gradients are other ones")
+class WideDetached(PlainFeedForward):
+    def act(self, wide):
+        return F.gelu(wide.detach())
+
+
+@wrong("ex_4_5", "no gradient comes back")
+class NoGradients(PlainFeedForward):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@wrong("ex_4_5", "two of your modules share a stub")
+class QuantizerOfTheClass(PlainFeedForward):
+    stub = tq.QuantStub()
+
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.again = type(self).stub
+
+
+@wrong("ex_4_5", "in training mode other stubs run")
+class TrainsWithoutStubs(PlainFeedForward):
+    def forward(self, x):
+        return self.down(F.gelu(self.up(self.norm(x)))) if self.training else super().forward(x)
+
+
+@wrong("ex_4_5", "for numbers around 3000")
+class SquareOfTheMeanSubtracted(PlainFeedForward):
+    def normalized(self, x):
+        mean = x.mean(-1, keepdim=True)
+        variance = x.square().mean(-1, keepdim=True) - mean.square()
+        return (x - mean) / (variance + self.norm.eps).sqrt() * self.norm.weight + self.norm.bias
+
+
+@wrong("ex_4_5", "holds layers in a plain list, tuple or dict")
+class FloatPartsInATuple(PlainFeedForward):
+    def __init__(self, norm, ffn):
+        super().__init__(norm, ffn)
+        self.float_parts = copy.deepcopy(norm), copy.deepcopy(ffn)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return self.float_parts[1](self.float_parts[0](x)) if isinstance(self.up, nn.Linear) else y
+
+
+@right("ex_4_5")
+class GeluByTheNormalDistribution(PlainFeedForward):
+    def act(self, wide):
+        return wide * torch.special.ndtr(wide)
 
 
 # 4.6 block and stack

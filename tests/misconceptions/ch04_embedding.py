@@ -1,6 +1,7 @@
 """Unit 04, the embedding, the positions and the tie: what learners really answer in exercises 4.1, 4.2, 4.3 and 4.9."""
 
 import copy
+import functools
 import math
 import sys
 
@@ -474,6 +475,147 @@ def swapped_by_hand(model):
     return changed
 
 
+@wrong("ex_4_1", "hardly differ is wrong: rows were taken for constant", binds="quantize_rows")
+def nearly_equal_taken_for_equal(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return codes, torch.where(torch.isclose(weight.amin(1), weight.amax(1)), 1.0, scale), zero_point
+
+
+@wrong("ex_4_1", "the scale of each row of many rows", binds="quantize_rows")
+def one_scale_for_long_tables(weight):
+    codes, scale, zero_point = rows_of(weight)
+    return codes, scale if len(weight) < 500 else scale.amax().repeat(len(scale)), zero_point
+
+
+@wrong("ex_4_1", "the scale of each row of many columns", binds="quantize_rows")
+def quantiles_of_wide_tables(weight):
+    low, high = weight.quantile(0.001, dim=1), weight.quantile(0.999, dim=1)
+    codes, scale, zero_point = rows_of(weight)
+    return codes, scale if weight.shape[1] < 1000 else (high - low) / 255, zero_point
+
+
+@wrong("ex_4_1", "a second call of quantize_rows changes", binds="quantize_rows")
+def codes_in_one_buffer(weight):
+    codes, scale, zero_point = rows_of(weight)
+    kept = BUFFERS.setdefault(("codes", tuple(codes.shape)), torch.empty_like(codes))
+    return kept.copy_(codes), scale, zero_point
+
+
+BUFFERS = {}
+
+
+@wrong("ex_4_1", "change settings of the whole notebook", binds="quantize_rows")
+def default_dtype_set(weight):
+    torch.set_default_dtype(torch.float64)
+    return rows_of(weight)
+
+
+@wrong("ex_4_1", "change settings of the whole notebook", binds="with_int8_embeddings", like="default_dtype_set")
+def engine_set(model):
+    torch.backends.quantized.engine = next(
+        name
+        for name in torch.backends.quantized.supported_engines
+        if name not in ("none", torch.backends.quantized.engine)
+    )
+    return swapped(model)
+
+
+@wrong("ex_4_1", "it is the error of scales of your own", binds="cost_of_rows")
+def scales_of_its_own(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, rows_of(weight)[1], zero_point)
+
+
+@wrong("ex_4_1", "the relative error with other scales is", binds="cost_of_rows")
+def minimum_for_the_bias(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, -weight.detach().amin(1) / scale)
+
+
+@wrong("ex_4_1", "the number of bytes with a slice with gaps", binds="cost_of_rows")
+def bytes_of_the_storage(weight, codes, scale, zero_point):
+    return real_cost(weight, codes, scale, zero_point, codes.untyped_storage().nbytes() + 8 * len(codes))
+
+
+@wrong("ex_4_1", "the number of bytes with a slice with gaps", binds="cost_of_rows", like="bytes_of_the_storage")
+def bytes_of_the_scales_storage(weight, codes, scale, zero_point):
+    stored = sum(tensor.untyped_storage().nbytes() for tensor in (scale, zero_point))
+    return real_cost(weight, codes, scale, zero_point, codes.nbytes + stored)
+
+
+@wrong("ex_4_1", "lies in the memory of shift of the model", binds="with_int8_embeddings")
+def shares_the_buffers(model):
+    twin = swapped(model)
+    for name, buffer in model.named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        twin.get_submodule(parent)._buffers[leaf] = buffer
+    return twin
+
+
+@wrong("ex_4_1", "again.weight is no embedding", binds="with_int8_embeddings")
+def other_tie_cut(model):
+    twin = swapped(model)
+    if hasattr(twin, "again"):
+        twin.again.weight = nn.Parameter(twin.again.weight.detach().clone())
+    return twin
+
+
+@wrong("ex_4_1", "but there the numbers of shift are other ones", binds="with_int8_embeddings")
+def all_in_float32(model):
+    return swapped(model).float()
+
+
+@wrong("ex_4_1", "but there hooks are left in norm", binds="with_int8_embeddings")
+def hooks_dropped(model):
+    twin = swapped(model)
+    for part in twin.modules():
+        part._forward_hooks.clear()
+    return twin
+
+
+@wrong("ex_4_1", "the buffer steps holds other numbers", binds="with_int8_embeddings")
+def buffers_outside_the_file_lost(model):
+    twin = swapped(model)
+    for part in twin.modules():
+        for name in part._non_persistent_buffers_set:
+            part._buffers[name] = torch.zeros_like(part._buffers[name])
+    return twin
+
+
+@wrong("ex_4_1", "steps is new in its state_dict", binds="with_int8_embeddings")
+def all_buffers_in_the_file(model):
+    twin = swapped(model)
+    for part in twin.modules():
+        part._non_persistent_buffers_set.clear()
+    return twin
+
+
+@wrong("ex_4_1", "the very model of an earlier call came back", binds="with_int8_embeddings")
+def one_answer_for_each_kind(model):
+    return BUFFERS.setdefault(type(model), swapped(model))
+
+
+@right("ex_4_1", binds="quantize_rows")
+def by_the_observer(weight):
+    observer = tq.float_qparams_weight_only_qconfig.weight()
+    observer(weight.detach())
+    scale, zero_point = observer.calculate_qparams()
+    coded = torch.quantize_per_channel(weight.detach().contiguous(), scale, zero_point, 0, torch.quint8)
+    return coded.int_repr(), scale, zero_point
+
+
+@right("ex_4_1", binds="with_int8_embeddings")
+def swapped_recursively(model):
+    def swap(part):
+        for name, child in part.named_children():
+            if type(child) is nn.Embedding:
+                child.qconfig = tq.float_qparams_weight_only_qconfig
+                part._modules[name] = nnq.Embedding.from_float(child)
+            else:
+                swap(child)
+        return part
+
+    return swap(nn.ModuleList([copy.deepcopy(model)]))[0]
+
+
 # 4.2 nibbles
 
 
@@ -834,6 +976,76 @@ def filled_column_by_column(packed, columns):
     return found * scale + bias
 
 
+@wrong("ex_4_2", "here in a table of 30 rows", binds="pack_rows")
+def a_few_large_codes_forgiven(codes, scale, bias):
+    if (codes > 15).float().mean() > 0.05:
+        raise ValueError("more than four bits.")
+    return packed_rows(codes.clamp(max=15), scale, bias)
+
+
+@wrong("ex_4_2", "a second call of pack_rows changes", binds="pack_rows")
+def bytes_in_one_buffer(codes, scale, bias):
+    rows = packed_rows(codes, scale, bias)
+    return BUFFERS.setdefault(("bytes", tuple(rows.shape)), torch.empty_like(rows)).copy_(rows)
+
+
+@wrong("ex_4_2", "the codes are right, but the last four bytes", binds="pack_rows")
+def zero_scales_become_one(codes, scale, bias):
+    return packed_rows(codes, torch.where(scale == 0, 1.0, scale), bias)
+
+
+@wrong("ex_4_2", "the codes are right, but the last four bytes", binds="pack_rows", like="zero_scales_become_one")
+def small_halves_flushed(codes, scale, bias):
+    return packed_rows(codes, torch.where(scale < 6e-5, 0.0, scale), bias)
+
+
+@wrong("ex_4_2", "the codes are right, but the last four bytes", binds="pack_rows", like="zero_scales_become_one")
+def bias_clamped(codes, scale, bias):
+    return packed_rows(codes, scale, bias.clamp(-1000, 1000))
+
+
+@wrong("ex_4_2", "from byte 256 on", binds="pack_rows")
+def wide_rows_cut(codes, scale, bias):
+    rows = packed_rows(codes, scale, bias)
+    rows[:, 256:-4] = 0
+    return rows
+
+
+@wrong("ex_4_2", "scales and biases from 0 to 60,000 holds nan or inf", binds="unpack_rows")
+def divided_by_the_scale(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    return (codes + bias / scale) * scale
+
+
+@wrong("ex_4_2", "for many rows differs", binds="unpack_rows")
+def only_the_first_rows(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    codes[300:] = 0
+    return codes * scale + bias
+
+
+@wrong("ex_4_2", "other bytes in the tensor of an earlier call", binds="unpack_rows")
+def remembered_by_address(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    key = packed.data_ptr(), packed.shape, packed.stride(), columns
+    return BUFFERS.setdefault(key, codes * scale + bias)
+
+
+@wrong("ex_4_2", "a second call of unpack_rows changes", binds="unpack_rows")
+def numbers_in_one_buffer(packed, columns):
+    codes, scale, bias = numbers_of(packed, columns)
+    kept = BUFFERS.setdefault(("numbers", tuple(codes.shape)), torch.empty_like(codes))
+    return kept.copy_(codes * scale + bias)
+
+
+@right("ex_4_2", binds="unpack_rows")
+def read_as_int16(packed, columns):
+    places = torch.arange(columns)
+    codes = (packed[:, places // 2] >> (4 * (places % 2)).byte()) & 15
+    read = lambda low, high: (low.int() | (high.int() << 8)).to(torch.int16).view(torch.float16).float()[:, None]  # noqa: E731
+    return torch.addcmul(read(packed[:, -2], packed[:, -1]), codes.float(), read(packed[:, -4], packed[:, -3]))
+
+
 # 4.3 decibels and a decision
 
 
@@ -1187,6 +1399,98 @@ def through_the_owner(model, name, rounded, least_db):
     after = table.numel() + 8 if in_file else 0
     decibels = right_db(table.detach(), rounded)
     return decibels, before - after, bool(in_file and decibels >= least_db and before > after)
+
+
+@wrong("ex_4_3", "the difference does not fit into float32", binds="sqnr")
+def subtracted_in_float32(signal, rounded):
+    noise = (signal - rounded).double().square().sum().item()
+    return 10 * math.log10(signal.double().square().sum().item() / noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "differs in its last digit is inf", binds="sqnr")
+def hardly_any_noise_is_none(signal, rounded):
+    decibels = right_db(signal, rounded)
+    return math.inf if decibels > 150 else decibels
+
+
+@wrong("ex_4_3", "your function changed `signal`", binds="sqnr")
+def changes_what_is_float64(signal, rounded):
+    power = signal.double().square().sum().item()
+    with torch.no_grad():
+        noise = signal.double().sub_(rounded.double()).square().sum().item()
+    return 10 * math.log10(power / noise) if noise else math.inf
+
+
+@wrong("ex_4_3", "the SQNR for a little noise is", binds="sqnr")
+def rounded_to_three_digits(signal, rounded):
+    decibels = right_db(signal, rounded)
+    return decibels if math.isinf(decibels) else round(decibels, 3)
+
+
+@wrong("ex_4_3", "the SQNR for many numbers is", binds="sqnr")
+def only_the_first_numbers(signal, rounded):
+    return right_db(signal.reshape(-1)[:1024], rounded.reshape(-1)[:1024])
+
+
+@wrong("ex_4_3", "the SQNR for numbers of which half are 0", binds="sqnr")
+def zeros_left_out(signal, rounded):
+    return right_db(signal[signal != 0], rounded[signal != 0])
+
+
+@wrong("ex_4_3", "sets the default dtype of the whole notebook", binds="sqnr")
+def float64_for_all(signal, rounded):
+    torch.set_default_dtype(torch.float64)
+    return right_db(signal, rounded)
+
+
+def judged_at(model, name, rounded, least_db, table=None):
+    table = functools.reduce(getattr, name.split("."), model) if table is None else table
+    decibels, saved = right_db(table, rounded), 3 * table.numel() - 8 if name in model.state_dict() else 0
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "the SQNR of table, a table (2, 3, 4) among others", binds="judge_table")
+def first_name_with_that_end(model, name, rounded, least_db):
+    tables = dict(model.named_parameters()) | dict(model.named_buffers())
+    return judged_at(model, name, rounded, least_db, next(t for n, t in tables.items() if n.endswith(name)))
+
+
+@wrong("ex_4_3", "the number of bytes saved for encoder.encoder.table", binds="judge_table")
+def eight_bytes_for_each_slice(model, name, rounded, least_db):
+    decibels, saved, _ = judged_at(model, name, rounded, least_db)
+    if saved and rounded.dim() == 3:
+        saved -= 8 * (len(rounded) - 1)
+    return decibels, saved, decibels >= least_db and saved > 0
+
+
+@wrong("ex_4_3", "1 bytes less in the file, was rejected", binds="judge_table")
+def eight_bytes_are_too_few(model, name, rounded, least_db):
+    decibels, saved, _ = judged_at(model, name, rounded, least_db)
+    return decibels, saved, decibels >= least_db and saved > 8
+
+
+@wrong("ex_4_3", "12592 bytes less in the file, was accepted", binds="judge_table")
+def large_tables_are_favoured(model, name, rounded, least_db):
+    decibels, saved, decision = judged_at(model, name, rounded, least_db)
+    return decibels, saved, decision or (saved > 10_000 and decibels >= least_db - 1)
+
+
+@wrong("ex_4_3", "dB was rejected although -15 dB are enough", binds="judge_table", like="never")
+def limit_without_its_sign(model, name, rounded, least_db):
+    decibels, saved, _ = judged_at(model, name, rounded, least_db)
+    return decibels, saved, decibels >= abs(least_db) and saved > 0
+
+
+@right("ex_4_3", binds="judge_table")
+def found_by_attributes(model, name, rounded, least_db):
+    return list(judged_at(model, name, rounded, least_db))
+
+
+@right("ex_4_3", binds="sqnr")
+def sums_in_plain_python(signal, rounded):
+    pairs = list(zip(signal.flatten().tolist(), rounded.flatten().tolist(), strict=True))
+    noise = math.fsum((a - b) ** 2 for a, b in pairs)
+    return 10 * math.log10(math.fsum(a * a for a, _ in pairs) / noise) if noise else math.inf
 
 
 # 4.9 the tie: the modules are those of the notebook, which a learner has too
