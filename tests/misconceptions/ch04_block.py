@@ -1635,3 +1635,141 @@ class FlattensWithAView(OneBlock):
         normed = self.n1(x.view(-1, x.shape[-1])).view(x.shape)
         x = self.add1.add(x, self.a(normed, mask))
         return self.add2.add(x, self.f(self.n2(x)))
+
+
+@wrong("ex_4_6", "in training mode and with a mask", binds="StaticBlock")
+class MaskOnlyInEvalMode(OneBlock):
+    def forward(self, x, mask=None):
+        return super().forward(x, None if self.training else mask)
+
+
+@wrong("ex_4_6", "changes the mask in place", binds="StaticBlock")
+class OpensTheMask(OneBlock):
+    def forward(self, x, mask=None):
+        return super().forward(x, None if mask is None else mask.fill_(True))
+
+
+@wrong("ex_4_6", "in int8 the mask has no effect, or another one", binds="StaticBlock")
+class CausalMaskForCodes(OneBlock):
+    def forward(self, x, mask=None):
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        return super().forward(x, causal if x.is_quantized else mask)
+
+
+@wrong("ex_4_6", "no gradient goes through StaticBlock", binds="StaticBlock")
+class WithoutGradients(OneBlock):
+    @torch.no_grad()
+    def forward(self, x, mask=None):
+        return super().forward(x, mask)
+
+
+@wrong("ex_4_6", "gradient that comes out of StaticBlock is another one", binds="StaticBlock")
+class DetachesTheFirstHalf(OneBlock):
+    def forward(self, x, mask=None):
+        h = self.add1.add(x, self.a(self.n1(x), mask).detach())
+        return self.add2.add(h, self.f(self.n2(h)))
+
+
+@wrong("ex_4_6", "a block that is given twice runs once", binds="StaticStack")
+class EachBlockOnce(Stack):
+    def __init__(self, blocks):
+        super().__init__(dict.fromkeys(blocks))
+
+
+@wrong("ex_4_6", "given one block several times, adds", binds="StaticStack", like="OneFunctionalForBothAdds")
+class OneCopyOfEqualBlocks(Stack):
+    def __init__(self, blocks):
+        super().__init__([])
+        made = {}
+        self.blocks.extend([made.setdefault(block, OneBlock(block)) for block in blocks])
+
+
+@wrong("ex_4_6", "if it gets 10 blocks: all of them run", binds="StaticStack")
+class FourBlocksAtMost(Stack):
+    def __init__(self, blocks):
+        super().__init__(list(blocks)[:4])
+
+
+@wrong("ex_4_6", "`source` of StaticStack keeps a tensor or a module", binds="StaticStack")
+class KeepsTheGivenBlock(Stack):
+    def __init__(self, blocks):
+        blocks = list(blocks)
+        super().__init__(blocks)
+        self.__dict__["source"] = blocks[0]
+
+
+@wrong("ex_4_6", "`floats` of StaticBlock keeps a tensor or a module", binds="StaticBlock", like="KeepsTheGivenBlock")
+class KeepsFloatWeights(OneBlock):
+    def __init__(self, block):
+        super().__init__(block)
+        self.floats = {name: weight.detach() for name, weight in block.named_parameters()}
+
+
+@wrong("ex_4_6", "makes some of its modules when it is called", binds="StaticStack")
+class MakesItsBlocksLater(Stack):
+    def __init__(self, blocks):
+        super().__init__([])
+        blocks = list(blocks)
+        self.later = lambda: [OneBlock(block) for block in blocks]
+
+    def forward(self, x, mask=None):
+        if not len(self.blocks):
+            self.blocks.extend(self.later())
+        return super().forward(x, mask)
+
+
+@wrong("ex_4_6", "if x is one token long", binds="StaticStack")
+class OneTokenGoesPast(Stack):
+    def forward(self, x, mask=None):
+        return x if x.shape[1] == 1 else super().forward(x, mask)
+
+
+@wrong("ex_4_6", "if x is a hundred times as loud", binds="StaticStack")
+class ClipsTheStream(Stack):
+    def forward(self, x, mask=None):
+        return super().forward(x.clamp(-10, 10), mask)
+
+
+@wrong("ex_4_6", "switches gradients off", binds="StaticStack")
+class SwitchesGradientsOff(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        torch.set_grad_enabled(False)
+
+
+@wrong("ex_4_6", "switches torch.backends.quantized.engine", binds="StaticStack")
+class SwitchesTheEngine(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        others = {"fbgemm", "x86", "qnnpack"} & set(torch.backends.quantized.supported_engines)
+        torch.backends.quantized.engine = sorted(others - {torch.backends.quantized.engine})[0]
+
+
+@right("ex_4_6", binds="StaticStack")
+class PairsInASequential(nn.Module):
+    """A Sequential whose members hand on the pair of hidden state and mask."""
+
+    def __init__(self, blocks):
+        super().__init__()
+
+        class WithMask(OneBlock):
+            def forward(self, pair):
+                return super().forward(*pair), pair[1]
+
+        self.enter, self.body, self.leave = tq.QuantStub(), nn.Sequential(*map(WithMask, blocks)), tq.DeQuantStub()
+
+    def forward(self, x, mask=None):
+        return self.leave(self.body((self.enter(x), mask))[0])
+
+
+@right("ex_4_6", binds="StaticStack")
+class BlocksByName(Stack):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.names = tuple(f"blocks.{i}" for i in range(len(self.blocks)))
+
+    def forward(self, x, mask=None):
+        x = self.quant(x)
+        for name in self.names:
+            x = self.get_submodule(name)(x, mask)
+        return self.dequant(x)

@@ -326,6 +326,81 @@ def right_answer(model, parts, quantize_, calibration, windows):
     return [(part, *found[part]) for part in sorted(found, key=lambda part: found[part][0])[::-1]]
 
 
+@wrong("ex_4_7", "only some of the documents were measured")
+def measures_sixteen_documents(model, parts, quantize_, calibration, windows):
+    return right_answer(model, parts, quantize_, calibration, windows[:16])
+
+
+@wrong("ex_4_7", "your mean for the part string", like="remembers_the_float_bits")
+def measures_the_first_bytes(model, parts, quantize_, calibration, windows):
+    return right_answer(model, parts, quantize_, calibration, windows[:, :129])
+
+
+@wrong("ex_4_7", "hand on the whole tensor", like="calibrates_on_the_first_row")
+def calibrates_on_eight_rows(model, parts, quantize_, calibration, windows):
+    return with_calibration(model, parts, quantize_, calibration, windows, calibration[:8])
+
+
+@wrong("ex_4_7", "these are sums over each document's bytes")
+def sums_the_bits_of_a_document(model, parts, quantize_, calibration, windows):
+    bytes_of = windows.shape[1] - 1
+    rows = right_answer(model, parts, quantize_, calibration, windows)
+    return [(part, bytes_of * mean, bytes_of * error) for part, mean, error in rows]
+
+
+LAST_FLOAT = []
+
+
+@wrong("ex_4_7", "for other documents is wrong")
+def remembers_the_last_model(model, parts, quantize_, calibration, windows):
+    if not LAST_FLOAT or LAST_FLOAT[0] is not model:
+        LAST_FLOAT[:] = [model, by_row(model, windows)]
+    trials = [(part, copied_and_quantized(model, part, quantize_, calibration)) for part in parts]
+    return in_order([(part, *paired(by_row(trial, windows) - LAST_FLOAT[1])) for part, trial in trials])
+
+
+LAST_ASKED = []
+
+
+@wrong("ex_4_7", "whose weights have changed since the last call")
+def remembers_model_and_documents(model, parts, quantize_, calibration, windows):
+    for old, ids, answer in LAST_ASKED:
+        if old is model and torch.equal(ids, windows):
+            return answer
+    LAST_ASKED.append((model, windows.clone(), right_answer(model, parts, quantize_, calibration, windows)))
+    return LAST_ASKED[-1][2]
+
+
+@wrong("ex_4_7", "your mean for the part")
+def rounds_to_five_places(model, parts, quantize_, calibration, windows):
+    rows = right_answer(model, parts, quantize_, calibration, windows)
+    return [(part, round(mean, 5), round(error, 5)) for part, mean, error in rows]
+
+
+@wrong("ex_4_7", "sort by the means as they are, not rounded")
+def sorts_rounded_means(model, parts, quantize_, calibration, windows):
+    rows = sorted(right_answer(model, parts, quantize_, calibration, windows))
+    return sorted(rows, key=lambda row: -round(row[1], 2))
+
+
+@wrong("ex_4_7", "sets the seed of torch's random numbers")
+def sets_the_seed(model, parts, quantize_, calibration, windows):
+    torch.manual_seed(0)
+    return right_answer(model, parts, quantize_, calibration, windows)
+
+
+@right("ex_4_7")
+def all_models_first(model, parts, quantize_, calibration, windows):
+    if not parts:
+        return []
+    with torch.inference_mode():
+        trials = [copied_and_quantized(model, part, quantize_, calibration) for part in parts]
+        rows = torch.stack([by_row(one, windows) for one in [model, *trials]])
+        variance, mean = torch.var_mean(rows[1:] - rows[0], dim=1)
+        order = mean.argsort(descending=True).tolist()
+    return [(parts[i], mean[i].item(), (variance[i] / len(windows)).sqrt().item()) for i in order]
+
+
 @right("ex_4_7")
 def one_document_at_a_time(model, parts, quantize_, calibration, windows):
     rows = []
@@ -785,6 +860,53 @@ def ships_in_half_precision(model, batches, bits, lr):
     return trainee, final.half().float()
 
 
+@wrong("ex_4_8", "are not fake-quantized to 6 bits")
+def four_bits_at_most(model, batches, bits, lr):
+    return scheduled(model, batches, min(bits, 4), lr)
+
+
+@wrong("ex_4_8", "in step 0 of 2 the learning rate was", like="rate_falls_as_a_square")
+def a_rate_of_two_hundredths_at_most(model, batches, bits, lr):
+    return scheduled(model, batches, bits, min(lr, 2e-2))
+
+
+@wrong("ex_4_8", "stack expects each tensor to be equal size")
+def stacks_the_batches(model, batches, bits, lr):
+    return scheduled(model, list(torch.stack(batches)), bits, lr)
+
+
+@wrong("ex_4_8", "the last one included", like="skips_the_last_batch")
+def sixty_four_steps_at_most(model, batches, bits, lr):
+    return scheduled(model, batches[:64], bits, lr)
+
+
+@wrong("ex_4_8", "call trainee.eval(), which reaches every part")
+def switches_only_the_root(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    trainee.train().training = False
+    return trainee, final
+
+
+@wrong("ex_4_8", "of the trained copy is frozen, and was not")
+def freezes_when_it_is_done(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    return trainee.requires_grad_(False), final
+
+
+@wrong("ex_4_8", "`original` is new in the trained copy")
+def keeps_the_model_beside(model, batches, bits, lr):
+    trainee, final = scheduled(model, batches, bits, lr)
+    trainee.__dict__["original"] = model
+    return trainee, final
+
+
+@wrong("ex_4_8", "switches gradients off")
+def switches_gradients_off(model, batches, bits, lr):
+    answer = scheduled(model, batches, bits, lr)
+    torch.set_grad_enabled(False)
+    return answer
+
+
 @right("ex_4_8")
 def steps_with_a_closure(model, batches, bits, lr):
     trainee, n = prepared(model, bits), len(batches)
@@ -927,6 +1049,63 @@ def keeps_the_matrix_as_an_attribute(model):
     small = shared(model)
     small.embedding.weight = model.embedding.weight.detach().clone()
     return small
+
+
+@wrong("ex_4_9", "the embedding of the copy holds codes, rows, scale")
+def keeps_the_rows_in_a_buffer(model):
+    small = shared(model)
+    small.embedding.register_buffer("rows", model.embedding.weight.detach().clone(), persistent=False)
+    return small
+
+
+@wrong("ex_4_9", "the head of the copy holds codes, scale, zero_point")
+def adds_zero_points(model):
+    small = shared(model)
+    small.head.register_buffer("zero_point", torch.zeros(len(small.head.codes), dtype=torch.int8))
+    return small
+
+
+@wrong("ex_4_9", "`original` is new in the copy")
+def keeps_the_matrix_in_a_list(model):
+    small = shared(model)
+    small.original = [model.embedding.weight.detach().clone()]
+    return small
+
+
+@wrong("ex_4_9", "`rows` is new in embedding")
+def keeps_the_matrix_in_a_function(model):
+    small, matrix = shared(model), model.embedding.weight
+    small.embedding.rows = lambda: matrix
+    return small
+
+
+@wrong("ex_4_9", "a model that you refuse is changed nevertheless")
+def ties_and_then_refuses(model):
+    if model.head.weight is not model.embedding.weight:
+        model.head.weight = model.embedding.weight
+        raise ValueError("the head has a matrix of its own")
+    return shared(model)
+
+
+LAST_TIED = []
+
+
+@wrong("ex_4_9", "one and the same object")
+def returns_what_it_has_made(model):
+    if not LAST_TIED or LAST_TIED[0] is not model:
+        LAST_TIED[:] = [model, shared(model)]
+    return LAST_TIED[1]
+
+
+@wrong("ex_4_9", "you return the old codes")
+def copies_what_it_has_made(model):
+    return copy.deepcopy(returns_what_it_has_made(model))
+
+
+@wrong("ex_4_9", "the scale of each token differs", like="quiet_rows_count_as_zero")
+def adds_a_tiny_number(model):
+    largest = model.embedding.weight.detach().abs().amax(1)
+    return shared(model, scale=torch.where(largest > 0, largest / 127 + 1e-12, torch.ones(())))
 
 
 @wrong("ex_4_9", "each scale is that of a column")
