@@ -49,21 +49,42 @@ def is_float(value: object) -> bool:
 def floats_in_text(function: Callable) -> list[str]:
     """What makes floats in the text of a function: the operator ``/``, a number with a point, the name of a float type.
 
-    Functions that it calls are not read. A function that names `Fraction` may divide.
+    Functions of the same notebook that it calls are read, too. What follows ``torch.`` is not: the mode sees what
+    PyTorch makes. A function that names `Fraction` may divide.
     """
     found = []
-    for code in _codes(getattr(function, "__code__", None)):
+    for code in _codes_of(function, set()):
+        before = None
         for line in dis.get_instructions(code):
             if line.opname == "BINARY_OP" and line.argrepr in ("/", "/=") and "Fraction" not in code.co_names:
                 found.append("the operator / of Python")
             elif line.opname in ("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD") and line.argval in _FLOAT_NAMES:
-                found.append(f"the name {line.argval}")
+                if not (before and before.opname == "LOAD_GLOBAL" and before.argval == "torch"):
+                    found.append(f"the name {line.argval}")
             elif line.opname == "LOAD_CONST" and isinstance(line.argval, float):
                 found.append(f"the number {line.argval}")
+            elif line.opname == "LOAD_CONST" and line.argval in _FLOAT_TYPES:
+                found.append(f"the type {line.argval!r}")
+            before = line
     return found
 
 
 _FLOAT_NAMES = {"float", "float16", "float32", "float64", "bfloat16", "double", "half"}
+_FLOAT_NAMES |= {"fsum", "fmean", "ldexp", "truediv", "true_divide"}
+_FLOAT_TYPES = {"f2", "f4", "f8", "<f4", "<f8", "float", "float16", "float32", "float64", "double"}
+
+
+def _codes_of(function: object, known: set[CodeType]) -> Iterator[CodeType]:
+    """The code of a function, and of those that it calls by a global name of its own module."""
+    for code in _codes(getattr(function, "__code__", None)):
+        if code in known:
+            continue
+        known.add(code)
+        yield code
+        for name in code.co_names:
+            called = function.__globals__.get(name)
+            if getattr(called, "__globals__", None) is function.__globals__:
+                yield from _codes_of(called, known)
 
 
 def _codes(code: CodeType | None) -> Iterator[CodeType]:

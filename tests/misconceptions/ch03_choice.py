@@ -176,6 +176,24 @@ def one_branch_each(d_in, d_out, variant, bias=True, group=32):
     return bytes_of(d_in, d_out, variant, bias, group)
 
 
+def _bytes(d_in, d_out, variant, bias, group):
+    n, groups = d_in * d_out, d_out * (d_in // group)
+    sizes = {"float": 4 * n, "per tensor": n + 28, "per channel": n + 16 * d_out + 12, "torchao int8": n + 5 * d_out,
+             "groups, unpacked": n + 5 * groups, "groups, packed": n // 2 + 4 * groups}  # fmt: skip
+    return sizes[variant] + (4 * d_out if bias else 0)
+
+
+@wrong("ex_3_9", "which takes more than 32 bits")
+def counted_in_int32(d_in, d_out, variant, bias=True, group=32):
+    return torch.tensor(_bytes(d_in, d_out, variant, bias, group)).to(torch.int32).item()
+
+
+@wrong("ex_3_9", 'your number for linear_bytes(48, 48, "float", bias=True, group=16) is', like="bias_forgotten")
+def square_is_tied(d_in, d_out, variant, bias=True, group=32):
+    """A square matrix is taken for one without a bias."""
+    return _bytes(d_in, d_out, variant, bias and d_in != d_out, group)
+
+
 # 3.8 fuse list
 
 
@@ -424,6 +442,27 @@ def tuples_in_another_order(model):
     pairs = [tuple(pair) for pair in pairs_of(model)]
     names = list(dict.fromkeys(first for first, _ in pairs))
     return [pair for name in reversed(names) for pair in pairs if pair[0] == name]
+
+
+@wrong(
+    "ex_3_8",
+    "for a model whose ReLU comes before its BatchNorm in the alphabet fuse_modules refuses the order",
+    like="relu_before_batchnorm",
+)
+def in_alphabetical_order(model):
+    return sorted(pairs_of(model))
+
+
+@wrong("ex_3_8", "for a model with Linear layers that have no bias the pair", like="without_batchnorm")
+def no_bias_no_fusion(model):
+    return [pair for pair in pairs_of(model) if model.get_submodule(pair[0]).bias is not None]
+
+
+@wrong("ex_3_8", "also if a part of it is in eval mode")
+def asks_every_module_for_its_mode(model):
+    if all(module.training for module in model.modules()):
+        raise ValueError("call model.eval() first.")
+    return pairs_of(model, refuse=False)
 
 
 # 3.11 fine-tuning with a frozen layer
@@ -884,6 +923,26 @@ def optimizer_of_the_upper_layers(body, x, targets, bits, steps):
     return [trainee.eval(), to_int8(trainee)]
 
 
+@wrong("ex_3_11", "switched off one step late", like="observers_off_one_step_late")
+def half_rounded_up(body, x, targets, bits, steps):
+    trainee = prepared(body, bits)
+    trainee[0].requires_grad_(False)
+    run(trainee, adam(trainee), x, targets, steps, off=-(-steps // 2))
+    return trainee.eval(), to_int8(trainee)
+
+
+@wrong("ex_3_11", "the int8 model should be in eval mode, too")
+def int8_in_training_mode(body, x, targets, bits, steps):
+    trainee, converted = trained_with(body, x, targets, bits, steps)
+    return trainee, converted.train()
+
+
+@right("ex_3_11")
+def fused_adam(body, x, targets, bits, steps):
+    fused = lambda m: torch.optim.Adam([p for p in m.parameters() if p.requires_grad], lr=2e-3, fused=True)  # noqa: E731
+    return trained_with(body, x, targets, bits, steps, optimizer=fused)
+
+
 # 3.10 the chooser
 
 
@@ -1136,3 +1195,19 @@ def sorted_by_time(table, width, batch, max_error, max_bytes):
 @right("ex_3_10")
 def from_the_general_one(table, width, batch, max_error, max_bytes):
     return chosen_from(copy.deepcopy(table), width, batch, max_error, max_bytes)
+
+
+@wrong("ex_3_10", "round nothing, and allow nothing on top")
+def limit_rounded_to_three_places(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [  # noqa: E731
+        r for r in allowed if r["ratio"] <= round(1.05 * min(a["ratio"] for a in allowed), 3)
+    ]
+    return within(table, width, batch, max_error, max_bytes, quick)
+
+
+@wrong("ex_3_10", "round nothing, and allow nothing on top", like="limit_rounded_to_three_places")
+def limit_with_a_tolerance(table, width, batch, max_error, max_bytes):
+    quick = lambda allowed, _: [  # noqa: E731
+        r for r in allowed if r["ratio"] <= 1.05 * min(a["ratio"] for a in allowed) + 1e-6
+    ]
+    return within(table, width, batch, max_error, max_bytes, quick)

@@ -146,6 +146,47 @@ def with_numpy(x_codes, w_codes):
     return torch.from_numpy(np.einsum("rk,ok->ro", x_codes.numpy().astype(np.int32), w_codes.numpy().astype(np.int32)))
 
 
+@wrong("ex_3_1", "makes floats (the type 'f8')")
+def bytes_read_as_floats(x_codes, w_codes):
+    x = np.frombuffer(x_codes.contiguous().numpy().tobytes(), np.uint8).reshape(x_codes.shape).astype("f8")
+    w = np.frombuffer(w_codes.contiguous().numpy().tobytes(), np.int8).reshape(w_codes.shape).astype("f8")
+    return torch.from_numpy((x @ w.T).astype("i4"))
+
+
+@wrong("ex_3_1", "makes floats (the name fsum)")
+def added_by_fsum(x_codes, w_codes):
+    rows = [
+        [math.fsum(int(a) * int(b) for a, b in zip(r, c, strict=True)) for c in w_codes.tolist()]
+        for r in x_codes.tolist()
+    ]
+    return torch.tensor([list(map(int, row)) for row in rows], dtype=torch.int32)
+
+
+def _added_elsewhere(row, column):
+    return sum(int(a) * int(b) / 2 for a, b in zip(row, column, strict=True))
+
+
+@wrong("ex_3_1", "makes floats (the operator / of Python)")
+def floats_in_a_second_function(x_codes, w_codes):
+    return torch.tensor(
+        [[round(2 * _added_elsewhere(r, c)) for c in w_codes.tolist()] for r in x_codes.tolist()], dtype=torch.int32
+    )
+
+
+@right("ex_3_1")
+def refuses_floats(x_codes, w_codes):
+    """Names float types of PyTorch, and makes none."""
+    if x_codes.dtype in (torch.float16, torch.float32, torch.float64):
+        raise TypeError("codes are integers.")
+    return torch.einsum("rk,ok->ro", x_codes.int(), w_codes.int())
+
+
+@right("ex_3_1")
+def products_in_int16(x_codes, w_codes):
+    """One product has room in 16 bits; their sum gets 32."""
+    return (x_codes.short()[:, None] * w_codes.short()).sum(dim=-1, dtype=torch.int32)
+
+
 # 3.2 the zero-point corrections
 
 
@@ -501,6 +542,12 @@ def one_number_at_a_time(bias, x_scale, w_scales, y_scale):
     return torch.tensor([min(max(round(b / (x_scale * s)), -(2**31)), 2**31 - 1) for b, s in pairs], dtype=torch.int32)
 
 
+@wrong("ex_3_3", "a very quiet input")
+def scale_kept_from_zero(bias, x_scale, w_scales, y_scale):
+    steps = (bias.double() / (x_scale * w_scales).clamp(min=1e-12)).round()
+    return steps.clamp(-(2**31), 2**31 - 1).to(torch.int32)
+
+
 # 3.4 from sums to codes
 
 
@@ -793,6 +840,29 @@ def halves_away_from_zero(sums, m0, n, y_zero):
     product = sums.long() * m0
     steps = product.sign() * ((product.abs() + (1 << (n + 30))) >> (n + 31))
     return steps.add(y_zero).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "makes floats (the name ldexp)", binds="requantize")
+def scaled_by_ldexp(sums, m0, n, y_zero):
+    code = lambda v, m, k: round(int(v) * int(m) * math.ldexp(1, -31 - int(k))) + y_zero  # noqa: E731
+    scales = list(zip(m0.tolist(), n.tolist(), strict=True))
+    rows = [[code(v, *s) for v, s in zip(row, scales, strict=True)] for row in sums.tolist()]
+    return torch.tensor(rows).clamp(0, 255).to(torch.uint8)
+
+
+@wrong("ex_3_4", "it is 0 and should be 124.", binds="requantize")
+def zero_point_shifted_out(sums, m0, n, y_zero):
+    """The zero point before the shift: 128 << 60 has no room in int64."""
+    shift = n + 31
+    scaled = (sums.long() * m0 + (y_zero << shift) + (1 << (shift - 1))) >> shift
+    return scaled.clamp(0, 255).to(torch.uint8)
+
+
+@right("ex_3_4", binds="requantize")
+def halves_towards_zero(sums, m0, n, y_zero):
+    shift = n + 31
+    steps = (sums.long().abs() * m0 + (1 << (shift - 1)) - 1) >> shift
+    return (steps * sums.sign() + y_zero).clamp(0, 255).to(torch.uint8)
 
 
 # 3.5 the integer Linear layer
@@ -1214,3 +1284,17 @@ def by_bisection(x_min, x_max, w_min, w_max, bits):
         good = all(-(2 ** (bits - 1)) <= middle * c < 2 ** (bits - 1) for c in corners)
         low, high = (middle, high) if good else (low, middle)
     return low
+
+
+@wrong("ex_3_7", "the answer is 0, not 1")
+def at_least_one_product(x_min, x_max, w_min, w_max, bits):
+    products = [x * w for x in (x_min, x_max) for w in (w_min, w_max)]
+    top = 2 ** (bits - 1)
+    return max(1, min((top - 1 if p > 0 else top) // abs(p) for p in products if p))
+
+
+@wrong("ex_3_7", "The products wrapped around in 32 bits")
+def products_in_int32(x_min, x_max, w_min, w_max, bits):
+    products = np.outer(np.array([x_min, x_max], np.int32), np.array([w_min, w_max], np.int32)).ravel().tolist()
+    top = 2 ** (bits - 1)
+    return min((top - 1 if p > 0 else top) // abs(p) for p in products if p)
