@@ -2005,6 +2005,21 @@ def check_ex_2_6() -> None:
         assert schemes == {default}, (
             f"your weights are {schemes.pop()}; the default qconfig of the engine in use, {engine}, makes them {default}."
         )
+        for layer, linear in zip(
+            (m for m in answer.modules() if type(m) is torch.ao.nn.quantized.Linear),
+            (m for m in kept.modules() if isinstance(m, nn.Linear)),
+            strict=True,
+        ):
+            weight, observer = layer.weight(), tq.get_default_qconfig(engine).weight()
+            observer(linear.weight.detach())
+            mine = weight.q_scale() if engine == "qnnpack" else weight.q_per_channel_scales().float()
+            assert torch.allclose(torch.as_tensor(mine).float(), observer.calculate_qparams()[0], rtol=1e-3, atol=0), (
+                f"the scales of your int8 weights in {what} are not those of the default qconfig: the weights have fewer codes, or were changed."
+            )
+            bias = layer.bias()
+            assert linear.bias is None or torch.equal(bias, linear.bias), (
+                f"a bias in your copy of {what} holds other numbers: int8 layers keep the float bias."
+            )
         assert not describe.is_training(answer), (
             "your model is in training mode: call .eval() before you calibrate, or dropout disturbs the ranges."
         )
@@ -2426,6 +2441,33 @@ def check_ex_2_7() -> None:
             compare(odd, weights, by_hand(x, *weights, qparams(x, 100), 100), normal, 100, form)
         turned = (weights[0].T.contiguous().T, *weights[1:])
         compare(x, turned, by_hand(x, *weights, qparams(x, 100), 100), normal, 100, "weight codes that are a view")
+        extreme = (torch.where(weights[0] < 0, -128, weights[0]).to(torch.int8), *weights[1:])
+        right = by_hand(x, *extreme, qparams(x, 100), 100)
+        compare(x, extreme, right, normal, 100, "weight codes of which half are -128, the smallest int8,")
+        many = torch.randn(100, 65, generator=generator)
+        many[-1] *= 5
+        compare(
+            many,
+            weights,
+            by_hand(many, *weights, qparams(many, 100), 100),
+            normal,
+            100,
+            "100 rows, the last the loudest",
+        )
+        single = tuple(part[:1] for part in (weights[0], weights[2]))
+        right = by_hand(x[:1], single[0], weights[1], single[1], qparams(x[:1], 100), 100)
+        compare(
+            x[:1], (single[0], weights[1], single[1]), right, normal, 100, "one output of an input of shape (1, 4, 65)"
+        )
+        calls = [(x, weights), (x * 2 + 1, (-weights[0].clamp(min=-127), weights[1], weights[2] - 1))]
+        rights = [by_hand(t, *w, qparams(t, 100), 100) for t, w in calls]
+        answers = [dynamic_linear(t, *w, 100) for t, w in calls]
+        for answer, right, name in zip(answers, rights, ("first", "second"), strict=True):
+            allowed = 2e-4 * right.abs().max().item()
+            assert torch.allclose(answer, right, atol=allowed, rtol=0), (
+                f"of two calls with other inputs and weights of the same shapes the {name} gives other outputs than it does alone: does "
+                "your function keep something from call to call?"
+            )
         zeros = torch.zeros(2, 65)
         checks.close(
             dynamic_linear(zeros, *weights, qmax),
@@ -2459,9 +2501,17 @@ def check_ex_2_7() -> None:
                 torch.testing.assert_close(answer, expected, atol=allowed, rtol=0)
         generator = torch.Generator().manual_seed(277)
         codes, bias = (
-            torch.randint(-127, 128, (5, 40), generator=generator).to(torch.int8),
+            torch.randint(-128, 128, (5, 40), generator=generator).to(torch.int8),
             torch.randn(5, generator=generator),
         )
+        calls = [(torch.randn(120, 40, generator=generator), codes[:1] // (k + 1), bias[:1] + k) for k in range(3)]
+        for x, _, _ in calls:
+            x[-1] *= 6
+        answers = [dynamic_linear(x, few, 0.01, one, 100) for x, few, one in calls]
+        for answer, (x, few, one) in zip(answers, calls, strict=True):
+            exact = by_hand(x, few, 0.01, one, qparams(x, 100), 100)
+            assert answer.shape == (120, 1), "another shape."
+            torch.testing.assert_close(answer, exact, atol=2e-4 * exact.abs().max().item(), rtol=0)
         for qmax in (15, 100, 127, 255):
             for x in (torch.randn(4, 40, generator=generator), torch.rand(2, 4, 40, generator=generator) + 1):
                 low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
@@ -2711,6 +2761,12 @@ def check_ex_2_8() -> None:
             "a second backward pass through the same output gives another gradient: backward must not use up what forward kept."
         )
 
+    def separate(function: Callable) -> None:
+        first, second = (function(torch.tensor([size, -size]), 0.5, 0, -8, 7) for size in (1.0, 2.0))
+        assert first.tolist() == [1.0, -1.0] and second.tolist() == [2.0, -2.0], (
+            "a second call changes what the first one returned: each call must make a tensor of its own."
+        )
+
     with checks.check("2.8", "values and gradients are those of torch.fake_quantize_per_tensor_affine"):
         generator = torch.Generator().manual_seed(28)
         for scale, zero, qmin, qmax in [(0.2137, 5, 0, 15), (0.113, 0, -8, 7)]:
@@ -2725,8 +2781,27 @@ def check_ex_2_8() -> None:
             upstream = torch.randn(8, generator=generator)
             what = f" for exact halves and zero point {zero}"
             compare(halves.clone().requires_grad_(), 0.25, zero, -4, 4, upstream, what)
+        deep = torch.randn(2, 3, 8, generator=generator) * 2
+        deep[0, 0, 0] = 0
+        compare(
+            deep.requires_grad_(), 0.2, 3, 0, 15, torch.randn(2, 3, 8, generator=generator), " for three dimensions"
+        )
+        loud = torch.tensor([3e12, -3e12, 0.0, 1.0])
+        compare(
+            loud.requires_grad_(),
+            0.25,
+            3,
+            0,
+            15,
+            torch.tensor([1.0, 2.0, 300.0, -300.0]),
+            " for the numbers 3e12, -3e12, 0 and 1",
+        )
+        spread = torch.randn(4, 6, generator=generator).requires_grad_()
+        upstream = torch.randn(6, generator=generator).expand(4, 6).t().contiguous().t()  # one row for all, and a view
+        compare(spread, 0.2, 3, 0, 15, upstream, " with an upstream gradient that is a view")
         twice(fake_quantize)
         twice(FakeQuantize.apply)
+        separate(fake_quantize)
         plain = fake_quantize(torch.tensor([0.37, 2.35]), 0.2, 5, 0, 15)
         checks.close(plain, torch.tensor([0.4, 2.0]), "your forward pass for an x without gradient")
     ### BEGIN HIDDEN TESTS
@@ -2738,10 +2813,12 @@ def check_ex_2_8() -> None:
             -torch.rand(20, generator=generator) * 50,
             torch.zeros(5),
             torch.full((4,), 0.6),
-            torch.tensor([-1.0, -0.5, 0.5, 1.5, 2.5, 400.0]) * scale,
+            torch.tensor([-1.0, -0.5, 0.5, 1.5, 2.5, 400.0])
+            * (scale if scale in (0.25, 0.5) else 1),  # halves are exact
+            torch.tensor([1e12, -1e12, 0.0]),
         ):
             mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-            upstream = torch.randn(x.shape, generator=generator)
+            upstream = 20 * torch.randn(x.shape[::-1], generator=generator).permute(*reversed(range(x.dim())))
             right = torch.fake_quantize_per_tensor_affine(theirs, scale, zero, qmin, qmax)
             right.backward(upstream)
             answer = fake_quantize(mine, scale, zero, qmin, qmax)
@@ -2760,6 +2837,7 @@ def check_ex_2_8() -> None:
             "a first call changes the gradient of the second."
         )
         twice(function)
+        separate(function)
     for _, odd in samples.awkward(torch.linspace(-3, 3, 24).view(4, 6)):
         odd, upstream = odd.detach().requires_grad_(), torch.randn(4, 6, generator=generator)
         with checks.untouched(x=odd):

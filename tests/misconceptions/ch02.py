@@ -1348,6 +1348,29 @@ def in_float64(x, weight_codes, weight_scale, bias, qmax):
     return (sums * scale * weight_scale + bias).float()
 
 
+@wrong("ex_2_7", "keep something from call to call")
+def one_output_for_each_shape(x, weight_codes, weight_scale, bias, qmax, outputs={}):  # noqa: B006
+    answer = dynamic(x.detach(), weight_codes, weight_scale, bias, qmax)
+    return outputs.setdefault(answer.shape, torch.empty_like(answer)).copy_(answer)
+
+
+@wrong("ex_2_7", "of which half are -128")
+def clamps_the_weight_codes(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes.clamp(min=-127), weight_scale, bias, qmax)
+
+
+@wrong("ex_2_7", "has shape (4,)")
+def squeezes_its_output(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, weight_scale, bias, qmax).squeeze()
+
+
+@wrong("ex_2_7", "100 rows, the last the loudest")
+def looks_at_the_first_numbers(x, weight_codes, weight_scale, bias, qmax):
+    few = x.flatten()[:4000]
+    ruler = affine.qparams(few.min().item(), few.max().item(), 0, qmax)
+    return dynamic(x, weight_codes, weight_scale, bias, qmax, ruler)
+
+
 # 2.8 fake quantization
 
 
@@ -1554,6 +1577,23 @@ def with_clamp_and_detach(x, scale, zero_point, qmin, qmax):
     steps = x / scale
     rounded = steps + (steps.round() - steps).detach() + zero_point
     return (rounded.clamp(qmin, qmax) - zero_point) * scale
+
+
+@wrong("ex_2_8", "for three dimensions", binds="fake_quantize")
+def no_gradient_at_zero(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax) * (x.detach() != 0))
+
+
+@wrong("ex_2_8", "for the numbers 3e12", binds="fake_quantize")
+def int32_before_the_clamp(x, scale, zero_point, qmin, qmax):
+    value = (((x.detach() / scale).round() + zero_point).to(torch.int32).clamp(qmin, qmax) - zero_point) * scale
+    right = faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax))
+    return right + (value - right.detach())
+
+
+@right("ex_2_8", binds="fake_quantize")
+def in_double_precision(x, scale, zero_point, qmin, qmax):
+    return faked(x.double(), scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax)).float()
 
 
 # 2.9 torchao and PT2E
