@@ -3092,6 +3092,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import get_default_x86_inductor_quantization_config
 
 from helpers import checks, int8, samples, witness
@@ -3122,6 +3123,10 @@ def check_ex_2_9() -> None:
             elif isinstance(layer, nn.ReLU):
                 x = x.relu()
         return x.detach()
+
+    model = nn.Sequential(nn.Linear(32, 32))
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    default_inputs = model[0].weight.act_quant_kwargs
 
     def stored_wrongly(net: nn.Module, answer: nn.Module, dynamic: bool) -> str:
         """What is wrong with the weights of torchao's copy, or nothing."""
@@ -3154,6 +3159,15 @@ def check_ex_2_9() -> None:
                 return f"the codes of layer {name} are not the weights divided by their row's largest value / 127.5"
             if not torch.allclose(stored.scale.flatten(), scale.flatten(), rtol=1e-4):
                 return f"the scales of layer {name} are not its rows' largest values / 127.5"
+            if dynamic and str(stored.act_quant_kwargs) != str(default_inputs):
+                return "the inputs are quantized in another way than by the default config (symmetric codes, one scale a row)"
+        kept = dict([*answer.named_parameters(), *answer.named_buffers()])
+        weights = [f"{name}.weight".lstrip(".") for name, part in net.named_modules() if isinstance(part, nn.Linear)]
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+            if name not in weights and not torch.equal(kept.get(name, torch.empty(0)), tensor):
+                return (
+                    f"{name} holds other numbers than in the network: only the weights of Linear layers are quantized"
+                )
         return ""
 
     def calls(graph: nn.Module) -> list[tuple[str, tuple]]:
@@ -3265,6 +3279,12 @@ def check_ex_2_9() -> None:
         assert isinstance(answer, torch.fx.GraphModule), (
             "pt2e_int8 should return the graph module that convert_pt2e returns."
         )
+        tensors = [*answer.parameters(), *answer.buffers()]
+        for name, part in kept.named_modules():
+            bias = getattr(part, "bias", None)
+            assert not isinstance(bias, torch.Tensor) or any(torch.equal(bias, tensor) for tensor in tensors), (
+                f"the bias of layer {name} of {what} is not in your PT2E model with its numbers: biases stay float."
+            )
         wrong = graph_is_wrong(answer, weights)
         assert not wrong, f"your PT2E model of {what}: {wrong}."
         shared = witness.independent(answer, net)
@@ -3309,6 +3329,11 @@ def check_ex_2_9() -> None:
                 assert distance(output, exact[dynamic]) < (0.03 if dynamic else 0.01), (
                     f"the outputs of {what} are {distance(output, exact[dynamic]):.4f} (relative) away from the formula."
                 )
+        by_torchao(
+            network(30, 48, 64, 40, 10),
+            True,
+            "for a second network of the same shape your torchao_int8(net, dynamic=True)",
+        )
         odd_ones = [
             entry for entry in samples.zoo(29, 32) if "three places" not in entry[0] and "twice" not in entry[0]
         ]
@@ -3380,6 +3405,9 @@ def check_ex_2_9() -> None:
             with torch.no_grad():
                 error = distance(answer(batches[1]), copy.deepcopy(net).eval()(batches[1]))
             assert 1e-4 < error < 0.12, f"the outputs of the PT2E graph are {error:.4f} (relative) away from float."
+        for seed in (3, 4):
+            by_torchao(network(seed, 32, 20, 8), seed == 3, "a second network of the same shape")
+            by_torchao(network(seed + 2, 32, 20, 8), seed == 3, "a third network of the same shape")
         nested = nn.Sequential(network(7, 12, 10), nn.ReLU(), nn.Sequential(network(8, 10, 14, 6))).train()
         _, batches = every_batch_matters(5)
         answer = by_pt2e(nested, batches, 3, "a nested network")

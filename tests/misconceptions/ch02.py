@@ -1841,3 +1841,26 @@ def with_automatic_shapes(net, batches):
     for batch in batches:
         graph(batch)
     return convert_pt2e(graph)
+
+
+@wrong("ex_2_9", "quantized in another way than by the default config", binds="torchao_int8")
+def one_scale_for_all_rows_of_an_input(net, dynamic):
+    quantized = copy.deepcopy(net).eval()
+    granularity = [ao.PerTensor(), ao.PerRow()]
+    config = ao.Int8DynamicActivationInt8WeightConfig(granularity=granularity) if dynamic else ao.Int8WeightOnlyConfig()
+    ao.quantize_(quantized, config)
+    return quantized
+
+
+@wrong("ex_2_9", "with its numbers: biases stay float", binds="pt2e_int8")
+def graph_without_biases(net, batches):
+    bare = copy.deepcopy(net).eval()
+    for part in bare.modules():
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+    exported = torch.export.export(bare, (batches[0],), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(exported, quantizer)
+    for batch in batches:
+        prepared(batch)
+    return convert_pt2e(prepared)
