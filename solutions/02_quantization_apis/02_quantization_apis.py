@@ -162,7 +162,7 @@ def check_ex_2_1() -> None:
         return min(max(int(code), qmin), qmax)
 
     with checks.check(
-        "2.1", "your scale and zero point are those of PyTorch's MinMaxObserver, on fifteen kinds of range"
+        "2.1", "your scale and zero point are those of PyTorch's MinMaxObserver, on seventeen kinds of range"
     ):
         for low, high, qmin, qmax in [
             (-1.0, 2.0, 0, 15),
@@ -177,6 +177,8 @@ def check_ex_2_1() -> None:
             (0.5, 0.5, 0, 127),
             (-0.625, 3.125, 0, 15),  # low / scale is -2.5, exactly
             (-0.875, 2.875, -8, 7),  # low / scale is -3.5
+            (-0.375, 3.375, -7, 8),  # -1.5, and qmin is odd
+            (-0.75, 126.25, -127, 127),  # -1.5
             (0.0, 0.0, 0, 255),
             (0.0, 0.0, -128, 127),
             (-1e-9, 3e-9, 0, 255),
@@ -232,7 +234,13 @@ def check_ex_2_1() -> None:
             steps = round(min(low, 0.0) / right_scale, 4)  # a whole number or an exact half, where it is one
             mistakes = {"it is clamped to 0 to 255, not to qmin and qmax.": min(max(right_zero, 0), 255)}
             if steps % 1 == 0.5:
-                mistakes = {
+                mistakes = {}
+                if qmin % 2:
+                    inside = clamped(round(qmin - steps), qmin, qmax)
+                    mistakes[
+                        "qmin is inside the rounding: with an odd qmin exact halves go the other way. Round low / scale alone."
+                    ] = inside
+                mistakes |= {
                     "low / scale is an exact half there, and goes to the even neighbour, as Python's round does.": clamped(
                         qmin + math.floor(-steps + 0.5), qmin, qmax
                     )
@@ -268,7 +276,13 @@ def check_ex_2_1() -> None:
             assert abs(zero - exact) <= 0.5 + 1e-4, "the zero point is not the nearest code."
     for low, high, qmin, qmax, code in [(-0.625, 3.125, 0, 15, 2), (-1.75, 2.0, -8, 7, -1), (-2.25, 13.5, 0, 63, 9)]:
         assert affine_qparams(low, high, qmin, qmax)[1] == code, "an exact half, or a whole number, is missed."
-    for low, high, qmin, qmax, code in [(-0.375, 3.375, 0, 15, 2), (-0.875, 2.875, -8, 7, -4)]:
+    halves = [
+        (-0.375, 3.375, 0, 15, 2),
+        (-0.875, 2.875, -8, 7, -4),
+        (-1.125, 2.625, -9, 6, -5),
+        (-0.125, 31.625, -63, 64, -63),
+    ]
+    for low, high, qmin, qmax, code in halves:
         assert affine_qparams(low, high, qmin, qmax)[1] == code, "an exact half goes to the even neighbour."
     for qmin, qmax in [(0, 255), (-128, 127), (-8, 7)]:
         scale, zero = affine_qparams(0.0, 0.0, qmin, qmax)
@@ -466,18 +480,52 @@ def check_ex_2_2() -> None:
                         "the zero point was added instead of subtracted.": (right.float() + zero) * scale,
                     },
                 )
-        for count in ((0, 3), (1, 1)):
-            checks.tensor(
-                quantize(torch.zeros(count), 0.5, 3, 0, 255), count, f"what quantize returned for a tensor of {count}"
+        for count in ((1,), (0, 3), (1, 1)):
+            shape = f"a tensor of shape {count}"
+            checks.tensor(quantize(torch.zeros(count), 0.5, 3, 0, 255), count, f"what quantize returned for {shape}")
+            small = torch.full(count, 7, dtype=torch.int32)
+            checks.tensor(dequantize(small, 0.5, 3), count, f"your reconstruction of {shape}")
+        for name, function, one, two, right in [
+            (
+                "quantize",
+                lambda t: quantize(t, 0.5, 3, 0, 15),
+                torch.tensor([1.0, -0.5]),
+                torch.tensor([2.0, 0.5]),
+                [[5, 2], [7, 4]],
+            ),
+            (
+                "dequantize",
+                lambda t: dequantize(t, 0.5, 3),
+                torch.tensor([5, 2]),
+                torch.tensor([7, 4]),
+                [[1.0, -0.5], [2.0, 0.5]],
+            ),
+        ]:
+            both = [function(one), function(two)]
+            assert [answer.tolist() for answer in both] == right, (
+                f"two calls of {name} with other numbers of the same shape, one after the other, should give {right[0]} and {right[1]}; "
+                f"they hold {both[0].tolist()} and {both[1].tolist()}. Does your function keep something from call to call?"
             )
-        wide = torch.tensor([40_001, -70_003, 100_007, 5], dtype=torch.int32)
+        for kind in (torch.int32, torch.int64):
+            wide = torch.tensor([40_001, -70_003, 100_007, 5], dtype=kind)
+            checks.close(
+                dequantize(wide, 0.5, 3),
+                torch.tensor([19_999.0, -35_003.0, 50_002.0, 1.0]),
+                f"your reconstruction of the {str(kind)[6:]} codes 40001, -70003, 100007 and 5",
+                mistakes={
+                    "they do not fit into 16 bits, and wrapped around.": (wide.to(torch.int16) - 3).float() * 0.5,
+                    "they do not fit into a float of 16 bits.": (wide.half() - 3).float() * 0.5,
+                },
+            )
+        ends = torch.tensor([30_001, -30_001, 5], dtype=torch.int16)
         checks.close(
-            dequantize(wide, 0.5, 3),
-            torch.tensor([19_999.0, -35_003.0, 50_002.0, 1.0]),
-            "your reconstruction of the int32 codes 40001, -70003, 100007 and 5",
+            torch.stack([dequantize(ends, 0.5, zero) for zero in (5_000, -5_000)]),
+            torch.tensor([[12_500.5, -17_500.5, -2_497.5], [17_500.5, -12_500.5, 2_502.5]]),
+            "your reconstruction of the int16 codes 30001, -30001 and 5",
             mistakes={
-                "they do not fit into 16 bits, and wrapped around.": (wide.to(torch.int16) - 3).float() * 0.5,
-                "they do not fit into a float of 16 bits.": (wide.half() - 3).float() * 0.5,
+                "the subtraction was done in 16 bits and wrapped around.": torch.stack(
+                    [(ends - zero).float() * 0.5 for zero in (5_000, -5_000)]
+                ),
             },
         )
         halves = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5])
@@ -505,23 +553,21 @@ def check_ex_2_2() -> None:
                 atol=0,
                 rtol=0,
             )
-        for qmin, qmax in [(0, 255), (-128, 127)]:
-            checks.close(
-                quantize(torch.tensor([3e10, -3e10]), 0.5, 3, qmin, qmax),
-                torch.tensor([qmax, qmin]),
-                "what quantize returned for the numbers 3e10 and -3e10",
-                mistakes={
-                    "they are turned into int32 before they are clamped, and do not fit: clamp first.": torch.tensor(
-                        [3e10, -3e10]
-                    )
-                    .div(0.5)
-                    .to(torch.int32)
-                    .add(3)
-                    .clamp(qmin, qmax)
-                },
-                atol=0,
-                rtol=0,
-            )
+        for loud, kind in ((3e10, torch.int32), (3e20, torch.int64)):
+            for qmin, qmax in [(0, 255), (-128, 127)]:
+                ends = torch.tensor([loud, -loud])
+                checks.close(
+                    quantize(ends, 0.5, 3, qmin, qmax),
+                    torch.tensor([qmax, qmin]),
+                    f"what quantize returned for the numbers {loud:.0e} and {-loud:.0e}",
+                    mistakes={
+                        f"they are turned into {str(kind)[6:]} before they are clamped, and do not fit: clamp first.": (
+                            ends.div(0.5).to(kind).add(3).clamp(qmin, qmax)
+                        )
+                    },
+                    atol=0,
+                    rtol=0,
+                )
     ### BEGIN HIDDEN TESTS
     from helpers import golden
 
@@ -568,6 +614,22 @@ def check_ex_2_2() -> None:
             torch.testing.assert_close(back, stored.dequantize(), atol=2e-4 * scale, rtol=1e-6)
             inside = (codes > qmin) & (codes < qmax)
             assert ((back - x).abs()[inside] <= scale / 2 * 1.001).all(), "an error is larger than half a gap."
+    for count in ((1,), (1, 1), (2, 0), (1, 3, 1)):
+        assert quantize(torch.ones(count), 0.5, 3, 0, 255).shape == count, "another shape."
+        assert dequantize(torch.ones(count, dtype=torch.uint8), 0.5, 3).shape == count, "another shape."
+    inputs = [torch.randn(4, 3, generator=generator) for _ in range(3)]
+    codes = [quantize(x, 0.1, 7, 0, 31) for x in inputs]
+    backs = [dequantize(answer, 0.1, 7) for answer in codes]
+    for x, answer, back in zip(inputs, codes, backs, strict=True):
+        right = ((x / 0.1).round() + 7).clamp(0, 31)
+        assert torch.equal(answer, right.int()), "something is kept from call to call."
+        torch.testing.assert_close(back, (right - 7) * 0.1)
+    for zero in (-9_000, 9_000):
+        ends = torch.tensor([32_767, -32_768, 3], dtype=torch.int16)
+        assert dequantize(ends, 0.5, zero).tolist() == [(c - zero) / 2 for c in ends.tolist()], (
+            "16 bits wrapped around."
+        )
+    assert dequantize(torch.tensor([40_001, -70_003]), 0.5, 3).tolist() == [19_999.0, -35_003.0], "wrong for int64."
     wide = torch.tensor([40_001, -70_003, 100_007, 5], dtype=torch.int32)
     kept = wide.clone()
     back = dequantize(wide, 0.5, 3)
@@ -911,6 +973,12 @@ def check_ex_2_3() -> None:
         assert codes[3].abs().max() == 127 and scales[3] < 1e-10, (
             "a quiet channel (1e-12) is not a channel of zeros: its largest weight gets code 127, too."
         )
+        codes, scales = answered(odd_rows[3:] * 1e-20, 0, 8, "a weight of about 1e-33")
+        assert codes.abs().max() == 127 and 0 < scales[0] < 1e-30, (
+            f"a row of about 1e-33 gets the scale {scales[0]:.4g}: float32 still has a number for the one of the formula. Only where it "
+            "is exactly 0 the scale is 1."
+        )
+        codes, scales = answered(odd_rows, 0, 8, "a weight with a row of zeros")
         assert scales[2] == 1 and not codes[2].any(), (
             f"a channel of 1e-44 has scale {scales[2]:.4g}: 1e-44 / 127 is 0 in float32. Ask whether the *scale* is 0, and give it scale 1."
         )
@@ -952,8 +1020,11 @@ def check_ex_2_3() -> None:
     assert codes.tolist() == [[127, 0, 2, 2, 0, -2]], "exact halves should go to the even neighbour."
     quiet = torch.randn(3, 8, generator=generator)
     quiet[1] *= 1e-12
+    quiet[2] *= 1e-34
     codes, scales = quantize_per_channel(quiet)
-    assert codes[1].abs().max() == 127 and scales[1] < 1e-11, "a quiet channel is not a channel of zeros."
+    assert codes[1:].abs().amax(dim=1).eq(127).all() and scales[1] < 1e-11 and scales[2] < 1e-33, (
+        "a quiet channel is not a channel of zeros."
+    )
     for shape in ((3, 8), (2, 3, 4), (2, 3, 2, 5)):
         w = torch.randn(shape, generator=generator) * torch.logspace(-1, 1, shape[-1])
         w = w * torch.logspace(1, -1, shape[1]).view([-1] + [1] * (len(shape) - 2))
@@ -1263,6 +1334,15 @@ def check_ex_2_4() -> None:
                 "what one observer saw shows up in another: keep the range in self, not in the class.": 100 / 255,
             },
         )
+        negative = CalibratingObserver()
+        negative.forward(torch.tensor([0.0, -0.7, -3.0]))
+        try:
+            checks.number(negative.calculate_qparams()[0], 3 / 255, "the scale after a batch from -3 to 0", rtol=1e-4)
+        except RuntimeError:
+            raise AssertionError(
+                "after a batch whose largest number is 0 your observer says that it has seen nothing: 0.0 is a maximum, too, so ask "
+                "`is None`, not `not`."
+            ) from None
         generator = torch.Generator().manual_seed(24)
         mixed = [
             torch.randn(3, 5, generator=generator) * size + shift
@@ -1279,6 +1359,38 @@ def check_ex_2_4() -> None:
             watch(constant, -128, 127, mixed, "ordinary data")
             watch(constant, 0, 127, mixed, "ordinary data")
             watch(constant, -8, 7, [one_sided[0], *mixed], "data that begin above 0")
+        reused = CalibratingObserver()
+        batch = torch.tensor([-1.0, 3.0])
+        reused.forward(batch)
+        batch.mul_(5)  # a layer that works in place may follow
+        checks.number(
+            reused.calculate_qparams()[0],
+            4 / 255,
+            "the scale after a batch that a later layer has changed in place",
+            rtol=1e-4,
+            mistakes={"it is that of the changed batch: note the range when the batch comes, not later.": 20 / 255},
+        )
+        training, batch = CalibratingObserver(), torch.tensor([-1.0, 3.0], requires_grad=True)
+        assert training.forward(batch) is batch, "your forward returns another tensor for one that carries a gradient."
+        try:
+            checks.number(
+                training.calculate_qparams()[0], 4 / 255, "the scale after a batch with a gradient", rtol=1e-4
+            )
+        except RuntimeError:
+            raise AssertionError(
+                "a batch that carries a gradient is not counted: your observer says it has seen nothing."
+            ) from None
+        large = torch.linspace(-1, 1, 3000).repeat(2)
+        large[-1], large[0] = 9, -5
+        long = CalibratingObserver()
+        for batch in [*large.view(10, 600) / 2, large]:
+            long.forward(batch)
+        checks.number(
+            long.calculate_qparams()[0],
+            14 / 255,
+            "the scale after eleven batches, the last of 6,000 numbers,",
+            rtol=1e-4,
+        )
     ### BEGIN HIDDEN TESTS
     try:
         CalibratingObserver(averaging_constant=0.5).calculate_qparams()
@@ -1287,6 +1399,25 @@ def check_ex_2_4() -> None:
     else:
         raise AssertionError("an observer that has seen nothing should raise RuntimeError.")
     generator = torch.Generator().manual_seed(204)
+    for constant in (None, 0.25):
+        mine = CalibratingObserver(-8, 7, constant)
+        theirs = (
+            MinMaxObserver(dtype=torch.qint8, quant_min=-8, quant_max=7)
+            if constant is None
+            else MovingAverageMinMaxObserver(constant, dtype=torch.qint8, quant_min=-8, quant_max=7)
+        )
+        for turn in range(24):
+            x = torch.randn(1 + 40 * turn, 3, generator=generator) * (1 + turn)
+            x[-1, -1] = 6 * turn + 5
+            theirs(x)
+            seen = x.clone().requires_grad_(turn % 3 == 0)
+            assert mine.forward(seen) is seen, "forward should return its input."
+            seen.detach().mul_(100)  # what happens to the batch later does not count
+            scale = theirs.calculate_qparams()[0].item()
+            assert abs(mine.calculate_qparams()[0] - scale) <= 1e-4 * scale, f"wrong scale after {turn + 1} batches."
+    mine = CalibratingObserver()
+    mine.forward(torch.tensor([[-2.0, 0.0]]))
+    assert abs(mine.calculate_qparams()[0] - 2 / 255) < 1e-6, "a range that ends at 0 is a range."
     for constant in (None, 0.0, 0.01, 0.5, 1.0):
         for kind in ("relu", "crossing", "mixed", "positive", "negative", "constant", "zero", "outlier"):
             for qmin, qmax, dtype in [(0, 255, torch.quint8), (-128, 127, torch.qint8), (0, 127, torch.quint8)]:
@@ -1360,7 +1491,7 @@ def clip_search(x: Tensor, qmin: int, qmax: int, n: int = 50) -> tuple[float, fl
 
     Parameters
     ----------
-    x : Tensor, float32, any shape
+    x : Tensor, float32, any shape; perhaps a view; is not changed
     qmin, qmax : int
         Smallest and largest code.
     n : int
@@ -1503,12 +1634,21 @@ def check_ex_2_5() -> None:
             ),
             "a tensor with one outlier": (torch.cat([normal, torch.tensor([25.0])]), (0, 15, 50)),
             "a tensor with one negative outlier": (torch.cat([normal.abs() * 0.3, torch.tensor([-9.0])]), (-8, 7, 50)),
-            "a uniform tensor": (torch.rand(1500, generator=generator) * 4 - 1.5, (0, 255, 50)),
+            "a uniform tensor": ((torch.rand(1500, generator=generator) * 4 - 1.5).view(30, 50).T, (0, 255, 50)),
             "a tensor with two clusters": (
-                torch.cat([normal[:1000] * 0.3, normal[1000:1200] * 0.1 + 6, torch.tensor([-3.0, 15.0])]),
+                torch.cat([normal[:1000] * 0.3, normal[1000:1200] * 0.1 + 6, torch.tensor([-3.0, 15.0])]).view(2, -1),
                 (-8, 7, 40),
             ),
             "a tensor of positive numbers": (normal.abs() + 0.5, (0, 15, 20)),
+            "a tensor of negative numbers": (-normal.abs() - 0.5, (-8, 7, 20)),
+            "a fine grid, and one number far beyond it": (
+                torch.cat([(torch.arange(16) * 0.1).repeat(2000), torch.tensor([30.0])]).view(3, -1),
+                (0, 15, 20),
+            ),
+            "a grid, and one number beyond it, with 151 ranges to try": (
+                torch.cat([(torch.arange(16) * 0.1).repeat(64), torch.tensor([1.51])]),
+                (0, 15, 151),
+            ),
             "a tensor of zeros": (torch.zeros(2, 3), (0, 255, 10)),
         }
         answers: dict[str, Ends] = {}
@@ -1540,10 +1680,19 @@ def check_ex_2_5() -> None:
             raise AssertionError(f"for {name} {problem}{likely}.")
     ### BEGIN HIDDEN TESTS
     generator = torch.Generator().manual_seed(205)
+    for grid, outlier, settings in [
+        ((torch.arange(16) * 0.2).repeat(4000), 75.0, (0, 15, 25)),
+        ((torch.arange(-8, 0) * 0.1).repeat(4000), -24.0, (-8, 7, 15)),
+        ((torch.arange(1, 16) * 0.2).repeat(64), 3.03, (0, 15, 101)),
+        ((torch.arange(0, 256) * 0.1).repeat(4), 25.6, (0, 255, 256)),
+    ]:
+        x = torch.cat([grid, torch.tensor([outlier])])
+        ends = tuple(float(end) for end in clip_search(x, *settings))
+        assert not wrong_with(x, *settings, ends), "a grid, and one number beyond it."
     for qmin, qmax, n in [(0, 15, 40), (-8, 7, 25), (0, 255, 30), (0, 7, 20)]:
         normal = torch.randn(4, 300, generator=generator)
         for x in (
-            normal,
+            normal.mT,
             normal.abs() + 0.5,
             -normal.abs() - 0.5,
             torch.cat([normal.flatten(), torch.tensor([-60.0, 20.0])]),
@@ -1856,6 +2005,21 @@ def check_ex_2_6() -> None:
         assert schemes == {default}, (
             f"your weights are {schemes.pop()}; the default qconfig of the engine in use, {engine}, makes them {default}."
         )
+        for layer, linear in zip(
+            (m for m in answer.modules() if type(m) is torch.ao.nn.quantized.Linear),
+            (m for m in kept.modules() if isinstance(m, nn.Linear)),
+            strict=True,
+        ):
+            weight, observer = layer.weight(), tq.get_default_qconfig(engine).weight()
+            observer(linear.weight.detach())
+            mine = weight.q_scale() if engine == "qnnpack" else weight.q_per_channel_scales().float()
+            assert torch.allclose(torch.as_tensor(mine).float(), observer.calculate_qparams()[0], rtol=1e-3, atol=0), (
+                f"the scales of your int8 weights in {what} are not those of the default qconfig: the weights have fewer codes, or were changed."
+            )
+            bias = layer.bias()
+            assert linear.bias is None or torch.equal(bias, linear.bias), (
+                f"a bias in your copy of {what} holds other numbers: int8 layers keep the float bias."
+            )
         assert not describe.is_training(answer), (
             "your model is in training mode: call .eval() before you calibrate, or dropout disturbs the ranges."
         )
@@ -2277,6 +2441,33 @@ def check_ex_2_7() -> None:
             compare(odd, weights, by_hand(x, *weights, qparams(x, 100), 100), normal, 100, form)
         turned = (weights[0].T.contiguous().T, *weights[1:])
         compare(x, turned, by_hand(x, *weights, qparams(x, 100), 100), normal, 100, "weight codes that are a view")
+        extreme = (torch.where(weights[0] < 0, -128, weights[0]).to(torch.int8), *weights[1:])
+        right = by_hand(x, *extreme, qparams(x, 100), 100)
+        compare(x, extreme, right, normal, 100, "weight codes of which half are -128, the smallest int8,")
+        many = torch.randn(100, 65, generator=generator)
+        many[-1] *= 5
+        compare(
+            many,
+            weights,
+            by_hand(many, *weights, qparams(many, 100), 100),
+            normal,
+            100,
+            "100 rows, the last the loudest",
+        )
+        single = tuple(part[:1] for part in (weights[0], weights[2]))
+        right = by_hand(x[:1], single[0], weights[1], single[1], qparams(x[:1], 100), 100)
+        compare(
+            x[:1], (single[0], weights[1], single[1]), right, normal, 100, "one output of an input of shape (1, 4, 65)"
+        )
+        calls = [(x, weights), (x * 2 + 1, (-weights[0].clamp(min=-127), weights[1], weights[2] - 1))]
+        rights = [by_hand(t, *w, qparams(t, 100), 100) for t, w in calls]
+        answers = [dynamic_linear(t, *w, 100) for t, w in calls]
+        for answer, right, name in zip(answers, rights, ("first", "second"), strict=True):
+            allowed = 2e-4 * right.abs().max().item()
+            assert torch.allclose(answer, right, atol=allowed, rtol=0), (
+                f"of two calls with other inputs and weights of the same shapes the {name} gives other outputs than it does alone: does "
+                "your function keep something from call to call?"
+            )
         zeros = torch.zeros(2, 65)
         checks.close(
             dynamic_linear(zeros, *weights, qmax),
@@ -2310,9 +2501,17 @@ def check_ex_2_7() -> None:
                 torch.testing.assert_close(answer, expected, atol=allowed, rtol=0)
         generator = torch.Generator().manual_seed(277)
         codes, bias = (
-            torch.randint(-127, 128, (5, 40), generator=generator).to(torch.int8),
+            torch.randint(-128, 128, (5, 40), generator=generator).to(torch.int8),
             torch.randn(5, generator=generator),
         )
+        calls = [(torch.randn(120, 40, generator=generator), codes[:1] // (k + 1), bias[:1] + k) for k in range(3)]
+        for x, _, _ in calls:
+            x[-1] *= 6
+        answers = [dynamic_linear(x, few, 0.01, one, 100) for x, few, one in calls]
+        for answer, (x, few, one) in zip(answers, calls, strict=True):
+            exact = by_hand(x, few, 0.01, one, qparams(x, 100), 100)
+            assert answer.shape == (120, 1), "another shape."
+            torch.testing.assert_close(answer, exact, atol=2e-4 * exact.abs().max().item(), rtol=0)
         for qmax in (15, 100, 127, 255):
             for x in (torch.randn(4, 40, generator=generator), torch.rand(2, 4, 40, generator=generator) + 1):
                 low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
@@ -2562,6 +2761,12 @@ def check_ex_2_8() -> None:
             "a second backward pass through the same output gives another gradient: backward must not use up what forward kept."
         )
 
+    def separate(function: Callable) -> None:
+        first, second = (function(torch.tensor([size, -size]), 0.5, 0, -8, 7) for size in (1.0, 2.0))
+        assert first.tolist() == [1.0, -1.0] and second.tolist() == [2.0, -2.0], (
+            "a second call changes what the first one returned: each call must make a tensor of its own."
+        )
+
     with checks.check("2.8", "values and gradients are those of torch.fake_quantize_per_tensor_affine"):
         generator = torch.Generator().manual_seed(28)
         for scale, zero, qmin, qmax in [(0.2137, 5, 0, 15), (0.113, 0, -8, 7)]:
@@ -2576,8 +2781,27 @@ def check_ex_2_8() -> None:
             upstream = torch.randn(8, generator=generator)
             what = f" for exact halves and zero point {zero}"
             compare(halves.clone().requires_grad_(), 0.25, zero, -4, 4, upstream, what)
+        deep = torch.randn(2, 3, 8, generator=generator) * 2
+        deep[0, 0, 0] = 0
+        compare(
+            deep.requires_grad_(), 0.2, 3, 0, 15, torch.randn(2, 3, 8, generator=generator), " for three dimensions"
+        )
+        loud = torch.tensor([3e12, -3e12, 0.0, 1.0])
+        compare(
+            loud.requires_grad_(),
+            0.25,
+            3,
+            0,
+            15,
+            torch.tensor([1.0, 2.0, 300.0, -300.0]),
+            " for the numbers 3e12, -3e12, 0 and 1",
+        )
+        spread = torch.randn(4, 6, generator=generator).requires_grad_()
+        upstream = torch.randn(6, generator=generator).expand(4, 6).t().contiguous().t()  # one row for all, and a view
+        compare(spread, 0.2, 3, 0, 15, upstream, " with an upstream gradient that is a view")
         twice(fake_quantize)
         twice(FakeQuantize.apply)
+        separate(fake_quantize)
         plain = fake_quantize(torch.tensor([0.37, 2.35]), 0.2, 5, 0, 15)
         checks.close(plain, torch.tensor([0.4, 2.0]), "your forward pass for an x without gradient")
     ### BEGIN HIDDEN TESTS
@@ -2589,10 +2813,12 @@ def check_ex_2_8() -> None:
             -torch.rand(20, generator=generator) * 50,
             torch.zeros(5),
             torch.full((4,), 0.6),
-            torch.tensor([-1.0, -0.5, 0.5, 1.5, 2.5, 400.0]) * scale,
+            torch.tensor([-1.0, -0.5, 0.5, 1.5, 2.5, 400.0])
+            * (scale if scale in (0.25, 0.5) else 1),  # halves are exact
+            torch.tensor([1e12, -1e12, 0.0]),
         ):
             mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-            upstream = torch.randn(x.shape, generator=generator)
+            upstream = 20 * torch.randn(x.shape[::-1], generator=generator).permute(*reversed(range(x.dim())))
             right = torch.fake_quantize_per_tensor_affine(theirs, scale, zero, qmin, qmax)
             right.backward(upstream)
             answer = fake_quantize(mine, scale, zero, qmin, qmax)
@@ -2611,6 +2837,7 @@ def check_ex_2_8() -> None:
             "a first call changes the gradient of the second."
         )
         twice(function)
+        separate(function)
     for _, odd in samples.awkward(torch.linspace(-3, 3, 24).view(4, 6)):
         odd, upstream = odd.detach().requires_grad_(), torch.randn(4, 6, generator=generator)
         with checks.untouched(x=odd):
@@ -2865,6 +3092,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import get_default_x86_inductor_quantization_config
 
 from helpers import checks, int8, samples, witness
@@ -2895,6 +3123,10 @@ def check_ex_2_9() -> None:
             elif isinstance(layer, nn.ReLU):
                 x = x.relu()
         return x.detach()
+
+    model = nn.Sequential(nn.Linear(32, 32))
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    default_inputs = model[0].weight.act_quant_kwargs
 
     def stored_wrongly(net: nn.Module, answer: nn.Module, dynamic: bool) -> str:
         """What is wrong with the weights of torchao's copy, or nothing."""
@@ -2927,6 +3159,15 @@ def check_ex_2_9() -> None:
                 return f"the codes of layer {name} are not the weights divided by their row's largest value / 127.5"
             if not torch.allclose(stored.scale.flatten(), scale.flatten(), rtol=1e-4):
                 return f"the scales of layer {name} are not its rows' largest values / 127.5"
+            if dynamic and str(stored.act_quant_kwargs) != str(default_inputs):
+                return "the inputs are quantized in another way than by the default config (symmetric codes, one scale a row)"
+        kept = dict([*answer.named_parameters(), *answer.named_buffers()])
+        weights = [f"{name}.weight".lstrip(".") for name, part in net.named_modules() if isinstance(part, nn.Linear)]
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+            if name not in weights and not torch.equal(kept.get(name, torch.empty(0)), tensor):
+                return (
+                    f"{name} holds other numbers than in the network: only the weights of Linear layers are quantized"
+                )
         return ""
 
     def calls(graph: nn.Module) -> list[tuple[str, tuple]]:
@@ -3038,6 +3279,12 @@ def check_ex_2_9() -> None:
         assert isinstance(answer, torch.fx.GraphModule), (
             "pt2e_int8 should return the graph module that convert_pt2e returns."
         )
+        tensors = [*answer.parameters(), *answer.buffers()]
+        for name, part in kept.named_modules():
+            bias = getattr(part, "bias", None)
+            assert not isinstance(bias, torch.Tensor) or any(torch.equal(bias, tensor) for tensor in tensors), (
+                f"the bias of layer {name} of {what} is not in your PT2E model with its numbers: biases stay float."
+            )
         wrong = graph_is_wrong(answer, weights)
         assert not wrong, f"your PT2E model of {what}: {wrong}."
         shared = witness.independent(answer, net)
@@ -3082,6 +3329,11 @@ def check_ex_2_9() -> None:
                 assert distance(output, exact[dynamic]) < (0.03 if dynamic else 0.01), (
                     f"the outputs of {what} are {distance(output, exact[dynamic]):.4f} (relative) away from the formula."
                 )
+        by_torchao(
+            network(30, 48, 64, 40, 10),
+            True,
+            "for a second network of the same shape your torchao_int8(net, dynamic=True)",
+        )
         odd_ones = [
             entry for entry in samples.zoo(29, 32) if "three places" not in entry[0] and "twice" not in entry[0]
         ]
@@ -3153,6 +3405,9 @@ def check_ex_2_9() -> None:
             with torch.no_grad():
                 error = distance(answer(batches[1]), copy.deepcopy(net).eval()(batches[1]))
             assert 1e-4 < error < 0.12, f"the outputs of the PT2E graph are {error:.4f} (relative) away from float."
+        for seed in (3, 4):
+            by_torchao(network(seed, 32, 20, 8), seed == 3, "a second network of the same shape")
+            by_torchao(network(seed + 2, 32, 20, 8), seed == 3, "a third network of the same shape")
         nested = nn.Sequential(network(7, 12, 10), nn.ReLU(), nn.Sequential(network(8, 10, 14, 6))).train()
         _, batches = every_batch_matters(5)
         answer = by_pt2e(nested, batches, 3, "a nested network")

@@ -168,7 +168,7 @@ def a_list_of_numpy_numbers(low, high, qmin, qmax):
 def with_numpy(low, high, qmin, qmax):
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     scale = np.maximum((high - low) / (qmax - qmin), np.finfo(np.float32).eps)
-    return scale, int(np.clip(np.rint(qmin - low / scale), qmin, qmax))
+    return scale, int(np.clip(qmin - np.rint(low / scale), qmin, qmax))
 
 
 @right("ex_2_1")
@@ -176,6 +176,11 @@ def with_tensors(low, high, qmin, qmax):
     ends = torch.tensor([low, high, 0.0], dtype=torch.float64)
     scale = ((ends.max() - ends.min()) / (qmax - qmin)).clamp(min=torch.finfo(torch.float32).eps)
     return scale, torch.clamp(qmin - torch.round(ends.min() / scale), qmin, qmax)
+
+
+@wrong("ex_2_1", "qmin is inside the rounding")
+def qmin_inside_the_rounding(low, high, qmin, qmax):
+    return qparams(low, high, qmin, qmax, zero=lambda steps: round(qmin - steps))
 
 
 # 2.2 quantize and dequantize
@@ -338,6 +343,32 @@ def difference_of_products(codes, scale, zero_point):
 @right("ex_2_2", binds="dequantize")
 def through_float64(codes, scale, zero_point):
     return torch.mul(codes.double().sub(zero_point), scale).float()
+
+
+@wrong("ex_2_2", "turned into int64 before they are clamped", like="int32_before_clamp")
+def through_int64(x, scale, zero_point, qmin, qmax):
+    return (torch.round(x / scale).to(torch.int64) + zero_point).clamp(qmin, qmax).to(torch.int32)
+
+
+@wrong("ex_2_2", "keep something from call to call")
+def one_buffer_for_each_shape(x, scale, zero_point, qmin, qmax, buffers={}):  # noqa: B006
+    buffer = buffers.setdefault(tuple(x.shape), torch.empty(x.shape, dtype=torch.int32))
+    return buffer.copy_((torch.round(x.detach() / scale) + zero_point).clamp(qmin, qmax))
+
+
+@wrong("ex_2_2", "two calls of dequantize", binds="dequantize")
+def one_float_buffer(codes, scale, zero_point, buffers={}):  # noqa: B006
+    return buffers.setdefault(tuple(codes.shape), torch.empty(codes.shape)).copy_((codes.float() - zero_point) * scale)
+
+
+@wrong("ex_2_2", "reconstruction of the int64 codes", binds="dequantize", like="through_int16")
+def long_codes_in_16_bits(codes, scale, zero_point):
+    return ((codes.to(torch.int16) if codes.dtype == torch.int64 else codes.int()) - zero_point).float() * scale
+
+
+@wrong("ex_2_2", "the subtraction was done in 16 bits", binds="dequantize")
+def subtracts_in_16_bits(codes, scale, zero_point):
+    return ((codes if codes.dtype == torch.int16 else codes.float()) - zero_point).float() * scale
 
 
 # 2.3 symmetric per-channel
@@ -508,6 +539,12 @@ def with_torch_s_kernel(weight, axis=0, bits=8):
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     axis %= weight.dim()
     return torch.quantize_per_channel(weight, scales, zeros, axis, torch.qint8).int_repr().clamp(-qmax, qmax), scales
+
+
+@wrong("ex_2_3", "Only where it is exactly 0 the scale is 1")
+def one_for_very_quiet_channels(weight, axis=0, bits=8):
+    scales = per_channel(weight, axis, bits)[1]
+    return per_channel(weight, axis, bits, scales=torch.where(scales < 1e-30, 1.0, scales))
 
 
 # 2.4 an observer
@@ -715,6 +752,42 @@ class KeepsTensors(Watcher):
             self.low, self.high = running.tolist()
 
 
+@wrong("ex_2_4", "0.0 is a maximum, too")
+class NothingSeenIfTheMaximumIs0(Watcher):
+    def calculate_qparams(self):
+        if not self.high:
+            raise RuntimeError("nothing seen")
+        return super().calculate_qparams()
+
+
+@wrong("ex_2_4", "note the range when the batch comes")
+class LooksLater(Watcher):
+    """Keeps the batches, and looks at them when it is asked."""
+
+    def forward(self, x):
+        self.batches = [*getattr(self, "batches", []), x]
+        return x
+
+    def calculate_qparams(self):
+        watcher = Watcher(self.qmin, self.qmax, self.averaging_constant)
+        for batch in getattr(self, "batches", []):
+            watcher.forward(batch)
+        return watcher.calculate_qparams()
+
+
+@wrong("ex_2_4", "a batch that carries a gradient is not counted")
+class OnlyWithoutGradients(Watcher):
+    def forward(self, x):
+        return x if x.requires_grad else super().forward(x)
+
+
+@wrong("ex_2_4", "after eleven batches")
+class LooksAtTheFirstNumbers(Watcher):
+    def forward(self, x):
+        super().forward(x.flatten()[:64])
+        return x
+
+
 # 2.5 clip search
 
 
@@ -868,6 +941,37 @@ def all_errors_at_once(x, qmin, qmax, n=50):
     back = (((flat / scales).round() + zeros).clamp(qmin, qmax) - zeros) * scales
     chosen = (back - flat).square().sum(dim=1).argmin()
     return lows[chosen].item(), highs[chosen].item()
+
+
+@wrong("ex_2_5", "view size is not compatible")
+def flattens_by_view(x, qmin, qmax, n=50):
+    return search(x.view(-1), qmin, qmax, n, lambda error: error.square().mean())
+
+
+@wrong("ex_2_5", "for a fine grid, and one number far beyond it")
+def from_a_tenth_on(x, qmin, qmax, n=50):
+    ends, tried = (x.min().item(), x.max().item()), []
+    for step in range(max(1, n // 10), n + 1):
+        low, high = ends[0] * step / n, ends[1] * step / n
+        error = affine.fake_quantize(x, *affine.qparams(low, high, qmin, qmax), qmin, qmax) - x
+        tried.append((error.square().mean().item(), step, low, high))
+    return min(tried)[2:]
+
+
+@wrong("ex_2_5", "with 151 ranges to try")
+def at_most_100_ranges(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, min(n, 100), lambda error: error.square().mean())
+
+
+@wrong("ex_2_5", "for a tensor of negative numbers")
+def full_range_for_negative_numbers(x, qmin, qmax, n=50):
+    ends = x.min().item(), x.max().item()
+    return ends if ends[1] < 0 else search(x, qmin, qmax, n, lambda error: error.square().mean())
+
+
+@wrong("ex_2_5", "one number far beyond it", like="from_a_tenth_on")
+def the_worst_row_decides(x, qmin, qmax, n=50):
+    return search(x, qmin, qmax, n, lambda error: error.square().mean(dim=-1).max())
 
 
 # 2.6 static int8
@@ -1244,6 +1348,29 @@ def in_float64(x, weight_codes, weight_scale, bias, qmax):
     return (sums * scale * weight_scale + bias).float()
 
 
+@wrong("ex_2_7", "keep something from call to call")
+def one_output_for_each_shape(x, weight_codes, weight_scale, bias, qmax, outputs={}):  # noqa: B006
+    answer = dynamic(x.detach(), weight_codes, weight_scale, bias, qmax)
+    return outputs.setdefault(answer.shape, torch.empty_like(answer)).copy_(answer)
+
+
+@wrong("ex_2_7", "of which half are -128")
+def clamps_the_weight_codes(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes.clamp(min=-127), weight_scale, bias, qmax)
+
+
+@wrong("ex_2_7", "has shape (4,)")
+def squeezes_its_output(x, weight_codes, weight_scale, bias, qmax):
+    return dynamic(x, weight_codes, weight_scale, bias, qmax).squeeze()
+
+
+@wrong("ex_2_7", "100 rows, the last the loudest")
+def looks_at_the_first_numbers(x, weight_codes, weight_scale, bias, qmax):
+    few = x.flatten()[:4000]
+    ruler = affine.qparams(few.min().item(), few.max().item(), 0, qmax)
+    return dynamic(x, weight_codes, weight_scale, bias, qmax, ruler)
+
+
 # 2.8 fake quantization
 
 
@@ -1450,6 +1577,23 @@ def with_clamp_and_detach(x, scale, zero_point, qmin, qmax):
     steps = x / scale
     rounded = steps + (steps.round() - steps).detach() + zero_point
     return (rounded.clamp(qmin, qmax) - zero_point) * scale
+
+
+@wrong("ex_2_8", "for three dimensions", binds="fake_quantize")
+def no_gradient_at_zero(x, scale, zero_point, qmin, qmax):
+    return faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax) * (x.detach() != 0))
+
+
+@wrong("ex_2_8", "for the numbers 3e12", binds="fake_quantize")
+def int32_before_the_clamp(x, scale, zero_point, qmin, qmax):
+    value = (((x.detach() / scale).round() + zero_point).to(torch.int32).clamp(qmin, qmax) - zero_point) * scale
+    right = faked(x, scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax))
+    return right + (value - right.detach())
+
+
+@right("ex_2_8", binds="fake_quantize")
+def in_double_precision(x, scale, zero_point, qmin, qmax):
+    return faked(x.double(), scale, zero_point, qmin, qmax, lambda steps: inside(steps, qmin, qmax)).float()
 
 
 # 2.9 torchao and PT2E
@@ -1697,3 +1841,26 @@ def with_automatic_shapes(net, batches):
     for batch in batches:
         graph(batch)
     return convert_pt2e(graph)
+
+
+@wrong("ex_2_9", "quantized in another way than by the default config", binds="torchao_int8")
+def one_scale_for_all_rows_of_an_input(net, dynamic):
+    quantized = copy.deepcopy(net).eval()
+    granularity = [ao.PerTensor(), ao.PerRow()]
+    config = ao.Int8DynamicActivationInt8WeightConfig(granularity=granularity) if dynamic else ao.Int8WeightOnlyConfig()
+    ao.quantize_(quantized, config)
+    return quantized
+
+
+@wrong("ex_2_9", "with its numbers: biases stay float", binds="pt2e_int8")
+def graph_without_biases(net, batches):
+    bare = copy.deepcopy(net).eval()
+    for part in bare.modules():
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+    exported = torch.export.export(bare, (batches[0],), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(exported, quantizer)
+    for batch in batches:
+        prepared(batch)
+    return convert_pt2e(prepared)
