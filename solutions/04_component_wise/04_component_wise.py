@@ -5680,6 +5680,10 @@ def check_ex_4_8() -> None:
         )
         factors = [(g.norm() / r.norm()).item() for g, r in zip(got, right, strict=True)]
         if fits([k * r for k, r in zip(factors, right, strict=True)]):
+            counts = [batch[:, 1:].numel() for batch in batches]
+            assert any(abs(k / n - 1) > 1e-2 for k, n in zip(factors, counts, strict=True)), (
+                "your loss is a sum, as many times the expected one as there are bytes to predict: take the mean over them."
+            )
             assert max(factors) > 1.001 * min(factors), (
                 f"your loss is {factors[0]:.4g} times the expected one: average over all bytes of the batch, in nats, as F.cross_entropy does."
             )

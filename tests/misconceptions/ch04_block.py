@@ -1657,7 +1657,7 @@ class CausalMaskForCodes(OneBlock):
 
 
 @wrong("ex_4_6", "no gradient goes through StaticBlock", binds="StaticBlock")
-class WithoutGradients(OneBlock):
+class BlockWithoutGradients(OneBlock):
     @torch.no_grad()
     def forward(self, x, mask=None):
         return super().forward(x, mask)

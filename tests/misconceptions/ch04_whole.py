@@ -759,12 +759,12 @@ def quantizes_the_hardened_model(model, batches, bits, lr):
     return trainee, tq.quantize_dynamic(final, {nn.Linear})
 
 
-@wrong("ex_4_8", "times the expected one")
+@wrong("ex_4_8", "your loss is a sum")
 def sums_the_loss(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids, reduction="sum"))
 
 
-@wrong("ex_4_8", "times the expected one", like="sums_the_loss")
+@wrong("ex_4_8", "times the expected one")
 def counts_in_bits(model, batches, bits, lr):
     return scheduled(model, batches, bits, lr, loss=lambda guesses, ids: F.cross_entropy(guesses, ids) / math.log(2))
 
