@@ -202,7 +202,7 @@ def logarithm_of_an_underflow(reference, quantized):
     return five(reference, quantized, **both((p * (p / q).log2()).sum(-1)))
 
 
-@wrong("ex_5_1", "only about four right digits")
+@wrong("ex_5_1", "too few right digits: convert")
 def in_float32(reference, quantized):
     p, q = reference.log_softmax(-1), quantized.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1) / math.log(2)
@@ -286,6 +286,61 @@ def with_numpy(reference, quantized):
 @right("ex_5_1")
 def with_kl_div(reference, quantized):
     return five(reference, quantized)
+
+
+@wrong("ex_5_1", "nearly equal for equal")
+def nearly_equal_logits_have_no_error(reference, quantized):
+    answer = five(reference, quantized)
+    return answer | ({"sqnr_db": math.inf} if torch.allclose(reference, quantized) else {})
+
+
+@wrong("ex_5_1", "add nothing small, and take", like="nearly_equal_logits_have_no_error")
+def something_added_to_the_noise(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    noise = (x - y).norm() + 1e-12
+    return five(reference, quantized) | ({} if torch.equal(x, y) else {"sqnr_db": 20 * math.log10(x.norm() / noise)})
+
+
+@wrong("ex_5_1", "before you subtract")
+def subtracted_in_float32(reference, quantized):
+    return five(reference, quantized, max_error=(reference - quantized).abs().max().item())
+
+
+@wrong("ex_5_1", "should be 1 for logits", like="nearly_equal_logits_have_no_error")
+def norms_of_one_at_least(reference, quantized):
+    x, y = reference.double().flatten(), quantized.double().flatten()
+    return five(reference, quantized, cosine=F.cosine_similarity(x, y, dim=0, eps=1.0).item())
+
+
+@wrong("ex_5_1", "clamp nothing")
+def logarithms_of_three_thousand_at_most(reference, quantized):
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1).clamp_min(-3000)
+    return five(reference, quantized, **both((p.exp() * (p - q)).sum(-1) / math.log(2)))
+
+
+@wrong("ex_5_1", "Leave out nothing", like="logarithms_of_three_thousand_at_most")
+def unlikely_bytes_left_out(reference, quantized):
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1)
+    return five(reference, quantized, **both(((p > math.log(1e-12)) * p.exp() * (p - q)).sum(-1) / math.log(2)))
+
+
+@wrong("ex_5_1", "they may lie thousands apart")
+def errors_of_two_thousand_at_most(reference, quantized):
+    return five(reference, quantized, max_error=min(2000.0, five(reference, quantized)["max_error"]))
+
+
+@wrong("ex_5_1", "switches gradients off")
+def gradients_off_for_everybody(reference, quantized):
+    torch.set_grad_enabled(False)
+    return five(reference, quantized)
+
+
+@right("ex_5_1")
+def one_position_after_another(reference, quantized):
+    p, q = (z.double().log_softmax(-1).reshape(-1, z.shape[-1]).tolist() for z in (reference, quantized))
+    rows = [math.fsum(math.exp(a) * (a - b) for a, b in zip(*pair, strict=True)) for pair in zip(p, q, strict=True)]
+    kl = [nats / math.log(2) for nats in rows]
+    return five(reference, quantized, kl_mean=statistics.fmean(kl), kl_p99=float(np.percentile(kl, 99)))
 
 
 # 5.2 flips
@@ -461,6 +516,33 @@ def with_numpy_masks(targets, before, after):
         "flips": np.abs(change).mean(),
         "agreement": np.mean(a == b),
     }
+
+
+@wrong("ex_5_2", "A byte tells only 256")
+def answers_as_bytes(targets, before, after):
+    return shares(*(z.to(torch.uint8) for z in (targets, before, after)))
+
+
+@wrong("ex_5_2", "more than 32 bits")
+def answers_in_int32(targets, before, after):
+    return shares(*(z.to(torch.int32) for z in (targets, before, after)))
+
+
+@wrong("ex_5_2", "float32 tells whole numbers apart")
+def answers_in_float32(targets, before, after):
+    return shares(*(z.float() for z in (targets, before, after)))
+
+
+@wrong("ex_5_2", "Negative ones count as well")
+def negative_targets_left_out(targets, before, after):
+    kept = targets >= 0
+    return shares(targets[kept], before[kept], after[kept]) if kept.any() else shares(targets, before, after)
+
+
+@wrong("ex_5_2", 'your "flips" for three answers of which one was repaired', like="broken_only")
+def no_flips_if_nothing_is_broken(targets, before, after):
+    answer = shares(targets, before, after)
+    return answer if answer["broken"] else answer | {"flips": 0.0}
 
 
 # 5.3 paired bootstrap
