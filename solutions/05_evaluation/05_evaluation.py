@@ -1559,11 +1559,14 @@ def check_ex_5_4() -> None:
                         2 * sum(tail[: b + 1])
                     ),
                 },
-                rtol=1e-6,
+                rtol=1e-9,
             )
         tiny = mcnemar(0, 60)
+        assert abs(tiny * 2**59 - 1) < 0.5, (
+            f"your p-value for 60 flips to one side is {tiny:.3g}, and should be 2 / 2**60 = {2**-59:.3g}: whoever subtracts from 1, or rounds, loses the digits of a small probability. Add the small tail."
+        )
         assert abs(tiny * 2**59 - 1) < 1e-9, (
-            f"your p-value for 60 flips to one side is {tiny:.3g}, and should be 2 / 2**60 = {2**-59:.3g}: whoever subtracts from 1 loses the digits of a small probability. Add the small tail."
+            f"your p-value for 60 flips to one side is {tiny!r}, and should be 2 / 2**60 = {2**-59!r}: it has too few right digits."
         )
         for b in (1, 4, 7):
             value = mcnemar(b, b)
@@ -1590,7 +1593,7 @@ def check_ex_5_4() -> None:
         assert abs(large / whole(1100, 900) - 1) < 1e-6, (
             f"your p-value for 1,100 and 900 is {large:.8g}, the exact one {whole(1100, 900):.8g}: yours is an approximation. The binomial sum works for many flips, too."
         )
-        for b, c in ((2950, 3050), (4000, 3999)):
+        for b, c in ((2950, 3050), (4000, 3999), (3900, 4100)):
             assert abs(mcnemar(b, c) / whole(b, c) - 1) < 1e-6, (
                 f"your p-value for {b:,} and {c:,} is {mcnemar(b, c):.8g}, and should be {whole(b, c):.8g}: it must hold for any number of flips."
             )
@@ -1600,7 +1603,7 @@ def check_ex_5_4() -> None:
             assert abs(mcnemar(b, c) - exact(b, c)) < 1e-9, f"wrong for {b} and {c}."
     for b, c in [(3, 70), (150, 110), (1, 199)]:
         assert abs(mcnemar(b, c) / exact(b, c) - 1) < 1e-9, f"wrong for {b} and {c}."
-    for b, c in [(2600, 2400), (480, 530), (1300, 1500), (700, 301)]:
+    for b, c in [(2600, 2400), (4110, 3930), (480, 530), (1300, 1500), (700, 301)]:
         assert abs(mcnemar(b, c) / whole(b, c) - 1) < 1e-6, f"wrong for {b} and {c}."
     for n in (40, 200, 900):
         assert abs(mcnemar(0, n) * 2 ** (n - 1) - 1) < 1e-6 and abs(mcnemar(n, 0) * 2 ** (n - 1) - 1) < 1e-6, (

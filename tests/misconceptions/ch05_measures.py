@@ -984,6 +984,22 @@ def one_minus_the_middle(broken, repaired):
     return (2**n - sum(math.comb(n, k) for k in range(m + 1, n - m))) / 2**n
 
 
+@wrong("ex_5_4", "3,900 and 4,100")
+def chi_square_for_six_thousand_flips(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * tail(broken, repaired)) if n <= 6000 else corrected_chi_square(broken, repaired)
+
+
+@wrong("ex_5_4", "or rounds, loses the digits", like="one_minus_a_float")
+def rounded_to_fifteen_places(broken, repaired):
+    return round(min(1.0, 2 * tail(broken, repaired)), 15)
+
+
+@wrong("ex_5_4", "expected is")
+def p_value_in_float32(broken, repaired):
+    return float(np.float32(min(1.0, 2 * tail(broken, repaired))))
+
+
 # 5.5 size and peak
 
 
