@@ -1,5 +1,6 @@
 """Unit 05, sections 1 to 4: what learners really answer in exercises 5.1 to 5.6."""
 
+import contextlib
 import io
 import math
 import pathlib
@@ -984,7 +985,7 @@ def one_minus_the_middle(broken, repaired):
     return (2**n - sum(math.comb(n, k) for k in range(m + 1, n - m))) / 2**n
 
 
-@wrong("ex_5_4", "3,900 and 4,100")
+@wrong("ex_5_4", "3,900 and 4,100", like="a_limit_of_five_thousand")
 def chi_square_for_six_thousand_flips(broken, repaired):
     n = broken + repaired
     return min(1.0, 2 * tail(broken, repaired)) if n <= 6000 else corrected_chi_square(broken, repaired)
@@ -1729,3 +1730,52 @@ def logarithms_of_all_seconds(first, second, turns, warmup, clock, threads, resa
 def ratios_in_float32(first, second, turns, warmup, clock, threads, resamples, generator):
     ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
     return medians_of(ratios.float(), resamples, generator)
+
+
+@wrong("ex_5_6", "makes a generator of its own")
+def numpy_seeded_by_a_sum(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    seed = int(torch.randint(2**31, (resamples, turns), generator=generator).sum())
+    places = np.random.default_rng(seed).integers(turns, size=(resamples, turns))
+    medians = ratios[torch.from_numpy(places)].median(dim=1).values
+    return ratios.median().item(), medians.quantile(0.025).item(), medians.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "one for each turn of each resample")
+def extreme_turns_left_out(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios.sort().values[1:-1] if turns > 15 else ratios, resamples, generator)
+
+
+@wrong("ex_5_6", "depends on what is drawn")
+def median_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    rows = ratios[torch.randint(turns, (resamples, turns), generator=generator)].median(dim=1).values
+    return tuple(rows.quantile(share).item() for share in (0.5, 0.025, 0.975))
+
+
+@wrong("ex_5_6", "not even in the warm-up", like="failures_are_silenced")
+def failures_of_the_warmup_are_silenced(first, second, turns, warmup, clock, threads, resamples, generator):
+    for program in (first, second, second, first) * warmup:
+        with contextlib.suppress(Exception):
+            pinned(threads, program)
+    return medians_of(ratios_by_turn(first, second, turns, 0, clock, threads), resamples, generator)
+
+
+@wrong("ex_5_6", "KeyboardInterrupt")
+def except_for_finally(first, second, turns, warmup, clock, threads, resamples, generator):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seconds = turn_by_turn(first, second, warmup + turns, clock)
+    except Exception:
+        torch.set_num_threads(before)
+        raise
+    torch.set_num_threads(before)
+    return medians_of(both_ways(seconds[warmup:]), resamples, generator)
+
+
+@wrong("ex_5_6", "pin them with torch.set_num_threads", like="threads_ignored")
+def warmup_with_one_thread(first, second, turns, warmup, clock, threads, resamples, generator):
+    pinned(1, lambda: turn_by_turn(first, second, warmup, clock))
+    return medians_of(ratios_by_turn(first, second, turns, 0, clock, threads), resamples, generator)
