@@ -1066,6 +1066,29 @@ def check_ex_5_3() -> None:
         run(first, second, resamples, generator)
         return before, generator.get_state().tolist()
 
+    def direct(first: list, second: list, resamples: int) -> str:
+        """What is wrong with the way in which your random numbers are drawn; "" if every index comes from the generator."""
+        generator = samples.advanced(13)
+        before, enough = generator.get_state(), resamples * len(first)
+        with samples.other_generators() as made:
+            run(first, second, resamples, generator)
+        if made:
+            return f"your function makes a generator of its own ({made[0]}), and the one that it is given is only a seed of it: draw every document from `generator`."
+        words = samples.words_between(before, generator.get_state(), enough)
+        return (
+            f"for {resamples} resamples of {len(first)} documents your function drew {words} random numbers; {enough} are needed, one for each document of each resample. Is one number used for several, or do some come from elsewhere?"
+            if words < enough
+            else ""
+        )
+
+    def too_wide(first: list, second: list) -> float:
+        """Width of your interval from 20,000 resamples divided by that of NumPy from 100,000, minus 1."""
+        sums = np.array([(y - x).sum().item() for x, y in zip(first, second, strict=True)])
+        lengths = np.array([len(x) for x in first])
+        chosen = np.random.default_rng(539).integers(0, len(sums), (100_000, len(sums)))
+        low, high = np.percentile(sums[chosen].sum(1) / lengths[chosen].sum(1), [2.5, 97.5])
+        return 2 * halves(run(first, second, 20_000, 14)) / (high - low) - 1
+
     def spread(sums: torch.Tensor, lengths: torch.Tensor) -> float:
         """Textbook half width of the 95 % interval of a ratio of sums (1.96 standard errors)."""
         left_over = sums - sums.sum() / lengths.sum() * lengths
@@ -1192,6 +1215,12 @@ def check_ex_5_3() -> None:
         assert end != moved(*few, 20_000)[1] != moved(*few, 20_001)[1], (
             "the generator moves no further for more resamples: `resamples` is capped, or the numbers come from elsewhere, such as NumPy with a seed from it."
         )
+        off = too_wide(*few)
+        assert abs(off) < 0.035, (
+            f"for 40 documents your interval is too {'wide' if off > 0 else 'narrow'} by {abs(off):.1%}, too much for chance: which shares does it leave outside? They should be 2.5 % at each end."
+        )
+        fault = direct(*few, 6)
+        assert not fault, fault
         middle, low, high = run(*constant((10, 0.2), (20, -0.05)), 4000, 1)
         hand = "two documents, of 10 bytes with +0.2 each and of 20 bytes with −0.05 each"
         assert abs(middle - 1 / 30) < 1e-9, f"{hand}: your difference is {middle:.4f}; 1 bit more in 30 bytes is 1/30."
@@ -1201,6 +1230,10 @@ def check_ex_5_3() -> None:
         )
         assert abs(low + 0.05) < 1e-9 and abs(high - 0.2) < 1e-9, (
             f"{hand}: your interval is {low:.4f} to {high:.4f}, and no resample has a mean beyond −0.05 and 0.2. A percentile interval takes the 2.5th and 97.5th percentile of the means as they are: no formula, no standard deviation, nothing mirrored at the estimate."
+        )
+        middle, low, high = run(*constant((1, 3.0), (9, 0.0)), 4000, 3)
+        assert abs(middle - 0.3) < 1e-9 and abs(low) < 1e-9 and abs(high - 3) < 1e-9, (
+            f"one document of a single byte with +3, and one of 9 bytes with 0: your numbers are {middle:.4g}, {low:.4g} and {high:.4g}, and should be 0.3, 0 and 3. Every document counts, however short."
         )
         _, low, high = run(*constant((90, 0.0), (90, 0.0), (90, 0.0), (10, 1.0)), 4000, 2)
         assert abs(high - 0.75) > 1e-9, (
@@ -1302,6 +1335,7 @@ def check_ex_5_3() -> None:
     for seed, parts, expected in [
         (61, ((8, 0.5), (24, -0.25)), (-2 / 32, -0.25, 0.5)),
         (62, ((3, -1.0), (50, 0.125)), (3.25 / 53, -1.0, 0.125)),
+        (64, ((1, 4.0), (15, 0.0)), (4 / 16, 0.0, 4.0)),
         (63, ((6, 2.0), (60, 0.0), (60, 0.0), (60, 0.0)), (12 / 186, 0.0, 36 / 78)),
     ]:
         before = seeded()
@@ -1317,6 +1351,8 @@ def check_ex_5_3() -> None:
         "the generator does not move as it should."
     )
     assert len({run(*some, 1, used)[1] for _ in range(4)}) > 1, "the generator is set back."
+    assert abs(too_wide(*some)) < 0.035, "the ends leave other shares outside."
+    assert not direct(*some, 5) and not direct(first[:7], second[:7], 23), "the numbers are not those of the generator."
     ### END HIDDEN TESTS
 
 

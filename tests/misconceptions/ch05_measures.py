@@ -873,6 +873,59 @@ def in_another_order(low, high, margin):
     return "undecided" if high >= margin else "within the margin"
 
 
+@wrong("ex_5_3", "makes a generator of its own (numpy")
+def numpy_seeded_by_many_draws(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    dice = np.random.default_rng(int(torch.randint(2**31, (resamples, len(n)), generator=generator).sum()))
+    i = torch.from_numpy(dice.integers(len(n), size=(resamples, len(n))))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "makes a generator of its own (torch", like="numpy_seeded_by_many_draws")
+def first_column_seeds_the_others(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = torch.randint(len(n), (resamples, 1), generator=generator)
+    other = torch.Generator().manual_seed(int(i.sum()))
+    i = torch.cat([i, torch.randint(len(n), (resamples, len(n) - 1), generator=other)], dim=1)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "Is one number used for several")
+def mirrored_draws(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = drawn(len(n), (resamples + 1) // 2, generator)
+    i = torch.cat([i, len(n) - 1 - i])[:resamples]
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "which shares does it leave outside")
+def two_percent_at_each_end(float_bits, int8_bits, resamples, generator):
+    return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, resamples, generator), 0.02, 0.98))
+
+
+@wrong("ex_5_3", "Every document counts, however short")
+def single_bytes_left_out(float_bits, int8_bits, resamples, generator):
+    kept = [i for i, part in enumerate(float_bits) if len(part) > 1] or [*range(len(float_bits))]
+    some = [float_bits[i] for i in kept], [int8_bits[i] for i in kept]
+    return (estimate(float_bits, int8_bits), *tails(means_of(*some, resamples, generator)))
+
+
+@right("ex_5_3")
+def by_multinomial(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = torch.multinomial(torch.ones(len(n)), resamples * len(n), replacement=True, generator=generator)
+    i = i.view(resamples, len(n))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@right("ex_5_3")
+def floored_uniforms(float_bits, int8_bits, resamples, generator):
+    assert isinstance(generator, torch.Generator)
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = (torch.rand(resamples, len(n), generator=generator, dtype=torch.float64) * len(n)).long()
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
 # 5.4 McNemar
 
 
