@@ -5,6 +5,12 @@ For checks only. Introduced in unit 00.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +49,48 @@ def advanced(seed: int, draws: int = 7) -> torch.Generator:
     generator = torch.Generator().manual_seed(seed)
     torch.rand(draws, generator=generator)
     return generator
+
+
+def words_between(before: Tensor, after: Tensor, limit: int) -> int:
+    """How many 32-bit words a generator gave between two of its states; `limit` if it gave as many, or more.
+
+    One index of `torch.randint` takes one word, one float64 of `torch.rand` takes two.
+    """
+    again = torch.Generator()
+    again.set_state(before)
+    for count in range(limit):
+        if torch.equal(again.get_state(), after):
+            return count
+        torch.randint(2, (1,), generator=again)
+    return limit
+
+
+@contextmanager
+def other_generators() -> Iterator[list[str]]:
+    """Names of the generators of random numbers that are made inside of the block, in a list that grows."""
+    made: list[str] = []
+
+    def noted(owner: object, name: str) -> object:
+        genuine = getattr(owner, name)
+
+        class Like(type):
+            def __instancecheck__(cls, thing: object) -> bool:
+                return isinstance(thing, genuine)
+
+            def __call__(cls, *arguments: object, **options: object) -> object:
+                made.append(f"{owner.__name__}.{name}")
+                return genuine(*arguments, **options)
+
+        return Like(name, (), {})
+
+    owners = (np.random, "RandomState"), (random, "Random"), (torch, "Generator")
+    default_rng = np.random.default_rng
+    with ExitStack() as stack:
+        for owner, name in owners:
+            stack.enter_context(mock.patch.object(owner, name, noted(owner, name)))
+        make = lambda *seeds: made.append("numpy.random.default_rng") or default_rng(*seeds)  # noqa: E731
+        stack.enter_context(mock.patch.object(np.random, "default_rng", make))
+        yield made
 
 
 def zoo(seed: int = 0, width: int = 8) -> list[tuple[str, nn.Module, Tensor]]:

@@ -321,7 +321,7 @@ def check_ex_5_1() -> None:
 
     def asked(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
         """Your five numbers; neither the logits nor the default dtype may be changed."""
-        usual = torch.get_default_dtype()
+        usual, watched = torch.get_default_dtype(), torch.is_grad_enabled()
         try:
             with checks.untouched(reference=a, quantized=b):
                 answer = distances(a, b)
@@ -330,6 +330,9 @@ def check_ex_5_1() -> None:
             torch.set_default_dtype(usual)
         assert left_behind == usual, (
             "your function changes PyTorch's default dtype for the whole notebook: convert the two tensors instead (.double())."
+        )
+        assert torch.is_grad_enabled() == watched, (
+            "your code switches gradients off for the whole notebook: use `with torch.no_grad():`, which ends."
         )
         keys = "sqnr_db", "cosine", "max_error", "kl_mean", "kl_p99"
         assert isinstance(answer, dict) and set(keys) <= set(answer), (
@@ -356,8 +359,8 @@ def check_ex_5_1() -> None:
             for name, value in right.items():
                 off = abs(answer[name] - value) / abs(value)
                 known = any(abs(answer[name] - m) <= 1e-6 * abs(m) for m in mistakes[name].values())
-                assert known or not 1e-6 < off < 1e-3, (
-                    f'your "{name}" has only about four right digits: convert to float64 first (.double()), add nothing small, and round nothing.'
+                assert known or not 1e-10 < off < 1e-3, (
+                    f'your "{name}" has too few right digits: convert to float64 first (.double()), add nothing small, and round nothing.'
                 )
                 rtol = 1e-6 if known else 1e-4
                 checks.number(answer[name], value, f'your "{name}" for logits of shape {shape}', mistakes[name], rtol)
@@ -402,6 +405,27 @@ def check_ex_5_1() -> None:
         same = asked(far, far.clone())
         assert same["sqnr_db"] == math.inf, "without any error, the SQNR is infinite (math.inf): do not divide by 0."
         assert abs(same["kl_mean"]) < 1e-9, "two equal models have a KL divergence of 0."
+        a = 1e-7 * draw(58, (5, 8), 0.1)[0]
+        b = torch.nextafter(a, torch.tensor(math.inf))  # one unit in the last digit
+        for name in ("sqnr_db", "cosine", "max_error"):
+            value, answer = wanted(a, b)[0][name], asked(a, b)[name]
+            assert abs(answer / value - 1) < 1e-9, (
+                f'your "{name}" is {answer:.6g} and should be {value:.6g} for logits of about 1e-7 that differ in their last digit: convert first (.double()), add nothing small, and take nothing that is nearly equal for equal.'
+            )
+        a, b = torch.tensor([[0.0, -30.1, 5.0]]), torch.tensor([[0.0, -9000.3, 5.0]])
+        cost = math.exp(-35.1) / (1 + math.exp(-5)) * 8970.2 / math.log(2)
+        answer = asked(a, b)
+        for name in ("kl_mean", "kl_p99"):
+            assert abs(answer[name] / cost - 1) < 1e-3, (
+                f'your "{name}" is {answer[name]:.6g} for the logits (0, -30.1, 5) against (0, -9000.3, 5), and should be {cost:.6g}: a byte with a tiny p counts, too, and the logarithm of its q is about -9005. Leave out nothing, and clamp nothing.'
+            )
+        apart = (a.double() - b.double()).abs().max().item()
+        assert abs(answer["max_error"] / apart - 1) < 1e-3, (
+            f"your max_error is {answer['max_error']} for logits that differ by {apart:.1f}: they may lie thousands apart."
+        )
+        assert abs(answer["max_error"] / apart - 1) < 1e-12, (
+            f"your max_error is {answer['max_error']} and should be {apart}: convert to float64 before you subtract."
+        )
     ### BEGIN HIDDEN TESTS
     cases = [
         (511, (5, 7, 256), 0.1),
@@ -420,7 +444,7 @@ def check_ex_5_1() -> None:
             right, _ = wanted(one, other)
             answer = asked(one, other)
             for name, value in right.items():
-                assert abs(answer[name] - value) <= (1e-6 if size > 1e-3 else 1e-5) * abs(value), (
+                assert abs(answer[name] - value) <= (1e-10 if size > 1e-3 else 1e-5) * abs(value), (
                     f"{name} is {answer[name]}, not {value}."
                 )
     b = a.clone()
@@ -440,6 +464,16 @@ def check_ex_5_1() -> None:
     answer = distances(one, other)
     assert abs(answer["kl_mean"] / (apart / 2) - 1) < 1e-6, "wrong where q is 0 in every float, and p is not."
     assert abs(answer["kl_p99"] / (0.99 * apart) - 1) < 1e-6, "wrong percentile where q is 0 in every float."
+    one, other = torch.tensor([[0.0, -29.0]]), torch.tensor([[0.0, -8029.0]])
+    answer = asked(one, other)
+    assert abs(answer["kl_mean"] / (8000 * math.exp(-29) / math.log(2)) - 1) < 1e-3, "a byte with a tiny p is left out."
+    assert answer["max_error"] == 8000, "a large error is cut off."
+    tiny = 1e-7 * draw(516, (7, 4), 0.1)[0]
+    other = torch.nextafter(tiny, torch.tensor(-math.inf))
+    right, answer = wanted(tiny, other)[0], asked(tiny, other)
+    assert all(abs(answer[k] / right[k] - 1) < 1e-9 for k in ("sqnr_db", "cosine", "max_error")), (
+        "wrong for quiet logits."
+    )
     shifted = distances(a, a + 3.0)
     assert abs(shifted["kl_mean"]) < 1e-6 and shifted["sqnr_db"] < 60, "a common shift must not change the KL."
     assert distances(a, a.clone())["sqnr_db"] == math.inf, "equal logits."
@@ -732,6 +766,20 @@ def check_ex_5_2() -> None:
         )
         judge("two equal models", t, t - 1, t - 1)
         judge("a single answer without any dimension", *(torch.tensor(x) for x in (3, 3, 5)))
+        judge("three answers of which one was repaired", *(torch.tensor(x) for x in ([3, 3, 3], [3, 5, 4], [3, 3, 4])))
+        t, b, a = draw(524, (6, 9), 4, 0.5)
+        right = counted(t, b, a)
+        for step, start, why in [
+            (256, 0, "A byte tells only 256 numbers apart: compare the int64 numbers as they are."),
+            (1, 2**25, "float32 tells whole numbers apart only up to 2**24: compare the int64 numbers as they are."),
+            (2**32, 2**40, "These need more than 32 bits: compare the int64 numbers as they are."),
+            (-100, 0, "Negative ones count as well: leave out nothing."),
+        ]:
+            given = [z * step + start for z in (t, b, a)]
+            answer = compare_answers(*given)
+            assert all(abs(answer[name] - value) < 1e-6 for name, value in right.items()), (
+                f"your shares change when the answers are called {start}, {start + step}, {start + 2 * step} and so on. {why}"
+            )
         forms = (samples.awkward(x) for x in draw(522, (6, 9), 3, 0.5))
         for (form, t), (_, b), (_, a) in zip(*forms, strict=True):
             judge(form, t, b, a)
@@ -744,6 +792,10 @@ def check_ex_5_2() -> None:
         (5205, (), 2, 0.0),
     ]:
         t, b, a = draw(seed, shape, choices, keep)
+        for step, start in ((1, -1), (256, 0), (1, 2**24), (2**32, -5)):
+            given = [z * step + start for z in (t, b, a)]
+            expected, answer = counted(*given), compare_answers(*given)
+            assert all(abs(answer[k] - v) < 1e-6 for k, v in expected.items()), "wrong for large or negative numbers."
         for now, then in ((a, b), (b, a)):
             for forms in zip(*(samples.awkward(x) for x in (t, then, now)), strict=True):
                 t0, b0, a0 = (x for _, x in forms)
@@ -1014,6 +1066,29 @@ def check_ex_5_3() -> None:
         run(first, second, resamples, generator)
         return before, generator.get_state().tolist()
 
+    def direct(first: list, second: list, resamples: int) -> str:
+        """What is wrong with the way in which your random numbers are drawn; "" if every index comes from the generator."""
+        generator = samples.advanced(13)
+        before, enough = generator.get_state(), resamples * len(first)
+        with samples.other_generators() as made:
+            run(first, second, resamples, generator)
+        if made:
+            return f"your function makes a generator of its own ({made[0]}), and the one that it is given is only a seed of it: draw every document from `generator`."
+        words = samples.words_between(before, generator.get_state(), enough)
+        return (
+            f"for {resamples} resamples of {len(first)} documents your function drew {words} random numbers; {enough} are needed, one for each document of each resample. Is one number used for several, or do some come from elsewhere?"
+            if words < enough
+            else ""
+        )
+
+    def too_wide(first: list, second: list) -> float:
+        """Width of your interval from 20,000 resamples divided by that of NumPy from 100,000, minus 1."""
+        sums = np.array([(y - x).sum().item() for x, y in zip(first, second, strict=True)])
+        lengths = np.array([len(x) for x in first])
+        chosen = np.random.default_rng(539).integers(0, len(sums), (100_000, len(sums)))
+        low, high = np.percentile(sums[chosen].sum(1) / lengths[chosen].sum(1), [2.5, 97.5])
+        return 2 * halves(run(first, second, 20_000, 14)) / (high - low) - 1
+
     def spread(sums: torch.Tensor, lengths: torch.Tensor) -> float:
         """Textbook half width of the 95 % interval of a ratio of sums (1.96 standard errors)."""
         left_over = sums - sums.sum() / lengths.sum() * lengths
@@ -1140,6 +1215,8 @@ def check_ex_5_3() -> None:
         assert end != moved(*few, 20_000)[1] != moved(*few, 20_001)[1], (
             "the generator moves no further for more resamples: `resamples` is capped, or the numbers come from elsewhere, such as NumPy with a seed from it."
         )
+        fault = direct(*few, 6)
+        assert not fault, fault
         middle, low, high = run(*constant((10, 0.2), (20, -0.05)), 4000, 1)
         hand = "two documents, of 10 bytes with +0.2 each and of 20 bytes with −0.05 each"
         assert abs(middle - 1 / 30) < 1e-9, f"{hand}: your difference is {middle:.4f}; 1 bit more in 30 bytes is 1/30."
@@ -1150,12 +1227,20 @@ def check_ex_5_3() -> None:
         assert abs(low + 0.05) < 1e-9 and abs(high - 0.2) < 1e-9, (
             f"{hand}: your interval is {low:.4f} to {high:.4f}, and no resample has a mean beyond −0.05 and 0.2. A percentile interval takes the 2.5th and 97.5th percentile of the means as they are: no formula, no standard deviation, nothing mirrored at the estimate."
         )
+        middle, low, high = run(*constant((1, 3.0), (9, 0.0)), 4000, 3)
+        assert abs(middle - 0.3) < 1e-9 and abs(low) < 1e-9 and abs(high - 3) < 1e-9, (
+            f"one document of a single byte with +3, and one of 9 bytes with 0: your numbers are {middle:.4g}, {low:.4g} and {high:.4g}, and should be 0.3, 0 and 3. Every document counts, however short."
+        )
         _, low, high = run(*constant((90, 0.0), (90, 0.0), (90, 0.0), (10, 1.0)), 4000, 2)
         assert abs(high - 0.75) > 1e-9, (
             "each resample is the mean of its documents' means: divide the sum of its differences by the sum of its bytes."
         )
         assert abs(low) < 1e-9 and abs(high - 0.25) < 1e-9, (
             f"three documents of 90 bytes with a difference of 0, and one of 10 bytes with +1 each: your interval is {low:.4f} to {high:.4f}, and should be 0 to 0.25 (30 bits in 30 + 90 bytes). Draw as many documents as there are, and divide by the bytes that were drawn."
+        )
+        off = too_wide(*few)
+        assert abs(off) < 0.035, (
+            f"for 40 documents your interval is too {'wide' if off > 0 else 'narrow'} by {abs(off):.1%}, too much for chance: which shares does it leave outside? They should be 2.5 % at each end."
         )
         share = coverage(5310, 100, 40, 12)
         assert share >= 0.86, (
@@ -1250,6 +1335,7 @@ def check_ex_5_3() -> None:
     for seed, parts, expected in [
         (61, ((8, 0.5), (24, -0.25)), (-2 / 32, -0.25, 0.5)),
         (62, ((3, -1.0), (50, 0.125)), (3.25 / 53, -1.0, 0.125)),
+        (64, ((1, 4.0), (15, 0.0)), (4 / 16, 0.0, 4.0)),
         (63, ((6, 2.0), (60, 0.0), (60, 0.0), (60, 0.0)), (12 / 186, 0.0, 36 / 78)),
     ]:
         before = seeded()
@@ -1265,6 +1351,8 @@ def check_ex_5_3() -> None:
         "the generator does not move as it should."
     )
     assert len({run(*some, 1, used)[1] for _ in range(4)}) > 1, "the generator is set back."
+    assert abs(too_wide(*some)) < 0.035, "the ends leave other shares outside."
+    assert not direct(*some, 5) and not direct(first[:7], second[:7], 23), "the numbers are not those of the generator."
     ### END HIDDEN TESTS
 
 
@@ -1507,11 +1595,14 @@ def check_ex_5_4() -> None:
                         2 * sum(tail[: b + 1])
                     ),
                 },
-                rtol=1e-6,
+                rtol=1e-9,
             )
         tiny = mcnemar(0, 60)
+        assert abs(tiny * 2**59 - 1) < 0.5, (
+            f"your p-value for 60 flips to one side is {tiny:.3g}, and should be 2 / 2**60 = {2**-59:.3g}: whoever subtracts from 1, or rounds, loses the digits of a small probability. Add the small tail."
+        )
         assert abs(tiny * 2**59 - 1) < 1e-9, (
-            f"your p-value for 60 flips to one side is {tiny:.3g}, and should be 2 / 2**60 = {2**-59:.3g}: whoever subtracts from 1 loses the digits of a small probability. Add the small tail."
+            f"your p-value for 60 flips to one side is {tiny!r}, and should be 2 / 2**60 = {2**-59!r}: it has too few right digits."
         )
         for b in (1, 4, 7):
             value = mcnemar(b, b)
@@ -1538,7 +1629,7 @@ def check_ex_5_4() -> None:
         assert abs(large / whole(1100, 900) - 1) < 1e-6, (
             f"your p-value for 1,100 and 900 is {large:.8g}, the exact one {whole(1100, 900):.8g}: yours is an approximation. The binomial sum works for many flips, too."
         )
-        for b, c in ((2950, 3050), (4000, 3999)):
+        for b, c in ((2950, 3050), (3900, 4100)):
             assert abs(mcnemar(b, c) / whole(b, c) - 1) < 1e-6, (
                 f"your p-value for {b:,} and {c:,} is {mcnemar(b, c):.8g}, and should be {whole(b, c):.8g}: it must hold for any number of flips."
             )
@@ -1548,7 +1639,7 @@ def check_ex_5_4() -> None:
             assert abs(mcnemar(b, c) - exact(b, c)) < 1e-9, f"wrong for {b} and {c}."
     for b, c in [(3, 70), (150, 110), (1, 199)]:
         assert abs(mcnemar(b, c) / exact(b, c) - 1) < 1e-9, f"wrong for {b} and {c}."
-    for b, c in [(2600, 2400), (480, 530), (1300, 1500), (700, 301)]:
+    for b, c in [(3020, 3180), (480, 530), (1300, 1500), (700, 301)]:
         assert abs(mcnemar(b, c) / whole(b, c) - 1) < 1e-6, f"wrong for {b} and {c}."
     for n in (40, 200, 900):
         assert abs(mcnemar(0, n) * 2 ** (n - 1) - 1) < 1e-6 and abs(mcnemar(n, 0) * 2 ** (n - 1) - 1) < 1e-6, (
@@ -2419,6 +2510,21 @@ def check_ex_5_6() -> None:
         ends(uneven, generator, resamples)
         return before, generator.get_state().tolist()
 
+    def direct(resamples: int) -> str:
+        """What is wrong with the way in which your random numbers are drawn; "" if every index comes from the generator."""
+        generator = samples.advanced(567)
+        before, enough = generator.get_state(), resamples * len(uneven)
+        with samples.other_generators() as made:
+            ends(uneven, generator, resamples)
+        if made:
+            return f"your function makes a generator of its own ({made[0]}), and the one that it is given is only a seed of it: draw every turn from `generator`."
+        words = samples.words_between(before, generator.get_state(), enough)
+        return (
+            f"for {resamples} resamples of {len(uneven)} turns your function drew {words} random numbers; {enough} are needed, one for each turn of each resample. Is one number used for several, or do some come from elsewhere?"
+            if words < enough
+            else ""
+        )
+
     def again_and_again(seed: int) -> int:
         """How many different medians one generator gives in 12 calls, if nobody sets it back."""
         generator = samples.advanced(seed)
@@ -2426,17 +2532,22 @@ def check_ex_5_6() -> None:
 
     uneven = (np.random.default_rng(569).permutation(np.linspace(0.5, 1.5, 19)) ** 2).tolist()  # 19 ratios
 
-    def interrupted() -> None:
-        raise OSError("interrupted")
+    def after_a_failure(threads: int, kind: type[BaseException] = OSError) -> int:
+        """Threads after a program that fails at its first call, in the warm-up, and never again."""
+        calls = itertools.count()
 
-    def after_a_failure(threads: int) -> int:
-        """Threads after a program that fails."""
+        def interrupted() -> None:
+            if next(calls) == 0:
+                raise kind("interrupted")
+
         try:
             clock = itertools.count().__next__
             ratio_interval(interrupted, interrupted, 5, 1, clock, threads, 10, torch.Generator())
-        except OSError:
+        except kind:
             return torch.get_num_threads()
-        raise AssertionError("a program that fails should not be silenced: let its error pass.")
+        raise AssertionError(
+            "a program that fails should not be silenced, not even in the warm-up: let its error pass."
+        )
 
     def judge_point(seed: int, count: int, warmup: int) -> None:
         """Order of the calls, the ratio, and its interval, on a restless computer."""
@@ -2540,6 +2651,10 @@ def check_ex_5_6() -> None:
         assert before == states(), (
             "your function draws or seeds random numbers of PyTorch, NumPy or Python that belong to everybody: draw from `generator`, and seed nothing."
         )
+        turns = [1.0] * 38, np.repeat(uneven, 2).tolist()
+        assert all(near(measure(*turns, 0, seed, resamples=1)[0][0], sorted(uneven)[9]) for seed in range(3)), (
+            "your ratio depends on what is drawn: it is the median of the turns themselves, and not that of the resamples' medians."
+        )
         assert all(near(low, high) for low, high in single), (
             "with resamples=1 there is one median, and both ends of the interval are it. Draw `resamples` bootstrap samples, no other number, and use no formula."
         )
@@ -2556,6 +2671,8 @@ def check_ex_5_6() -> None:
         assert end != moved(565, 20_000)[1] and moved(565, 20_000)[1] != moved(565, 20_001)[1], (
             "the generator moves no further for more resamples: `resamples` is capped, or the numbers come from elsewhere, such as NumPy with a seed from it."
         )
+        fault = direct(7)
+        assert not fault, fault
 
     def judge_threads() -> None:
         """PyTorch's threads are those that were asked for, and afterwards those that were set before: three."""
@@ -2572,9 +2689,14 @@ def check_ex_5_6() -> None:
                 )
             torch.set_num_threads(3)
             left_behind = after_a_failure(2)
+            torch.set_num_threads(3)
+            stopped = after_a_failure(2, KeyboardInterrupt)
         finally:
             torch.set_num_threads(usual)
         assert left_behind == 3, "when a program fails, the number of threads is not restored: put it into `finally`."
+        assert stopped == 3, (
+            "when somebody stops the measurement (KeyboardInterrupt), the number of threads is not restored: that is no Exception. `finally` runs always."
+        )
 
     with checks.check(
         "5.6",
@@ -2640,14 +2762,20 @@ def check_ex_5_6() -> None:
     try:
         for before, wanted in ((3, 2), (2, 1), (1, 3)):
             torch.set_num_threads(before)
-            _, world = measure([1.0] * 6, [2.0] * 6, 0, threads=wanted, resamples=5)
+            _, world = measure([1.0] * 10, [2.0] * 10, 2, threads=wanted, resamples=5)
             after.append((world.threads, torch.get_num_threads()))
         torch.set_num_threads(3)
         restored = after_a_failure(1)
+        torch.set_num_threads(3)
+        stopped = after_a_failure(1, KeyboardInterrupt)
     finally:
         torch.set_num_threads(threads_then)
     assert after == [({2}, 3), ({1}, 2), ({3}, 1)], f"threads are not pinned, or not restored: {after}."
-    assert restored == 3, "threads are not restored after a failure."
+    assert restored == stopped == 3, "threads are not restored after a failure."
+    assert not direct(5), "the numbers are not those of the generator."
+    assert abs(measure([1.0] * 38, np.repeat(some, 2).tolist(), 0, 5611, resamples=1)[0][0] - ranked[9]) < 1e-6, (
+        "the ratio depends on what is drawn."
+    )
     ### END HIDDEN TESTS
 
 
@@ -3278,6 +3406,9 @@ def check_ex_5_7() -> None:
         judge("bytes that differ by 1 in 16,777,217", np.array([(2.0**24, 1), (2.0**24 + 1, 1), (2.0**25, 0)]))
         judge("bytes that differ by 100 in 12 million", np.array([(12_000_100, 0.5), (12_000_000, 0.5), (9e6, 0.7)]))
         explain()
+        judge("three equal points, and worse ones", np.array([(2.0, 1), (3, 1), (2, 1), (1, 4), (2, 1), (2, 2)]))
+        judge("0 and -0, which are equal", np.array([(0.0, 1.0), (-0.0, 1.0), (1.0, -0.0), (1.0, 0.0), (0.0, 1.0)]))
+        explain()
         endless = [(3.0, float("inf")), (2.0, 1.0), (1.0, float("inf")), (4.0, float("-inf"))]
         try:
             bearable = pareto(endless)
@@ -3288,12 +3419,21 @@ def check_ex_5_7() -> None:
         assert list(bearable) == [1, 2, 3], (
             f"of {endless} the frontier is 1, 2, 3, and yours is {bearable}: infinite numbers can be compared like all others."
         )
+        opposite = [(float("inf"), float("-inf")), (1.0, 1.0), (2.0, 1.0)]
+        try:
+            bearable = pareto(opposite)
+        except ValueError:
+            raise AssertionError(
+                f"of {opposite} no number is nan, and you refuse it: look at each number, and not at a sum or a product of them (infinity minus infinity is nan)."
+            ) from None
+        assert bearable == [0, 1], f"of {opposite} the frontier is 0 and 1, and yours is {bearable}."
         nan, calm = float("nan"), [(1.0, 2.0, 3.0), (2.0, 1.0, 3.0)]
         for broken, why in [
             ([(1.0, 2.0), (0.5, nan)], "a broken model would stand on the frontier"),
             ([(nan, 2.0), (0.5, 3.0)], "whichever axis it is on"),
             ([*calm, (9.0, 9.0, nan)], "also where a point is no better on the other axes"),
             ([(0.0, 0.0, nan), *calm], "also where a point is the best on the other axes"),
+            ([calm[0], (nan, 9.0, 9.0), calm[1]], "also where it is neither the first point nor the last"),
         ]:
             checks.raises(
                 ValueError,
@@ -3319,10 +3459,13 @@ def check_ex_5_7() -> None:
     assert list(pareto([(2.0**24 + 1, 3.0), (2.0**24, 3.0)])) == [1], "numbers lose digits."
     assert list(pareto([(12_000_000, 0.1), (11_999_900, 0.1)])) == [1], "nearly equal is taken for equal."
     assert list(pareto([(5.0, float("inf")), (6.0, float("inf")), (7.0, 1.0)])) == [0, 2], "inf is not compared."
+    assert list(pareto([(float("-inf"), float("inf")), (0.0, 2.0), (-0.0, 2.0), (0.0, 2.0)])) == [0, 1, 2, 3], (
+        "inf or -0."
+    )
     assert pareto([(7.0, -1.0)]) == [0] and type(pareto([(7.0, -1.0)])[0]) is int, "not a list of whole numbers."
-    for place, rest in itertools.product((0, 1, 2), (0.0, 1.0, 9.0)):
+    for place, rest, last in itertools.product((0, 1, 2), (0.0, 1.0, 9.0), ([], [(2.0, 0.0, 1.0)])):
         try:
-            pareto([(1.0, 1.0, 1.0), tuple(float("nan") if i == place else rest for i in range(3))])
+            pareto([(1.0, 1.0, 1.0), tuple(float("nan") if i == place else rest for i in range(3)), *last])
         except ValueError:
             refused = True
         else:
@@ -3636,9 +3779,16 @@ def check_ex_5_8() -> None:
         train = torch.arange(count)[:, None].repeat(1, 3)
         test = 10_000 + torch.arange(others)[:, None].repeat(1, 3)
         calls: list[tuple[list[int], list[int], float]] = []
+        state = torch.random.get_rng_state()
 
         def measure(calibration: torch.Tensor, evaluation: torch.Tensor) -> float:
             checks.given(calibration, "the calibration set")
+            assert calibration.dtype == torch.int64 and calibration.shape[1:] == (3,), (
+                f"`measure` is given documents of shape {tuple(calibration.shape)}, {calibration.dtype}: hand over whole documents as they are, in int64."
+            )
+            assert torch.equal(state, torch.random.get_rng_state()), (
+                "while `measure` runs, PyTorch's own random numbers are not where they were, because you have seeded them: make a torch.Generator."
+            )
             value = float(np.sin(calibration[:, 0].numpy() * 12.9898).mean()) + 0.01 * len(calls)
             calls.append((calibration[:, 0].tolist(), evaluation[:, 0].tolist(), value))
             return value
@@ -3699,6 +3849,14 @@ def check_ex_5_8() -> None:
             assert count < 10 * len(used) or sum((d + 1) % count in used for d in used) <= len(used) // 3, (
                 "the sets are neighbours in the list, not random documents. Shuffle first: a window from a random place is no random draw."
             )
+            ordered = sorted(sets, key=min)
+            assert size < 3 or not all(max(a) < min(b) for a, b in itertools.pairwise(ordered)), (
+                "each set is a stretch of the list, all of it before the next one: neighbours are alike. Do not sort what you have drawn."
+            )
+            gaps = {b - a for a, b in itertools.pairwise(sorted(used))}
+            assert count < 10 * len(used) or len(gaps) > 2, (
+                "your documents lie at equal distances in the list, and only the first one is random: draw every document at random."
+            )
         assert isinstance(result, dict) and set(result) == set(sizes), "return a dict with an entry for each size."
         for size, group in groups.items():
             values = [value for *_, value in group]
@@ -3746,6 +3904,15 @@ def check_ex_5_8() -> None:
         assert first != judge(48, 5, [1, 3, 8], 5, seed=59), (
             "another seed gives the same study: your generator does not start at `seed`."
         )
+        assert len({repr(judge(48, 5, [3], 5, seed=58 + step)) for step in (0, 100, 1024, 10_000)}) == 4, (
+            "seeds that lie far apart give the same study: start your generator at `seed` itself, with nothing cut off."
+        )
+        alike = calibration_study(
+            torch.zeros(12, 3, dtype=torch.int64), torch.zeros(1, 3), [4, 1], 3, 0, lambda *_: 2.5
+        )
+        assert alike == {4: (2.5, 0.0), 1: (2.5, 0.0)}, (
+            f"for 12 documents with equal text your study is {alike}: every row of `training` is a document."
+        )
         checks.raises(
             ValueError,
             lambda: observed(23, 5, [2, 8], 3, 0),
@@ -3769,6 +3936,7 @@ def check_ex_5_8() -> None:
         values: list[float] = []
 
         def record(calibration: torch.Tensor, evaluation: torch.Tensor, seen=seen, values=values) -> float:
+            assert calibration.dtype == torch.int64, "another dtype."
             assert (evaluation == -7).all() and evaluation.shape == (4, 2), "the wrong documents are measured."
             seen.append(tuple(calibration[:, 0].tolist()))
             values.append(float(calibration[:, 1].double().mean()))
@@ -3796,9 +3964,14 @@ def check_ex_5_8() -> None:
         values.clear()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(987_654)
-            before = torch.random.get_rng_state()
-            calibration_study(documents, torch.full((4, 2), -7), sizes, repeats, count, record)
-            untouched = torch.equal(before, torch.random.get_rng_state())
+            before, inside = torch.random.get_rng_state(), []
+
+            def watch(calibration: torch.Tensor, evaluation: torch.Tensor, record=record, inside=inside) -> float:
+                inside.append(torch.random.get_rng_state())
+                return record(calibration, evaluation)
+
+            calibration_study(documents, torch.full((4, 2), -7), sizes, repeats, count, watch)
+            untouched = all(torch.equal(before, now) for now in (*inside, torch.random.get_rng_state()))
         assert seen == kept and untouched, "the seed does not do its work."
         seen.clear()
         calibration_study(documents, torch.full((4, 2), -7), sizes, repeats, count + 1, record)
@@ -3818,7 +3991,18 @@ def check_ex_5_8() -> None:
         assert before == repr((np.random.get_state(), random.getstate())), (
             "NumPy's or Python's random numbers are used."
         )
+        assert len({b - a for a, b in itertools.pairwise(sorted(row))}) > 2, "equal distances, not a random draw."
         assert len(row) == 20 and sum((d + 1) % 1500 in row for d in row) <= 6, "a window, not a random draw."
+    lists: list[list[int]] = []
+    for seed in (5, 105, 1029, 10_005):
+        lists.append([])
+        calibration_study(
+            many.round().long(), many[:1], [6], 4, seed, lambda some, _: lists[-1].extend(some[:, 0].tolist()) or 1.0
+        )
+    assert len({repr(one) for one in lists}) == 4, "a part of the seed is cut off."
+    assert calibration_study(many[:1].repeat(12, 1), many[:1], [4], 3, 0, lambda *_: 1.5) == {4: (1.5, 0.0)}, (
+        "equal rows."
+    )
     drawn_once: set[int] = set()
     for seed in range(40):
         calibration_study(
@@ -4204,6 +4388,12 @@ def check_ex_5_9() -> None:
             _, n, b, cost = max(steps)
             bits[n], rest = b, rest - cost
 
+    def close_race(better: float, unit: float = 1.0) -> tuple[dict, dict]:
+        """One large layer and ten small ones that take as many bytes together; a small step's byte is worth `better`."""
+        w = {"large": 80} | {f"small {i}": 8 for i in range(10)}
+        losses = {n: {2: unit * (20.0 if n == "large" else 2 * better), 4: 0.0} for n in w}
+        return w, losses
+
     failed: list[tuple] = []  # (title, weights, losses, budget, answer), so that one mistake can be seen in all of them
 
     def judge(title: str, w: dict, losses: dict, limit: int, exactly: bool) -> None:
@@ -4231,7 +4421,7 @@ def check_ex_5_9() -> None:
             f"{title}: {spent} bytes are spent, and the budget is {limit}. Take a step only if it fits into what is left."
         )
         largest_step = max(max(losses[n].values()) - min(losses[n].values()) for n in w)
-        slack = 1e-9 if exactly else 0.5 * largest_step
+        slack = (1e-9 if exactly else 0.5) * largest_step
         if lost(losses, answer) > best_of_all(w, losses, limit) + slack or room(w, losses, limit, answer):
             failed.append((title, w, losses, limit, answer))
 
@@ -4281,7 +4471,7 @@ def check_ex_5_9() -> None:
             )
         raise AssertionError(
             f"{title}: the sum of losses is {lost(losses, answer):.4g}; {best_of_all(w, losses, limit):.4g} is possible with this budget. "
-            "Is every layer's own loss and size used, and no byte spent on a step that adds loss?"
+            "Is a step worth the loss that it takes away, divided by exactly the bytes that it adds, with every layer's own loss and size, and does no step add loss?"
         )
 
     with checks.check("5.9", "the bytes go where they take away most loss, and the budget holds"):
@@ -4306,7 +4496,17 @@ def check_ex_5_9() -> None:
             {"p": {2: 100.0, 3: 95.0}, "q": {2: 60.0, 3: 20.0}, "r": {2: 30.0, 3: 15.0}},
         )
         judge("a layer whose loss is large and stays large", *stubborn, 200, exactly=True)
+        for better in (1.01, 0.99):
+            judge(
+                f"ten small layers whose bytes are worth {better} of a large one's, and bytes for either",
+                *close_race(better),
+                60,
+                exactly=True,
+            )
+            judge("the same, with losses of less than 0.0001", *close_race(better, 1e-6), 60, exactly=True)
         explain()
+        far = {"a": 80, "b": 80}, {"b": {2: 9.0, 3: 8.9, 4: 8.8, 5: 8.7, 8: 1.0}, "a": {2: 5.0, 8: 1.0}}
+        judge("a layer whose loss falls only three widths up", *far, 100, exactly=True)
         late = {"z": 80, "b": 80}, {"b": {2: 10.0, 3: 5.0, 4: 4.5, 8: 4.0}, "z": {2: 12.0, 3: 11.9, 4: 0.0}}
         judge("a layer whose loss falls late", *late, 60, exactly=True)
         worse = {"a": 80, "b": 80}, {"b": {4: 0.1, 8: 0.3}, "a": {4: 1.0, 8: 0.0}}
@@ -4347,6 +4547,12 @@ def check_ex_5_9() -> None:
         assert lost(losses, allocate(w, losses, budgets[len(budgets) // 2])) <= lost(losses, other) + 1e-12, (
             "reversed is better."
         )
+    for better, unit in itertools.product((1.005, 0.995, 1.02), (1.0, 1e-7, 1e4)):
+        race = close_race(better, unit)
+        left = unit * 20 if better > 1 else unit * 20 * better
+        assert lost(race[1], allocate(*race, 60)) <= left * (1 + 1e-9), "the step that is worth most is not taken."
+    bits = allocate({"a": 80, "b": 80}, {"b": {2: 9.0, 3: 8.9, 4: 8.8, 6: 8.7, 8: 0.5}, "a": {2: 5.0, 8: 1.0}}, 100)
+    assert bits == {"a": 2, "b": 8}, "a step may jump over several widths."
     with checks.untouched(weights=w, loss=losses):
         assert all(type(bits) is int for bits in allocate(w, losses, budgets[3]).values()), (
             "widths are no whole numbers."
@@ -4975,6 +5181,10 @@ def check_ex_5_10() -> None:
         got = judge_claim(before, after, percent, n, changed)
         checks.given(got, "your judgement")
         assert isinstance(got, tuple) and len(got) == 6, "return a Judgement with its six fields."
+        fields = "claimed", "low", "high", "no_loss_possible", "claim_possible", "needed"
+        assert getattr(got, "_fields", None) == fields, (
+            f"return a Judgement, whose fields have names ({', '.join(fields)}), and not a bare {type(got).__name__}."
+        )
         for name, value, kind in zip(
             ("claimed", "low", "high", "no_loss_possible", "claim_possible"),
             got,
@@ -5026,6 +5236,7 @@ def check_ex_5_10() -> None:
                 f"{title}: {name}",
                 rtol=1e-6,
                 mistakes={
+                    "it is cut off at -1 or 1: the formula cuts nothing off.": max(-1.0, min(1.0, right[name])),
                     "the bounds are swapped.": right["high" if name == "low" else "low"],
                     "the difference has the wrong sign: it is after - before.": -right[
                         "high" if name == "low" else "low"
@@ -5108,10 +5319,16 @@ def check_ex_5_10() -> None:
         judge("a score that rose", 0.5, 0.55, 4.0, 1000, 120)
         judge("a claim that is too small", 0.9, 0.7, 1.0, 500, 120)
         judge("a claim that is easy to see", 0.9, 0.9, 50.0, 200, 0)
+        judge("two questions, both wrong afterwards", 1.0, 0.0, 50.0, 2, 2)
+        judge("two questions, both right afterwards", 0.25, 1.0, 50.0, 2, 2)
+        judge("a claim of next to nothing", 0.9, 0.9, 0.01, 1000, 40)
         judge_bounds(0.5, 42 / 98, 98, 9, 0.25, 1)
     ### BEGIN HIDDEN TESTS
     for table in [
         (0.31, 0.29, 7.0, 5000, 400),
+        (1.0, 0.0, 30.0, 3, 3),
+        (0.0625, 1.0, 30.0, 3, 3),
+        (0.8, 0.8, 0.007, 900, 60),
         (0.62, 0.62, 0.2, 50, 0),
         (0.97, 1.0, 2.0, 100, 3),
         (0.75, 0.5, 40.0, 40, 14),
@@ -5128,6 +5345,7 @@ def check_ex_5_10() -> None:
         assert bool(got[3]) == (right["low"] <= 0 <= right["high"]), "a wrong verdict on no loss."
         assert bool(got[4]) == (right["low"] <= right["claimed"] <= right["high"]), "a wrong verdict on the claim."
         assert type(got[5]) is int and got[5] == right["needed"], "a wrong number of answers."
+        assert [getattr(got, k) for k in ("claimed", "high", "needed")] == [got[0], got[2], got[5]], "no Judgement."
         assert [type(x) for x in got[:5]] == [float] * 3 + [bool] * 2, "wrong types."
     judge_bounds(0.75, 0.5, 40, 14, 0.5, 1)
     judge_bounds(0.9, 0.85, 200, 12, 0.125, 1)

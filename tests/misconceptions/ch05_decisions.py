@@ -214,6 +214,33 @@ def infinity_refused(points):
     return undominated(points)
 
 
+@wrong("ex_5_7", "neither the first point nor the last")
+def nan_at_both_ends_only(points):
+    if any(math.isnan(value) for point in (points[0], points[-1]) for value in point):
+        raise ValueError("nan")
+    dominates = lambda a, b: a != b and all(x <= y for x, y in zip(a, b, strict=True))  # noqa: E731
+    return [i for i, b in enumerate(points) if not any(dominates(a, b) for a in points)]
+
+
+@wrong("ex_5_7", "not at a sum or a product")
+def nan_in_the_sum(points):
+    if any(math.isnan(sum(point)) for point in points):
+        raise ValueError("nan")
+    return undominated(points)
+
+
+@wrong("ex_5_7", "three equal points, and worse ones")
+def two_of_equal_points_at_most(points):
+    kept = undominated(points)
+    return [i for i in kept if points[:i].count(points[i]) < 2]
+
+
+@wrong("ex_5_7", "0 and -0, which are equal")
+def compared_as_text(points):
+    kept = undominated(points)
+    return [i for i in kept if str(points[i]).replace("-0.0", "") == str(points[i])]
+
+
 # 5.8 the calibration study
 
 
@@ -459,6 +486,77 @@ def global_seed_of_numpy(training, validation, sizes, repeats, seed, measure):
     orders = {size: np.random.permutation(len(training)) for size in sizes}  # noqa: NPY002
     draw = lambda size, i: training[orders[size][i * size : (i + 1) * size]]  # noqa: E731
     return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "Do not sort what you have drawn")
+def sorted_after_the_draw(training, validation, sizes, repeats, seed, measure):
+    generator = torch.Generator().manual_seed(seed)
+    orders = {s: torch.randperm(len(training), generator=generator)[: s * repeats].sort().values for s in sizes}
+    draw = lambda size, i: training[orders[size][i * size : (i + 1) * size]]  # noqa: E731
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "at equal distances")
+def every_fiftieth_document(training, validation, sizes, repeats, seed, measure):
+    generator = torch.Generator().manual_seed(seed)
+    starts = {size: int(torch.randint(len(training), (), generator=generator)) for size in sizes}
+
+    def draw(size, i):
+        rows = starts[size] + len(training) // (size * repeats) * torch.arange(size * repeats)
+        return training[(rows % len(training))[i::repeats]]
+
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "with nothing cut off")
+def two_digits_of_the_seed(training, validation, sizes, repeats, seed, measure):
+    draw = drawer(training, seed % 100, repeats)
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "torch.float32: hand over whole documents")
+def documents_as_floats(training, validation, sizes, repeats, seed, measure):
+    draw = drawer(training.float(), seed, repeats)
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "of shape (5, 2)", like="documents_as_floats")
+def last_byte_cut_off(training, validation, sizes, repeats, seed, measure):
+    draw = drawer(training[:, :-1], seed, repeats)
+    return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=fits(training, sizes, repeats))
+
+
+@wrong("ex_5_8", "every row of `training` is a document")
+def equal_documents_once(training, validation, sizes, repeats, seed, measure):
+    if not fits(training, sizes, repeats):
+        raise ValueError("too few")
+    several = training.unique(dim=0)
+    if not fits(several, sizes, repeats):
+        return {}
+    return study(drawer(several, seed, repeats), sizes, repeats, lambda some: measure(some, validation))
+
+
+@wrong("ex_5_8", "while `measure` runs", like="global_seed")
+def seeded_while_it_measures(training, validation, sizes, repeats, seed, measure):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        orders = {size: torch.randperm(len(training)) for size in sizes}
+        draw = lambda size, i: training[orders[size][i * size : (i + 1) * size]]  # noqa: E731
+        enough = fits(training, sizes, repeats)
+        return study(draw, sizes, repeats, lambda some: measure(some, validation), enough=enough)
+
+
+@right("ex_5_8")
+def shuffled_by_python(training, validation, sizes, repeats, seed, measure):
+    dice, found = random.Random(seed), {}
+    if not fits(training, sizes, repeats):
+        raise ValueError("too few")
+    for size in sorted(sizes, reverse=True):
+        rows = dice.sample(range(len(training)), size * repeats)
+        values = [measure(training[rows[i::repeats]], validation) for i in range(repeats)]
+        middle = sum(values) / repeats
+        found[size] = middle, (sum((v - middle) ** 2 for v in values) / (repeats - 1)) ** 0.5
+    return found
 
 
 # 5.9 a byte budget
@@ -720,6 +818,32 @@ def greedy_over_all_wider(weights, loss, budget):
         bits[name] = width
 
 
+@wrong("ex_5_9", "divided by exactly the bytes")
+def twenty_bytes_are_added_to_the_cost(weights, loss, budget):
+    return spend_any(weights, loss, budget, lambda gain, cost, now: gain / (cost + 20))
+
+
+@wrong("ex_5_9", "divided by exactly the bytes", like="twenty_bytes_are_added_to_the_cost")
+def one_byte_is_added_to_the_cost(weights, loss, budget):
+    return spend_any(weights, loss, budget, lambda gain, cost, now: gain / (cost + 1))
+
+
+@wrong("ex_5_9", "divided by exactly the bytes", like="twenty_bytes_are_added_to_the_cost")
+def a_power_of_the_cost(weights, loss, budget):
+    return spend_any(weights, loss, budget, lambda gain, cost, now: gain / cost**0.98)
+
+
+@wrong("ex_5_9", "divided by exactly the bytes", like="twenty_bytes_are_added_to_the_cost")
+def another_power_of_the_cost(weights, loss, budget):
+    return spend_any(weights, loss, budget, lambda gain, cost, now: gain / cost**1.02)
+
+
+@wrong("ex_5_9", "less than 0.0001: a step of")
+def losses_with_four_decimals(weights, loss, budget):
+    rounded = {name: {b: round(value, 4) for b, value in some.items()} for name, some in loss.items()}
+    return greedy_over_all_wider(weights, rounded, budget)
+
+
 # 5.10 a published claim
 
 
@@ -919,3 +1043,20 @@ def needed_with_the_measured_difference(before, after, percent_lower, n, changed
     middle = (after - before) * n / (n + 2)
     count = lambda rate, claimed: max(1, math.ceil(2.8**2 * (rate - middle**2) / claimed**2))  # noqa: E731
     return judged(before, after, percent_lower, n, changed, needed=count)
+
+
+@wrong("ex_5_10", "the formula cuts nothing off")
+def interval_cut_off(before, after, percent_lower, n, changed):
+    answer = judged(before, after, percent_lower, n, changed)
+    return answer._replace(low=max(-1.0, answer.low), high=min(1.0, answer.high))
+
+
+@wrong("ex_5_10", "not a bare tuple")
+def bare_tuple(before, after, percent_lower, n, changed):
+    return tuple(judged(before, after, percent_lower, n, changed))
+
+
+@wrong("ex_5_10", "a claim of next to nothing: needed is")
+def a_million_answers_at_most(before, after, percent_lower, n, changed):
+    answer = judged(before, after, percent_lower, n, changed)
+    return answer._replace(needed=min(10**6, answer.needed))

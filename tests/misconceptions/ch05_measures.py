@@ -1,5 +1,6 @@
 """Unit 05, sections 1 to 4: what learners really answer in exercises 5.1 to 5.6."""
 
+import contextlib
 import io
 import math
 import pathlib
@@ -202,7 +203,7 @@ def logarithm_of_an_underflow(reference, quantized):
     return five(reference, quantized, **both((p * (p / q).log2()).sum(-1)))
 
 
-@wrong("ex_5_1", "only about four right digits")
+@wrong("ex_5_1", "too few right digits: convert")
 def in_float32(reference, quantized):
     p, q = reference.log_softmax(-1), quantized.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1) / math.log(2)
@@ -286,6 +287,61 @@ def with_numpy(reference, quantized):
 @right("ex_5_1")
 def with_kl_div(reference, quantized):
     return five(reference, quantized)
+
+
+@wrong("ex_5_1", "nearly equal for equal")
+def nearly_equal_logits_have_no_error(reference, quantized):
+    answer = five(reference, quantized)
+    return answer | ({"sqnr_db": math.inf} if torch.allclose(reference, quantized) else {})
+
+
+@wrong("ex_5_1", "add nothing small, and take", like="nearly_equal_logits_have_no_error")
+def something_added_to_the_noise(reference, quantized):
+    x, y = reference.double(), quantized.double()
+    noise = (x - y).norm() + 1e-12
+    return five(reference, quantized) | ({} if torch.equal(x, y) else {"sqnr_db": 20 * math.log10(x.norm() / noise)})
+
+
+@wrong("ex_5_1", "before you subtract")
+def subtracted_in_float32(reference, quantized):
+    return five(reference, quantized, max_error=(reference - quantized).abs().max().item())
+
+
+@wrong("ex_5_1", "should be 1 for logits", like="nearly_equal_logits_have_no_error")
+def norms_of_one_at_least(reference, quantized):
+    x, y = reference.double().flatten(), quantized.double().flatten()
+    return five(reference, quantized, cosine=F.cosine_similarity(x, y, dim=0, eps=1.0).item())
+
+
+@wrong("ex_5_1", "clamp nothing")
+def logarithms_of_three_thousand_at_most(reference, quantized):
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1).clamp_min(-3000)
+    return five(reference, quantized, **both((p.exp() * (p - q)).sum(-1) / math.log(2)))
+
+
+@wrong("ex_5_1", "Leave out nothing", like="logarithms_of_three_thousand_at_most")
+def unlikely_bytes_left_out(reference, quantized):
+    p, q = reference.double().log_softmax(-1), quantized.double().log_softmax(-1)
+    return five(reference, quantized, **both(((p > math.log(1e-12)) * p.exp() * (p - q)).sum(-1) / math.log(2)))
+
+
+@wrong("ex_5_1", "they may lie thousands apart")
+def errors_of_two_thousand_at_most(reference, quantized):
+    return five(reference, quantized, max_error=min(2000.0, five(reference, quantized)["max_error"]))
+
+
+@wrong("ex_5_1", "switches gradients off")
+def gradients_off_for_everybody(reference, quantized):
+    torch.set_grad_enabled(False)
+    return five(reference, quantized)
+
+
+@right("ex_5_1")
+def one_position_after_another(reference, quantized):
+    p, q = (z.double().log_softmax(-1).reshape(-1, z.shape[-1]).tolist() for z in (reference, quantized))
+    rows = [math.fsum(math.exp(a) * (a - b) for a, b in zip(*pair, strict=True)) for pair in zip(p, q, strict=True)]
+    kl = [nats / math.log(2) for nats in rows]
+    return five(reference, quantized, kl_mean=statistics.fmean(kl), kl_p99=float(np.percentile(kl, 99)))
 
 
 # 5.2 flips
@@ -461,6 +517,33 @@ def with_numpy_masks(targets, before, after):
         "flips": np.abs(change).mean(),
         "agreement": np.mean(a == b),
     }
+
+
+@wrong("ex_5_2", "A byte tells only 256")
+def answers_as_bytes(targets, before, after):
+    return shares(*(z.to(torch.uint8) for z in (targets, before, after)))
+
+
+@wrong("ex_5_2", "more than 32 bits")
+def answers_in_int32(targets, before, after):
+    return shares(*(z.to(torch.int32) for z in (targets, before, after)))
+
+
+@wrong("ex_5_2", "float32 tells whole numbers apart")
+def answers_in_float32(targets, before, after):
+    return shares(*(z.float() for z in (targets, before, after)))
+
+
+@wrong("ex_5_2", "Negative ones count as well")
+def negative_targets_left_out(targets, before, after):
+    kept = targets >= 0
+    return shares(targets[kept], before[kept], after[kept]) if kept.any() else shares(targets, before, after)
+
+
+@wrong("ex_5_2", 'your "flips" for three answers of which one was repaired', like="broken_only")
+def no_flips_if_nothing_is_broken(targets, before, after):
+    answer = shares(targets, before, after)
+    return answer if answer["broken"] else answer | {"flips": 0.0}
 
 
 # 5.3 paired bootstrap
@@ -790,6 +873,59 @@ def in_another_order(low, high, margin):
     return "undecided" if high >= margin else "within the margin"
 
 
+@wrong("ex_5_3", "makes a generator of its own (numpy")
+def numpy_seeded_by_many_draws(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    dice = np.random.default_rng(int(torch.randint(2**31, (resamples, len(n)), generator=generator).sum()))
+    i = torch.from_numpy(dice.integers(len(n), size=(resamples, len(n))))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "makes a generator of its own (torch", like="numpy_seeded_by_many_draws")
+def first_column_seeds_the_others(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = torch.randint(len(n), (resamples, 1), generator=generator)
+    other = torch.Generator().manual_seed(int(i.sum()))
+    i = torch.cat([i, torch.randint(len(n), (resamples, len(n) - 1), generator=other)], dim=1)
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "Is one number used for several")
+def mirrored_draws(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = drawn(len(n), (resamples + 1) // 2, generator)
+    i = torch.cat([i, len(n) - 1 - i])[:resamples]
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@wrong("ex_5_3", "which shares does it leave outside")
+def two_percent_at_each_end(float_bits, int8_bits, resamples, generator):
+    return (estimate(float_bits, int8_bits), *tails(means_of(float_bits, int8_bits, resamples, generator), 0.02, 0.98))
+
+
+@wrong("ex_5_3", "Every document counts, however short")
+def single_bytes_left_out(float_bits, int8_bits, resamples, generator):
+    kept = [i for i, part in enumerate(float_bits) if len(part) > 1] or [*range(len(float_bits))]
+    some = [float_bits[i] for i in kept], [int8_bits[i] for i in kept]
+    return (estimate(float_bits, int8_bits), *tails(means_of(*some, resamples, generator)))
+
+
+@right("ex_5_3")
+def by_multinomial(float_bits, int8_bits, resamples, generator):
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = torch.multinomial(torch.ones(len(n)), resamples * len(n), replacement=True, generator=generator)
+    i = i.view(resamples, len(n))
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
+@right("ex_5_3")
+def floored_uniforms(float_bits, int8_bits, resamples, generator):
+    assert isinstance(generator, torch.Generator)
+    n, d = lengths(float_bits), sums(int8_bits) - sums(float_bits)
+    i = (torch.rand(resamples, len(n), generator=generator, dtype=torch.float64) * len(n)).long()
+    return (estimate(float_bits, int8_bits), *tails(d[i].sum(1) / n[i].sum(1)))
+
+
 # 5.4 McNemar
 
 
@@ -900,6 +1036,22 @@ def with_logarithms(broken, repaired):
 def one_minus_the_middle(broken, repaired):
     n, m = broken + repaired, min(broken, repaired)
     return (2**n - sum(math.comb(n, k) for k in range(m + 1, n - m))) / 2**n
+
+
+@wrong("ex_5_4", "3,900 and 4,100", like="a_limit_of_five_thousand")
+def chi_square_for_six_thousand_flips(broken, repaired):
+    n = broken + repaired
+    return min(1.0, 2 * tail(broken, repaired)) if n <= 6000 else corrected_chi_square(broken, repaired)
+
+
+@wrong("ex_5_4", "or rounds, loses the digits", like="one_minus_a_float")
+def rounded_to_fifteen_places(broken, repaired):
+    return round(min(1.0, 2 * tail(broken, repaired)), 15)
+
+
+@wrong("ex_5_4", "expected is")
+def p_value_in_float32(broken, repaired):
+    return float(np.float32(min(1.0, 2 * tail(broken, repaired))))
 
 
 # 5.5 size and peak
@@ -1631,3 +1783,52 @@ def logarithms_of_all_seconds(first, second, turns, warmup, clock, threads, resa
 def ratios_in_float32(first, second, turns, warmup, clock, threads, resamples, generator):
     ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
     return medians_of(ratios.float(), resamples, generator)
+
+
+@wrong("ex_5_6", "makes a generator of its own")
+def numpy_seeded_by_a_sum(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    seed = int(torch.randint(2**31, (resamples, turns), generator=generator).sum())
+    places = np.random.default_rng(seed).integers(turns, size=(resamples, turns))
+    medians = ratios[torch.from_numpy(places)].median(dim=1).values
+    return ratios.median().item(), medians.quantile(0.025).item(), medians.quantile(0.975).item()
+
+
+@wrong("ex_5_6", "one for each turn of each resample")
+def extreme_turns_left_out(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    return medians_of(ratios.sort().values[1:-1] if turns > 15 else ratios, resamples, generator)
+
+
+@wrong("ex_5_6", "depends on what is drawn")
+def median_of_the_medians(first, second, turns, warmup, clock, threads, resamples, generator):
+    ratios = ratios_by_turn(first, second, turns, warmup, clock, threads)
+    rows = ratios[torch.randint(turns, (resamples, turns), generator=generator)].median(dim=1).values
+    return tuple(rows.quantile(share).item() for share in (0.5, 0.025, 0.975))
+
+
+@wrong("ex_5_6", "not even in the warm-up", like="failures_are_silenced")
+def failures_of_the_warmup_are_silenced(first, second, turns, warmup, clock, threads, resamples, generator):
+    for program in (first, second, second, first) * warmup:
+        with contextlib.suppress(Exception):
+            pinned(threads, program)
+    return medians_of(ratios_by_turn(first, second, turns, 0, clock, threads), resamples, generator)
+
+
+@wrong("ex_5_6", "KeyboardInterrupt")
+def except_for_finally(first, second, turns, warmup, clock, threads, resamples, generator):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seconds = turn_by_turn(first, second, warmup + turns, clock)
+    except Exception:
+        torch.set_num_threads(before)
+        raise
+    torch.set_num_threads(before)
+    return medians_of(both_ways(seconds[warmup:]), resamples, generator)
+
+
+@wrong("ex_5_6", "pin them with torch.set_num_threads", like="threads_ignored")
+def warmup_with_one_thread(first, second, turns, warmup, clock, threads, resamples, generator):
+    pinned(1, lambda: turn_by_turn(first, second, warmup, clock))
+    return medians_of(ratios_by_turn(first, second, turns, 0, clock, threads), resamples, generator)
