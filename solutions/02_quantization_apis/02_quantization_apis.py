@@ -1604,9 +1604,9 @@ def check_ex_2_5() -> None:
         }
 
     def ruler(low: float, high: float, qmin: int, qmax: int) -> Ends:
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / (qmax - qmin), 2.0**-23)
-        return scale, float(min(max(qmin - round(low / scale), qmin), qmax))
+        first, last = min(low, 0.0), max(high, 0.0)
+        step = max((last - first) / (qmax - qmin), 2.0**-23)
+        return step, float(min(max(qmin - round(first / step), qmin), qmax))
 
     def alike(a: Ends, b: Ends) -> bool:
         return np.allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -5067,8 +5067,8 @@ def check_ex_2_10_7() -> None:
     def check_ex_2_10_7_graph(seed: int) -> None:
         torch.manual_seed(seed)
         inner = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 5))).eval()
-        quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
-        watched = prepare_pt2e(torch.export.export(inner, (torch.zeros(2, 6),)).module(), quantizer)
+        recipe = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+        watched = prepare_pt2e(torch.export.export(inner, (torch.zeros(2, 6),)).module(), recipe)
         every = [name for name, part in watched.named_modules() if hasattr(part, "min_val")]
         found = uncalibrated(watched)
         assert found == every, (

@@ -3516,7 +3516,7 @@ def check_ex_3_11() -> None:
         """Weights and biases after the six steps, and the scales: with PyTorch's functions only. The rest are mistakes."""
         largest = 2 ** (bits - 1) - 1
         parts = [p.detach().clone() for layer in body[::2] for p in (layer.weight, layer.bias)]
-        optimizer = descent([p.requires_grad_() for p in parts[2:]], lr=rate)
+        chosen = descent([p.requires_grad_() for p in parts[2:]], lr=rate)
         scales = [torch.ones(1)] * 3
         for i in range(steps + made):
             some = rows(i, len(x))
@@ -3530,9 +3530,9 @@ def check_ex_3_11() -> None:
                     weight = torch.fake_quantize_per_channel_affine(weight, scales[k], zeros, 0, -largest, largest)
                 h = F.linear(h.relu() if k else h, weight, bias)
             if zero:
-                optimizer.zero_grad()
+                chosen.zero_grad()
             F.cross_entropy(h, targets[some]).backward()
-            optimizer.step()
+            chosen.step()
         return [p.detach() for p in parts], scales
 
     def parts_of(model: nn.Sequential) -> list[torch.Tensor]:

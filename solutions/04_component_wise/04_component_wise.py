@@ -1260,9 +1260,8 @@ def check_ex_4_2() -> None:
             )
         weight = torch.randn(len(codes), columns + columns % 2, generator=torch.Generator().manual_seed(columns))
         library = kernels.embedding_bag_4bit_prepack(weight)
-        assert torch.allclose(
-            unpack_rows(library, weight.shape[1]), kernels.embedding_bag_4bit_unpack(library), atol=1e-5
-        ), "PyTorch's rows are misread."
+        answer, wanted = unpack_rows(library, weight.shape[1]), kernels.embedding_bag_4bit_unpack(library)
+        assert torch.allclose(answer, wanted, atol=1e-5), "PyTorch's rows are misread."
     codes, scale, bias = case(426, 3, 8)
     other = case(427, 3, 8)
     packed, right = pack_rows(codes, scale, bias), bytes_of(codes, scale, bias)
@@ -5330,6 +5329,7 @@ means, spread = zip(*(with_error(each[name]) for name in order), strict=True)
 axes[0].errorbar(means, range(len(order)), xerr=spread, fmt="o", color=plots.BLUE, ecolor="black", capsize=2)
 axes[0].axvline(0, color=plots.GREY, linewidth=0.8)
 axes[0].set_title("costs: Δ bits per byte")
+axes[0].locator_params(axis="x", nbins=4)
 axes[1].plot([noise[name] for name in order], range(len(order)), "s", color=plots.ORANGE)
 axes[1].set_title("worst tensor: SQNR in dB")
 axes[2].barh(

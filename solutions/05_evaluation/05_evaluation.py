@@ -1479,11 +1479,11 @@ for i in seeds:
 
 # %% tags=["nbval-check-output"]
 broken, repaired = 1, 7
-flips = broken + repaired
+changed = broken + repaired
 for name, distance in (("without correction", abs(broken - repaired)), ("with correction", abs(broken - repaired) - 1)):
-    print(f"chi-square, {name:18s}: p = {math.erfc(distance / math.sqrt(2 * flips)):.4f}")
+    print(f"chi-square, {name:18s}: p = {math.erfc(distance / math.sqrt(2 * changed)):.4f}")
 exact_p = intervals.mcnemar(broken, repaired)
-print(f"mid-p                         : p = {exact_p - math.comb(flips, broken) / 2**flips:.4f}")
+print(f"mid-p                         : p = {exact_p - math.comb(changed, broken) / 2**changed:.4f}")
 print(f"exact                         : p = {exact_p:.4f}")
 
 # %% [markdown]

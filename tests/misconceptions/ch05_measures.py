@@ -540,7 +540,7 @@ def negative_targets_left_out(targets, before, after):
     return shares(targets[kept], before[kept], after[kept]) if kept.any() else shares(targets, before, after)
 
 
-@wrong("ex_5_2", 'your "flips" for three answers of which one was repaired', like="broken_only")
+@wrong("ex_5_2", 'your "flips" for three answers of which one was repaired')
 def no_flips_if_nothing_is_broken(targets, before, after):
     answer = shares(targets, before, after)
     return answer if answer["broken"] else answer | {"flips": 0.0}
